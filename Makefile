@@ -1,0 +1,15 @@
+# Every target is done by tools/course.py, which also serves where make is missing: python tools/course.py help
+PYTHON ?= python3
+N ?=
+
+.PHONY: course test setup lesson lab export results bench clean help
+help:    ; @$(PYTHON) tools/course.py help
+course:  ; @$(PYTHON) tools/course.py run
+test:    ; @$(PYTHON) tools/course.py test
+setup:   ; @$(PYTHON) tools/course.py setup
+lesson:  ; @$(PYTHON) tools/course.py lesson $(N)
+lab:     ; @$(PYTHON) tools/course.py lab
+export:  ; @$(PYTHON) tools/course.py export
+results: ; @$(PYTHON) tools/course.py results
+bench:   ; @$(PYTHON) tools/course.py bench
+clean:   ; @$(PYTHON) tools/course.py clean
