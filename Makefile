@@ -2,13 +2,14 @@
 PYTHON ?= python3
 N ?=
 
-.PHONY: course test setup lesson lab export results bench clean help
+.PHONY: course test setup lesson store lab export results bench clean help
 help:    ; @$(PYTHON) tools/course.py help
 course:  ; @$(PYTHON) tools/course.py run
 test:    ; @$(PYTHON) tools/course.py test
 setup:   ; @$(PYTHON) tools/course.py setup
 lesson:  ; @$(PYTHON) tools/course.py lesson $(N)
 lab:     ; @$(PYTHON) tools/course.py lab
+store:   ; @$(PYTHON) tools/course.py store $(N)
 export:  ; @$(PYTHON) tools/course.py export
 results: ; @$(PYTHON) tools/course.py results
 bench:   ; @$(PYTHON) tools/course.py bench

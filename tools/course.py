@@ -7,16 +7,17 @@ Commands:
     test      set up if need be, run pytest and every notebook                                   (make test)
     setup     make .venv, or bring it up to date                                                 (make setup)
     lesson N  run one lesson, by its number                                                      (make lesson N=04)
+    store [N] run all lessons or one, and keep their outputs in nbs/                             (make store N=04)
     lab       open JupyterLab                                                                    (make lab)
     export    write exp/ from the notebooks, and clean their metadata                            (make export)
-    results   write the README's tables from the last run                                        (make results)
+    results   write the README's tables and picture from the last run                            (make results)
     bench     run the benchmarks                                                                 (make bench)
     clean     remove what runs and builds left behind                                            (make clean)
     help      print this
 
 With --here, the interpreter that runs this file is used as it is (a conda environment, say) and nothing is installed.
 """
-import configparser, hashlib, json, os, re, shutil, subprocess, sys, tempfile, time
+import base64, configparser, hashlib, json, os, re, shutil, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def run_lesson(path, threads):
                               capture_output=True, text=True, encoding='utf-8', errors='replace')
         seconds = time.time() - start
         lines = reports.read_text(encoding='utf-8').splitlines() if reports.exists() else []
-    failure = None if done.returncode == 0 else (done.stdout + done.stderr).strip() or f'it ended with exit status {done.returncode}'
+    failure = None if done.returncode == 0 else done.stdout.strip() or done.stderr.strip() or f'it ended with exit status {done.returncode}'
     return dict(lesson=path.stem, seconds=round(seconds, 1), reports=[json.loads(l) for l in lines], failure=failure)
 
 def execute(source, target):
@@ -130,7 +131,7 @@ def execute(source, target):
     Path(target).parent.mkdir(exist_ok=True)
     nbformat.write(nb, target + '.part')
     os.replace(target + '.part', target)
-    if failure: sys.exit(describe(nb, failure))
+    if failure: print(describe(nb, failure)); sys.exit(1)
 
 def describe(nb, failure):
     "The cell that failed, its source and its traceback, as text."
@@ -180,12 +181,23 @@ def run(paths):
         if r['failure']: say(f'\n{"="*20} {r["lesson"]} failed {"="*20}\n{r["failure"]}')
     say('\n' + table([HEAD, *rows(results)]))
     failed = [r['lesson'] for r in results if r['failure']]
-    say(f'\n{len(results) - len(failed)} lessons passed, {len(failed)} failed' + (f' ({", ".join(failed)})' if failed else '') +
+    say(f'\n{len(results) - len(failed)} of {len(results)} lessons passed, {len(failed)} failed' + (f' ({", ".join(failed)})' if failed else '') +
         f', in {time.time() - start:.0f} s; the executed notebooks are in {RUN.name}/')
     if paths == lessons():
         (RUN/'report.json.part').write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding='utf-8')
         os.replace(RUN/'report.json.part', RUN/'report.json')
     return bool(failed)
+
+def store(paths):
+    "Run lessons as they run without a mirror, and keep the outputs of those that pass in nbs/, cleaned. Answers the exit status."
+    os.environ['EXP_DATA_MIRROR'] = ''
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ['EXP_DATA'] = cache
+        failed = run(paths)
+    if failed: return failed
+    for p in paths:
+        shutil.copyfile(RUN/p.name, p)
+        checked(*script('nbdev-clean'), '--fname', p)
 
 # ---- the README's tables
 
@@ -205,8 +217,19 @@ def replace_between(text, name, new):
     if text.count(start) != 1 or text.count(end) != 1: stop(f'README.md should hold the markers {start} and {end} once each')
     return text[:text.index(start) + len(start)] + '\n' + new + '\n' + text[text.index(end):]
 
+PICTURE = '02_tensors', 'nanoseconds per multiplication', NBS/'images'/'readme.png'
+
+def picture():
+    "Write the README's picture: the stored output of the one cell of a lesson that holds the words of PICTURE."
+    lesson, words, target = PICTURE
+    cells = json.loads((NBS/f'{lesson}.ipynb').read_text(encoding='utf-8'))['cells']
+    found = [o['data']['image/png'] for c in cells if c['cell_type'] == 'code' and words in ''.join(c['source']) for o in c['outputs'] if 'image/png' in o.get('data', {})]
+    if len(found) != 1: stop(f'{lesson} should have one picture whose cell says {words!r}; it has {len(found)}')
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(base64.b64decode(''.join(found[0])))
+
 def results():
-    "Write the README's table of results and its map of lessons from the last whole run."
+    "Write the README's picture, its table of results and its map of lessons, from the stored notebooks and the last whole run."
     if not (RUN/'report.json').is_file(): stop('there is no whole run to report; run `make course` first')
     runs = json.loads((RUN/'report.json').read_text(encoding='utf-8'))
     names = [p.stem for p in lessons()]
@@ -222,7 +245,8 @@ def results():
     text = replace_between(text, 'results', markdown([HEAD[:6], *figures]))
     text = replace_between(text, 'map', markdown([('lesson', 'after it you can', 'builds on', 'runs in'), *lesson_map]))
     readme.write_text(text, encoding='utf-8', newline='\n')
-    say('wrote the tables of README.md')
+    picture()
+    say('wrote the tables and the picture of README.md')
 
 # ---- the other targets
 
@@ -263,6 +287,7 @@ def main(args):
     args = [a for a in args if a != '--here']
     command, rest = (args[0], args[1:]) if args else ('help', [])
     if command == '_execute': return execute(*rest)
+    if command == 'store': return store([find_lesson(n) for n in rest] or lessons())
     if command == 'lesson':
         if len(rest) != 1: stop('which lesson? e.g. make lesson N=04, or python tools/course.py lesson 04')
         return run([find_lesson(rest[0])])
