@@ -10,9 +10,9 @@ __all__ = ['FASHION_CLASSES', 'URLs', 'read_idx', 'read_mnist', 'standardize', '
            'planet_standin', 'camvid_standin', 'camvid_11_standin', 'biwi_standin', 'coco_standin', 'bananas_standin',
            'imdb_standin']
 
-# %% ../nbs/01_datasets.ipynb #45f77002
-import contextlib, errno, functools, gzip, hashlib, http.client, inspect, io, json, marshal, math, os, re
-import shutil, socket, ssl, stat, struct, sys, tarfile, tempfile, threading, time
+# %% ../nbs/01_datasets.ipynb #510190a0
+import ast, contextlib, csv, errno, functools, gzip, hashlib, http.client, inspect, io, json, marshal, math, os, re
+import shutil, socket, ssl, stat, struct, sys, sysconfig, tarfile, tempfile, threading, time
 import urllib.error, urllib.parse, urllib.request, zipfile, zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from .core import atomic_path, checkout, did_you_mean, exercise, settings
@@ -69,7 +70,7 @@ def read_idx(
 FASHION_CLASSES = ('T-shirt/top', 'trouser', 'pullover', 'dress', 'coat',
                    'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot')
 
-# %% ../nbs/01_datasets.ipynb #7786a866
+# %% ../nbs/01_datasets.ipynb #6547bf3e
 def read_mnist(
     folder,     # where the four files of MNIST or of Fashion-MNIST are
     split: str, # 'train', 'valid' or 'test'
@@ -79,27 +80,30 @@ def read_mnist(
     if split not in parts: raise ValueError(f"split is {split!r}; it should be 'train', 'valid' or 'test'")
     stem = 't10k' if split == 'test' else 'train'
     x, y = (read_idx(Path(folder)/f'{stem}-{kind}-ubyte.gz') for kind in ('images-idx3', 'labels-idx1'))
-    if x.shape[1:] != (28, 28) or y.shape != x.shape[:1]:
-        raise ValueError(f'{folder}: images of {tuple(x.shape)} with labels of {tuple(y.shape)}; n×28×28 and n were expected')
+    n = 10_000 if split == 'test' else 60_000
+    if x.shape != (n, 28, 28) or y.shape != (n,):
+        raise ValueError(f'{folder}: images of {tuple(x.shape)} with labels of {tuple(y.shape)}; '
+                         f'{n}×28×28 and {n} were expected')
     return x[parts[split]], y[parts[split]]
 
-# %% ../nbs/01_datasets.ipynb #ca148081
+# %% ../nbs/01_datasets.ipynb #4cac24be
 def standardize(
     x: torch.Tensor, # numbers of any type
     mean,            # the training set's mean: a number, or a tensor that broadcasts over `x`
     std,             # the training set's standard deviation, likewise; greater than 0
-) -> torch.Tensor:   # float32, or float64 where `x` is
+) -> torch.Tensor:   # float32; where `x` is of a floating type, that type
     "(x − mean)/std: brings data to mean 0 and standard deviation 1, if `mean` and `std` are those of the training set."
     std = torch.as_tensor(std)
     if not bool((std > 0).all()):
         raise ValueError(f'std must be greater than 0; the smallest here is {std.min().item()}')
     return (x if x.is_floating_point() else x.float()).sub(mean).div(std)
 
-# %% ../nbs/01_datasets.ipynb #7a775035
+# %% ../nbs/01_datasets.ipynb #687dd613
 def table_stats(
     df: pd.DataFrame, # the training rows, inputs only
 ) -> dict:            # column → its mean (a float) for numbers, its names (a sorted list) for anything else
     "What `table_to_tensor` must know of the training rows: means to fill holes with, and names to number."
+    if not df.columns.is_unique: raise ValueError(f'a column comes twice: {df.columns[df.columns.duplicated()][0]!r}')
     def learn(name):
         column = df[name]
         if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
@@ -867,11 +871,6 @@ def fashion_mnist(
     "Fashion-MNIST's clothes (`FASHION_CLASSES`) in the published order, 50,000 / 10,000 / 10,000 (Xiao et al. 2017)."
     return read_mnist(untar_data(URLs.FASHION_MNIST), split)
 
-# %% ../nbs/01_datasets.ipynb #a3ff8b9d
-import ast, csv, sysconfig
-
-from PIL import Image, ImageDraw
-
 # %% ../nbs/01_datasets.ipynb #b635277a
 def _rng(name):
     "The random generator of the stand-in `name`: the same numbers on every machine, none from the global one."
@@ -957,7 +956,7 @@ class _DigitBag:
         "The next digit `d`, 28×28 bytes."
         return self.images[next(self.heaps[d])]
 
-# %% ../nbs/01_datasets.ipynb #c6536b7f
+# %% ../nbs/01_datasets.ipynb #6a7857b5
 def _width(digit, size):
     "The width in pixels of a 28×28 digit that is drawn `size` pixels high."
     x1, y1, x2, y2 = mask_box(digit > 127)
@@ -972,6 +971,9 @@ def draw_digit(
     color,  # three bytes
 ) -> np.ndarray: # h×w bytes: the ink that fell on each pixel
     "Blend a digit into `canvas`. `ValueError` if it does not fit."
+    if canvas.dtype != np.uint8 or canvas.ndim != 3 or canvas.shape[2] != 3:
+        raise ValueError(f'canvas should be h×w×3 bytes; it is {canvas.dtype} of shape {canvas.shape}')
+    if size < 1: raise ValueError(f'size is {size}; a digit is at least 1 pixel high')
     x1, y1, x2, y2 = mask_box(digit > 127)
     trimmed, width = Image.fromarray(digit[y1:y2, x1:x2]), _width(digit, size)
     if x < 0 or y < 0 or y + size > canvas.shape[0] or x + width > canvas.shape[1]:
@@ -1012,7 +1014,7 @@ def _place(rng, canvas, width, height, boxes):
         box = x, y, x + width, y + height
         if all(_shared(box, b) <= .1 and _shared(b, box) <= .1 for b in boxes): return box
 
-# %% ../nbs/01_datasets.ipynb #1aa636c2
+# %% ../nbs/01_datasets.ipynb #37172f99
 def scatter_digits(
     canvas,         # h×w×3 bytes, drawn upon
     digits,         # 28×28 bytes each
@@ -1021,6 +1023,9 @@ def scatter_digits(
     colors=None,    # one for each digit; None: random bright ones
 ) -> list:          # for each digit h×w bytes, the ink that can be seen of it; None if it found no room
     "Draw digits at random places and sizes, with little overlap."
+    if not 1 <= sizes[0] <= sizes[1]: raise ValueError(f'sizes are {sizes}; the smallest height comes first, and is at least 1')
+    if colors is not None and len(colors) != len(digits):
+        raise ValueError(f'there are {len(colors)} colors for {len(digits)} digits')
     inks, boxes = [], []
     for i, digit in enumerate(digits):
         color = _bright(rng) if colors is None else colors[i]
@@ -1110,7 +1115,7 @@ def _street_scene(rng, bag, codes, height=96, width=128):
         mask[ink > 127] = codes.index(_ON_THE_ROAD[d])
     return canvas, mask
 
-# %% ../nbs/01_datasets.ipynb #4fb7b662
+# %% ../nbs/01_datasets.ipynb #7bad26b1
 def _write_camvid(folder, codes, suffix, train, valid, test):
     "Street scenes in CamVid's files: `train`, `valid` and `test` frames, each part under its film's name."
     folder, rng = _empty(folder), _rng('camvid')
@@ -1129,8 +1134,8 @@ def _write_camvid(folder, codes, suffix, train, valid, test):
 def camvid_standin(
     folder, # exists and is empty
 ):
-    "100 street scenes in `camvid_tiny`'s format: `images/*.png`, `labels/*_P.png` (128×96), 32 codes; and a `valid.txt` of 20."
-    _write_camvid(folder, _CODES_32, '.png', train=80, valid=20, test=0)
+    "100 street scenes in `camvid_tiny`'s format: `images/*.png`, `labels/*_P.png` (128×96), 32 codes; no list of a split."
+    _write_camvid(folder, _CODES_32, '.png', train=100, valid=0, test=0)
 
 def camvid_11_standin(
     folder, # exists and is empty

@@ -191,6 +191,16 @@ def test_labels_that_do_not_fit_the_images_are_refused(tmp_path):
     (tmp_path/'t10k-labels-idx1-ubyte.gz').write_bytes(gzip.compress(idx(np.zeros(4, 'u1'))))
     with pytest.raises(ValueError, match='images of .3, 28, 28. with labels of .4'): read_mnist(tmp_path, 'test')
 
+def test_a_set_with_fewer_images_than_published_is_refused(tmp_path):
+    for stem in 'train', 't10k':
+        (tmp_path/f'{stem}-images-idx3-ubyte.gz').write_bytes(gzip.compress(idx(np.zeros((3, 28, 28), 'u1'))))
+        (tmp_path/f'{stem}-labels-idx1-ubyte.gz').write_bytes(gzip.compress(idx(np.zeros(3, 'u1'))))
+    for split, n in ('train', 60_000), ('valid', 60_000), ('test', 10_000):
+        with pytest.raises(ValueError, match=f'{n} were expected'): read_mnist(tmp_path, split)
+
+def test_a_column_that_comes_twice_is_refused():
+    with pytest.raises(ValueError, match="comes twice: 'a'"): table_stats(pd.DataFrame([[1, 2]], columns=['a', 'a']))
+
 # ---- preparation
 
 def test_standardize_keeps_doubles_and_takes_bytes_and_statistics_by_column():
@@ -857,6 +867,8 @@ KNOCK = datasets._knock
 
 # ---- the real archives
 
+STAND_INS = dict(IMAGENETTE_160=datasets.imagenette_standin, PLANET_SAMPLE=datasets.planet_standin, CAMVID_TINY=datasets.camvid_standin,
+                 COCO_TINY=datasets.coco_standin, IMDB_SAMPLE=datasets.imdb_standin, MNIST_TINY=datasets.mnist_tiny_standin)
 REAL = {'IMAGENETTE_160': 13_394, 'PLANET_SAMPLE': 1001, 'CAMVID_TINY': 201, 'COCO_TINY': 201, 'IMDB_SAMPLE': 1, 'MNIST_TINY': 1429}
 
 @needs_mirror
@@ -868,11 +880,11 @@ def test_the_real_archives_unpack_and_are_checked(monkeypatch, name):
     assert untar_data(getattr(URLs, name)) == folder
     monkeypatch.setenv('EXP_DATA_MIRROR', '')   # a cache that the mirror has filled
     with pytest.raises(DataUnavailable, match='vouches for'): untar_data(getattr(URLs, name))
-    made = untar_data(getattr(URLs, name), fallback=standin)
+    made = untar_data(getattr(URLs, name), fallback=STAND_INS[name])
     assert data_kind(made) == 'stand-in' and made != folder
     shutil.rmtree(folder.parent)
 
 @pytest.mark.parametrize('name', REAL)
 def test_without_a_mirror_and_a_network_there_is_the_error_or_the_stand_in(name):
     with pytest.raises(DataUnavailable, match='mirrors: none is set'): untar_data(getattr(URLs, name))
-    assert data_kind(untar_data(getattr(URLs, name), fallback=standin)) == 'stand-in'
+    assert data_kind(untar_data(getattr(URLs, name), fallback=STAND_INS[name])) == 'stand-in'
