@@ -16,7 +16,7 @@ import torch
 from .core import exercise, near, patch, test_close
 from .tensors import broadcast_shape
 
-# %% ../nbs/03_autograd.ipynb #8816d73d
+# %% ../nbs/03_autograd.ipynb #6555d72d
 def central_differences(
     f,             # a function of a float64 tensor that answers a number, or anything with one number in it
     x,             # the tensor at which to differentiate
@@ -24,9 +24,9 @@ def central_differences(
 ) -> torch.Tensor: # the gradient, shaped like `x`, in float64
     "The gradient of `f` at `x` by changing one number after the other: 2·numel calls of `f`. `ValueError` unless `f` answers one number."
     if not h > 0: raise ValueError(f'the step h should be greater than 0, not {h}')
-    x = x.detach().double().clone(memory_format=torch.contiguous_format)
+    x = torch.as_tensor(x).detach().double().clone(memory_format=torch.contiguous_format)
     def value():
-        out = f(x)
+        out = f(x.clone())   # a copy: `f` may change what it is given
         if math.prod(getattr(out, 'shape', ())) != 1: raise ValueError(f'f should answer one number; its answer has the shape {tuple(out.shape)}')
         return float(out)
     grad, numbers = torch.empty_like(x), x.view(-1)
@@ -247,11 +247,11 @@ def log(self: Variable):
     "The natural logarithm of each number."
     return Variable.from_op('log', self.data.log(), (self, lambda g: g/self.data))
 
-# %% ../nbs/03_autograd.ipynb #6b56bd9d
+# %% ../nbs/03_autograd.ipynb #fa03cb3d
 def _sum(self, dim=None, keepdim=False):
     "The sum over the dimension `dim`, or a tuple of them; None sums everything."
     kept = self.data.sum(dim, keepdim=True)
-    out = kept if keepdim else kept.view(()) if dim is None else kept.squeeze(dim)
+    out = kept if keepdim else kept.view(()) if dim is None or dim == () else kept.squeeze(dim)
     return Variable.from_op('sum', out, (self, lambda g: g.reshape(kept.shape).expand(self.shape)))
 Variable.sum = _sum
 
@@ -261,7 +261,7 @@ def mean(self: Variable, dim=None, keepdim=False):
     total = self.sum(dim, keepdim)
     return total/(self.data.numel()/max(1, total.data.numel()))
 
-# %% ../nbs/03_autograd.ipynb #c294e2c1
+# %% ../nbs/03_autograd.ipynb #4e0ecab9
 @patch
 def view(self: Variable, *shape):
     "The same numbers in another `shape`, given as sizes or a tuple; copies where PyTorch's `view` would refuse."
@@ -274,6 +274,7 @@ def transpose(self: Variable, dim0, dim1):
 
 @patch
 def __getitem__(self: Variable, i):
+    if isinstance(i, Variable): raise TypeError('an index is made of whole numbers, not of a Variable; use its .data')
     def back(g):
         picked = torch.arange(self.data.numel(), device=g.device).view(self.shape)[i]
         return g.new_zeros(self.data.numel()).index_add_(0, picked.flatten(), g.flatten()).view(self.shape)
@@ -311,7 +312,7 @@ def check_gradients(
         try: test_close(found, central_differences(of_one, leaf.data, h), tol)
         except AssertionError as e: raise AssertionError(f'the gradient for input {i} is wrong: {e}') from None
 
-# %% ../nbs/03_autograd.ipynb #83c01242
+# %% ../nbs/03_autograd.ipynb #52fa7246
 class Module:
     "A part of a network: `forward` says what it computes, `parameters` finds what can be learned in its attributes."
     def __call__(self, *args): return self.forward(*args)
@@ -319,10 +320,11 @@ class Module:
     def forward(self, *args): raise NotImplementedError(f'{type(self).__name__} should define forward')
 
     def parameters(self) -> list[Variable]:
-        "The Variables that require a gradient, in the attributes and, one inside the other, their Modules, lists and dicts; each once."
+        "The leaves that require a gradient, in the attributes and, one inside the other, their Modules, lists, tuples and dicts; each once."
         found = {}
         def collect(o):
-            if isinstance(o, Variable) and o.requires_grad: found[id(o)] = o
+            if isinstance(o, Variable):
+                if o.requires_grad and not o.edges: found[id(o)] = o
             elif isinstance(o, (Module, dict)):
                 for part in (vars(o) if isinstance(o, Module) else o).values(): collect(part)
             elif isinstance(o, (list, tuple)):
@@ -334,13 +336,15 @@ class Module:
         "Forget the gradients, so that the next `backward` starts afresh."
         for p in self.parameters(): p.grad = None
 
-# %% ../nbs/03_autograd.ipynb #bb7d7d9e
+# %% ../nbs/03_autograd.ipynb #f2987f1f
 class Linear(Module):
     "x @ weight + bias, from `ni` numbers to `nf`. Weights start normal with variance 2/ni (He et al. 2015, 1502.01852), biases at 0."
     def __init__(self,
         ni: int, # numbers in
         nf: int, # numbers out
     ):
+        for n in (ni, nf):
+            if not isinstance(n, int) or n < 1: raise ValueError(f'a layer goes from ni to nf numbers, whole and at least 1; these are {ni} and {nf}')
         self.weight = Variable(torch.randn(ni, nf)*(2/ni)**0.5, requires_grad=True, name='weight')
         self.bias = Variable(torch.zeros(nf), requires_grad=True, name='bias')
 

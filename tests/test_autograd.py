@@ -261,6 +261,17 @@ def test_central_differences_leave_their_input_alone_and_take_views():
     close(central_differences(lambda t: (t**3).sum(), x), 3*x**2, 1e-8)
     assert torch.equal(x, before)
 
+def test_central_differences_allow_a_function_that_changes_its_argument_and_take_lists():
+    close(central_differences(lambda t: t.mul_(2).sum(), torch.ones(3)), torch.full((3,), 2.).double(), 1e-8)
+    close(central_differences(lambda t: (t*t).sum(), [1., 2.]), torch.tensor([2., 4.]).double(), 1e-8)
+
+def test_a_sum_over_no_named_dimension_is_torchs_sum_of_all():
+    for f in (lambda a: a.sum(())**2, lambda a: a.sum((), True)**2, lambda a: a.mean(())**2): same_gradients(f, rand((2, 3)))
+
+def test_an_index_that_is_a_variable_is_refused():
+    for i in (Variable(1), Variable([0, 1])):
+        with pytest.raises(TypeError, match='use its .data'): leaf([1., 2.])[i]
+
 def test_check_gradients_finds_each_kind_of_mistake():
     def op(a, vjp): return Variable.from_op('?', a.data**2, (a, vjp(a)))
     check_gradients(lambda a: op(a, lambda a: lambda g: 2*g*a.data), rand(3))
@@ -320,6 +331,20 @@ def test_parameters_are_found_once_wherever_they_are():
             self.tied = Linear(2, 2)
             self.list, self.dict = [self.tied, (Relu(), Linear(2, 3))], {'bias': Variable(torch.zeros(3), requires_grad=True), 'const': Variable(torch.ones(1))}
     assert [tuple(p.shape) for p in Odd().parameters()] == [(2, 2), (2,), (2, 3), (3,), (3,)]
+
+def test_a_result_that_a_layer_keeps_is_no_parameter():
+    class Keeps(Module):
+        def __init__(self): self.inner = Linear(2, 2)
+        def forward(self, x):
+            self.last = self.inner(x)
+            return self.last
+    model = Keeps()
+    model(torch.ones(1, 2)).sum().backward()
+    assert [p.name for p in model.parameters()] == ['weight', 'bias'] and all(p.grad is not None for p in model.parameters())
+
+@pytest.mark.parametrize('ni,nf', [(0, 3), (-1, 3), (2, -3), (2.5, 3), (3, 0)])
+def test_a_linear_layer_refuses_impossible_sizes(ni, nf):
+    with pytest.raises(ValueError, match='whole and at least 1'): Linear(ni, nf)
 
 def test_a_layer_used_twice_adds_its_gradients():
     torch.manual_seed(1)
