@@ -6,19 +6,23 @@
 __all__ = ['k_fold', 'l2_penalty', 'Dropout', 'fans', 'init_xavier', 'leaky_gain', 'init_kaiming', 'grad_norm', 'clip_grads',
            'clip_grad_values']
 
-# %% ../nbs/06_mlp.ipynb #0418266d
-import math
+# %% ../nbs/06_mlp.ipynb #84fabd96
+import functools, math
 from collections.abc import Iterable, Iterator
+from numbers import Integral, Real
 
 import torch
 from torch import nn
 
-from .core import exercise, listify, near, settings
+from .core import exercise, near, settings
 from .dataloader import Rng
 
-# %% ../nbs/06_mlp.ipynb #3fe07771
+# %% ../nbs/06_mlp.ipynb #de7eab76
+def _check_number(name, value):
+    if isinstance(value, bool) or not isinstance(value, (Real, torch.Tensor)): raise TypeError(f'{name} should be a number, not {value!r}')
+
 def _check_count(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, int): raise TypeError(f'{name} should be a whole number, not {value!r}')
+    if isinstance(value, bool) or not isinstance(value, Integral): raise TypeError(f'{name} should be a whole number, not {value!r}')
     if value < least: raise ValueError(f'{name} is {value}; it should be at least {least}')
 
 def k_fold(
@@ -30,13 +34,13 @@ def k_fold(
     _check_count('n', n, 2); _check_count('k', k, 2)
     if k > n: raise ValueError(f'{n} items cannot be cut into {k} parts; k should be at most {n}')
     rng = Rng(settings().seed if seed is None else seed, 'k_fold')
-    parts = torch.randperm(n, generator=rng.generator()).tensor_split(k)
+    parts = torch.randperm(int(n), generator=rng.generator()).tensor_split(int(k))
     return ((torch.cat([*parts[:i], *parts[i+1:]]), parts[i]) for i in range(k))
 
-# %% ../nbs/06_mlp.ipynb #e63ea382
+# %% ../nbs/06_mlp.ipynb #667d8ae9
 def _each_once(params):
     "A list of the tensors in `params`, each once, in order."
-    params = listify(params)
+    params = list(params) if isinstance(params, Iterable) and not isinstance(params, torch.Tensor) else [params]
     for p in params:
         if not isinstance(p, torch.Tensor): raise TypeError(f'params should be tensors, such as model.parameters(); one is a {type(p).__name__}')
     return list({id(p): p for p in params}.values())
@@ -49,20 +53,21 @@ def l2_penalty(
     if not params: raise ValueError('there are no parameters to penalise; a generator such as model.parameters() can be used only once')
     return sum(p.square().sum() for p in params)/2
 
-# %% ../nbs/06_mlp.ipynb #977f1023
+# %% ../nbs/06_mlp.ipynb #079bdb22
 class Dropout(nn.Module):
     "In training, zero each element with probability `p` and divide the rest by 1 − p; in evaluation, nothing (Srivastava et al. 2014)."
     def __init__(self,
         p: float = 0.5, # the share that falls out, from 0 to 1
     ):
         super().__init__()
-        if isinstance(p, bool) or not isinstance(p, (int, float)): raise TypeError(f'p should be a number, not {p!r}')
+        _check_number('p', p)
         if not 0 <= p <= 1: raise ValueError(f'p is {p}; a share that falls out lies between 0 and 1')
         self.p = p
 
     def forward(self, x):
         "`x` with some elements dropped, in training; `x` itself in evaluation, or if p is 0."
         if not self.training or self.p == 0: return x
+        if not x.is_floating_point(): raise TypeError(f'dropout scales what stays, so x should be of floats; it is {x.dtype}')
         if self.p == 1: return x*0
         keep = torch.empty_like(x).bernoulli_(1 - self.p)
         return x*keep.div_(1 - self.p)
@@ -80,10 +85,11 @@ def fans(
     window = math.prod(w.shape[2:])
     return w.shape[1]*window, w.shape[0]*window
 
-# %% ../nbs/06_mlp.ipynb #970185a3
+# %% ../nbs/06_mlp.ipynb #8a204819
 def _fill(w, std, uniform, generator):
     "Random numbers of mean 0 and deviation `std` into `w`, in place."
     if not w.is_floating_point(): raise TypeError(f'only a weight of floats can be initialised; this one is {w.dtype}')
+    if not 0 <= std < math.inf: raise ValueError(f'the weights would have a deviation of {std}; it should be finite and not negative')
     bound = math.sqrt(3)*std
     with torch.no_grad(): return w.uniform_(-bound, bound, generator=generator) if uniform else w.normal_(0, std, generator=generator)
 
@@ -94,13 +100,15 @@ def init_xavier(
     generator: torch.Generator|None = None, # None: the global one
 ) -> torch.Tensor:         # `w`
     "Deviation gain·√(2/(fan-in + fan-out)): the middle between what signals and gradients need (Glorot & Bengio 2010)."
+    _check_number('gain', gain)
     return _fill(w, gain*math.sqrt(2/sum(fans(w))), uniform, generator)
 
-# %% ../nbs/06_mlp.ipynb #4652639a
+# %% ../nbs/06_mlp.ipynb #13d2dccb
 def leaky_gain(
     a: float = 0., # slope for negative inputs: 0 for ReLU, 1 for no activation at all
 ) -> float:
     "√(2/(1 + a²)): what weights are multiplied by to make up for a (leaky) ReLU."
+    _check_number('a', a)
     return math.sqrt(2/(1 + a**2))
 
 def init_kaiming(
@@ -114,7 +122,7 @@ def init_kaiming(
     if mode not in ('fan_in', 'fan_out'): raise ValueError(f"mode is {mode!r}; it should be 'fan_in' or 'fan_out'")
     return _fill(w, leaky_gain(a)/math.sqrt(fans(w)[mode == 'fan_out']), uniform, generator)
 
-# %% ../nbs/06_mlp.ipynb #23abd76f
+# %% ../nbs/06_mlp.ipynb #9636cc26
 def _gradients(params): return [p.grad for p in _each_once(params) if p.grad is not None]
 
 def grad_norm(
@@ -122,13 +130,15 @@ def grad_norm(
     norm_type: float = 2., # which norm; math.inf: the largest absolute value
 ) -> torch.Tensor:         # a number, on the device of the first gradient
     "The norm of all gradients as one vector; a shared parameter counts once."
+    _check_number('norm_type', norm_type)
     if not norm_type > 0: raise ValueError(f'norm_type is {norm_type}; it should be above 0, or math.inf')
     grads = _gradients(params)
     if not grads: return torch.tensor(0.)
-    norms = torch._foreach_norm(grads, norm_type)
+    wide = functools.reduce(torch.promote_types, {g.dtype for g in grads}, torch.float32)   # in float16 a sum of squares overflows early
+    norms = torch._foreach_norm(grads, norm_type, dtype=wide)
     return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]), norm_type)
 
-# %% ../nbs/06_mlp.ipynb #b1e40134
+# %% ../nbs/06_mlp.ipynb #2541fd3f
 def clip_grads(
     params: Iterable[torch.Tensor]|torch.Tensor, # `model.parameters()`, or one tensor
     max_norm: float,       # gradients are scaled down, together, to at most this norm
@@ -136,23 +146,26 @@ def clip_grads(
     error_if_nonfinite: bool = False, # raise if the norm is infinite or NaN; waits for the device
 ) -> torch.Tensor:         # the norm before
     "Scale the gradients of all `params` in place by one factor so that their common norm is at most `max_norm` (1211.5063)."
+    _check_number('max_norm', max_norm)
     if not max_norm >= 0: raise ValueError(f'max_norm is {max_norm}; it should be 0 or more')
     params = _each_once(params)
     norm, grads = grad_norm(params, norm_type), _gradients(params)
     if error_if_nonfinite and not norm.isfinite():
         bad = sum(not g.isfinite().all() for g in grads)
-        raise FloatingPointError(f'the norm of the gradients is {norm.item()}; {bad} of {len(grads)} gradients hold infinite numbers or NaN. '
+        why = f'{bad} of {len(grads)} gradients hold infinite numbers or NaN' if bad else 'all their numbers are finite, but too large for a norm'
+        raise FloatingPointError(f'the norm of the gradients is {norm.item()}; {why}. '
                                  'The gradients were not changed; look at the loss of this batch, or lower the learning rate')
     scale = (max_norm/(norm + 1e-6)).clamp(max=1.)
     for device in {g.device for g in grads}: torch._foreach_mul_([g for g in grads if g.device == device], scale.to(device))
     return norm
 
-# %% ../nbs/06_mlp.ipynb #7d6db79c
+# %% ../nbs/06_mlp.ipynb #fbab71ad
 def clip_grad_values(
     params: Iterable[torch.Tensor]|torch.Tensor, # `model.parameters()`, or one tensor
     max_value: float, # each number of a gradient is brought into −max_value … max_value
 ):
     "Limit each number of the gradients of `params` by itself, in place; this changes their direction."
+    _check_number('max_value', max_value)
     if not max_value >= 0: raise ValueError(f'max_value is {max_value}; it should be 0 or more')
     for g in _gradients(params): g.clamp_(-max_value, max_value)
 

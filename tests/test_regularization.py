@@ -1,6 +1,7 @@
 "exp.regularization against PyTorch over random shapes and types, its promises, and bad input."
 import copy, math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -83,6 +84,15 @@ def test_init_refuses_what_has_no_fans():
     with pytest.raises(TypeError, match='torch.int64'): init_xavier(torch.zeros(2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="mode is 'fan_inn'"): init_kaiming(torch.empty(2, 2), mode='fan_inn')
 
+def test_init_refuses_a_gain_or_slope_that_makes_no_deviation():
+    w = torch.empty(2, 2)
+    for bad in (-1., math.nan, math.inf):
+        for uniform in (False, True):
+            with pytest.raises(ValueError, match='would have a deviation'): init_xavier(w, bad, uniform)
+    with pytest.raises(ValueError, match='would have a deviation of nan'): init_kaiming(w, math.nan)
+    with pytest.raises(TypeError, match="a should be a number, not 'fan_in'"): init_kaiming(w, 'fan_in')
+    with pytest.raises(TypeError, match='gain should be a number'): init_xavier(w, 'relu')
+
 
 # Dropout
 
@@ -131,6 +141,9 @@ def test_dropout_refuses_what_is_no_number(p):
 
 def test_dropout_has_no_state_and_shows_its_p():
     assert not Dropout(0.3).state_dict() and repr(Dropout(0.3)) == 'Dropout(p=0.3)'
+
+def test_dropout_refuses_what_cannot_be_scaled():
+    with pytest.raises(TypeError, match='should be of floats; it is torch.int64'): Dropout(0.5)(torch.ones(3, dtype=torch.int64))
 
 
 # The L2 penalty
@@ -245,6 +258,40 @@ def test_clipping_refuses_bad_limits():
         with pytest.raises(ValueError, match='norm_type'): clip_grads(p, 1., norm_type=bad)
     with pytest.raises(TypeError, match='params should be tensors'): clip_grads(nn.Linear(1, 1), 1.)
 
+def test_clipping_refuses_limits_that_are_no_numbers_and_params_of_none():
+    p, = with_gradients([(3,)])
+    for bad in ('1', None, True):
+        with pytest.raises(TypeError, match='max_norm should be a number'): clip_grads(p, bad)
+        with pytest.raises(TypeError, match='max_value should be a number'): clip_grad_values(p, bad)
+        with pytest.raises(TypeError, match='norm_type should be a number'): grad_norm(p, bad)
+    for f in (grad_norm, l2_penalty, lambda params: clip_grads(params, 1.)):
+        with pytest.raises(TypeError, match='one is a NoneType'): f(None)
+
+def test_any_iterable_of_tensors_is_taken():
+    params = with_gradients([(3,), (2,)])
+    norm = grad_norm(params)
+    assert grad_norm(dict(enumerate(params)).values()) == grad_norm(iter(params)) == grad_norm(tuple(params)) == norm
+    assert l2_penalty(nn.ParameterList([nn.Parameter(torch.tensor([3., 4.]))])) == 12.5
+
+@pytest.mark.parametrize('dtype, size', [(torch.float16, 60000.), (torch.bfloat16, 100.)])
+def test_clip_grads_of_half_precision_does_not_overflow(dtype, size):
+    p = torch.zeros(100, dtype=dtype, requires_grad=True)
+    p.grad = torch.full((100,), size, dtype=dtype)
+    before = p.grad.float().norm()
+    torch.testing.assert_close(clip_grads(p, 10.), before, rtol=1e-5, atol=0)
+    torch.testing.assert_close(p.grad.float(), torch.ones(100), rtol=1e-2, atol=0)
+
+def test_clip_grads_to_0_of_a_zero_half_precision_gradient_is_0():
+    p = torch.zeros(3, dtype=torch.float16, requires_grad=True)
+    p.grad = torch.zeros(3, dtype=torch.float16)
+    clip_grads(p, 0.)
+    assert torch.equal(p.grad, torch.zeros(3, dtype=torch.float16))
+
+def test_an_overflowing_norm_of_finite_gradients_is_called_so():
+    p = torch.zeros(2, requires_grad=True)
+    p.grad = torch.full((2,), 1e30)
+    with pytest.raises(FloatingPointError, match='finite, but too large'): clip_grads(p, 1., error_if_nonfinite=True)
+
 
 # k-fold
 
@@ -276,6 +323,9 @@ def test_k_fold_refuses_bad_counts_at_once():
     with pytest.raises(ValueError, match='n is 0'): k_fold(0, 2)
     for bad in (2.5, '3', True, None):
         with pytest.raises(TypeError, match='k should be a whole number'): k_fold(10, bad)
+
+def test_k_fold_takes_numpys_whole_numbers():
+    assert [v.tolist() for _, v in k_fold(np.int64(7), np.int64(3), 1)] == [v.tolist() for _, v in k_fold(7, 3, 1)]
 
 
 # Together
