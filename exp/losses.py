@@ -82,10 +82,11 @@ def _check_numbers(pred, yb, name):
 
 def _wide(x): return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
-# %% ../nbs/04_linear_models.ipynb #6a602563
+# %% ../nbs/04_linear_models.ipynb #58725821
 def _errors(pred, yb, name):
     "Prediction less target, at least in float32, after the checks."
     _check_numbers(pred, yb, name)
+    if yb.dtype == torch.bool: raise TypeError(f'{name}: the targets are torch.bool; it needs numbers, convert them with yb.float()')
     return _wide(pred) - _wide(yb)
 
 @register
@@ -116,31 +117,40 @@ class HuberLoss(Loss):
         inner = size.clamp(max=self.delta)
         return inner*(size - inner/2)   # for a size up to delta this is size²/2
 
-# %% ../nbs/04_linear_models.ipynb #e14f8465
+# %% ../nbs/04_linear_models.ipynb #ef8b58a1
 def nll(
     log_probs, # logarithms of probabilities, n×classes×…
     yb,        # class numbers, n×…
     dim=1,     # the dimension of the classes
 ):             # in the shape of `yb`
-    "−log p of the right class for each target: the negative log-likelihood."
+    "−log p of the right class for each target: the negative log-likelihood. `ValueError` unless `yb` has the shape without `dim`."
+    want = tuple(size for i, size in enumerate(log_probs.shape) if i != dim % log_probs.ndim)
+    if tuple(yb.shape) != want:
+        raise ValueError(f'nll: for log-probabilities of shape {tuple(log_probs.shape)}, classes in dimension {dim}, '
+                         f'the targets should have shape {want}, not {tuple(yb.shape)}')
+    if yb.is_floating_point(): raise TypeError(f'nll: the targets are {yb.dtype}; class numbers should be integers')
     return -log_probs.gather(dim, yb.long().unsqueeze(dim)).squeeze(dim)
 
-# %% ../nbs/04_linear_models.ipynb #a77fc770
+# %% ../nbs/04_linear_models.ipynb #487bc9a4
 def accuracy(
     pred, # scores, n×classes×…
     yb,   # class numbers, n×…
 ):        # a tensor of one number, 0 to 1
     "The share of targets whose class has the highest score. `ValueError` unless `yb` has the shape of `pred` without dimension 1."
+    for what, t in (('scores', pred), ('targets', yb)):
+        if not isinstance(t, torch.Tensor): raise TypeError(f'accuracy takes tensors; the {what} are a {type(t).__name__}')
     if pred.ndim < 2 or pred.shape[:1] + pred.shape[2:] != yb.shape:
         raise ValueError(f'accuracy: scores of shape {tuple(pred.shape)} and targets of {tuple(yb.shape)}; '
                          'they should be n×classes×… and n×…')
     return (pred.argmax(1) == yb).float().mean()
 
-# %% ../nbs/04_linear_models.ipynb #20eedaa0
+# %% ../nbs/04_linear_models.ipynb #b4e7d61b
 def _check_classes(pred, yb, dim, name):
     "As `_check_pred`, and `TypeError` or `ValueError` unless `yb` holds whole numbers in the shape of `pred` without `dim`."
     _check_pred(pred, yb, name)
     if pred.ndim < 2: raise ValueError(f'{name}: logits of shape {tuple(pred.shape)}; they should be n×classes×…')
+    if not -pred.ndim < dim < pred.ndim or dim == 0:
+        raise ValueError(f'{name}: dim is {dim} and the logits have shape {tuple(pred.shape)}; the classes may be in any dimension but the first')
     want = list(pred.shape)
     classes = want.pop(dim)
     if tuple(want) != tuple(yb.shape):
@@ -227,11 +237,12 @@ add_loss_parts(F.mse_loss, F.l1_loss, F.huber_loss, F.smooth_l1_loss, nn.MSELoss
 add_loss_parts(F.nll_loss, nn.NLLLoss, activation=torch.exp, decode=_argmax)
 add_loss_parts(F.binary_cross_entropy, nn.BCELoss, activation=_as_is, decode=lambda pred: pred > 0.5)
 
-# %% ../nbs/04_linear_models.ipynb #6113e666
+# %% ../nbs/04_linear_models.ipynb #d58682b8
 def loss_parts(
     loss_func, # a loss: with `activation` and `decode`, or in the table, or a `partial` of a function in the table
 ) -> LossParts:
-    "The activation and decode of any loss. `ValueError` for one that has none and is not in the table."
+    "The activation and decode of any loss. `ValueError` for one that has none and is not in the table, `TypeError` for a class."
+    if isinstance(loss_func, type): raise TypeError(f'{loss_func.__name__} is a class; give an instance, {loss_func.__name__}()')
     if hasattr(loss_func, 'activation') and hasattr(loss_func, 'decode'): return LossParts(loss_func.activation, loss_func.decode)
     if isinstance(loss_func, functools.partial): return loss_parts(loss_func.func)
     for key in (loss_func, *type(loss_func).__mro__):
@@ -239,7 +250,15 @@ def loss_parts(
     raise ValueError(f'{getattr(loss_func, "__name__", loss_func)!s} has no activation and decode and is not in the table of losses; '
                      'give it these two attributes, or enter it with add_loss_parts(loss, activation=…, decode=…)')
 
-# %% ../nbs/04_linear_models.ipynb #1105b341
+# %% ../nbs/04_linear_models.ipynb #31592483
+def _counted(loss_func, yb, values):
+    "Which of `values` count, for a loss with an `ignore_index`, as attribute or argument; None: all."
+    if hasattr(loss_func, 'ignore_index'): ignored = loss_func.ignore_index
+    else:
+        try: ignored = inspect.signature(loss_func).parameters['ignore_index'].default
+        except (KeyError, TypeError, ValueError): return None
+    return yb != ignored if isinstance(ignored, int) and yb.shape == values.shape else None
+
 def item_losses(
     loss_func, # a loss with `reduction`, as an attribute or an argument
     pred,      # n×…
@@ -253,9 +272,12 @@ def item_losses(
     elif 'reduction' in inspect.signature(loss_func).parameters: values = loss_func(pred, yb, reduction='none')
     else: raise ValueError(f"{getattr(loss_func, '__name__', loss_func)!s} has no reduction, so it cannot give one value for each item; "
                            "give it an argument or attribute reduction='mean'|'sum'|'none'")
-    return _item_means(values)
+    if values.shape[:1] != pred.shape[:1]:
+        raise ValueError(f"{getattr(loss_func, '__name__', loss_func)!s} answers shape {tuple(values.shape)} for {len(pred)} items, though asked "
+                         "for reduction='none'; it should give each item a value")
+    return _item_means(values, _counted(loss_func, yb, values))
 
-# %% ../nbs/04_linear_models.ipynb #c9198b60
+# %% ../nbs/04_linear_models.ipynb #b2513ee1
 def _device(tensors):
     "Where the first of `tensors` that is not on the CPU lies; other things may stand among them."
     return next((t.device for t in tensors if isinstance(t, torch.Tensor) and t.device.type != 'cpu'), torch.device('cpu'))
@@ -270,7 +292,7 @@ class Metric:
     def add_state(self,
         name: str, # afterwards `self.name` reads it
         default,   # its value before the first batch, a tensor or number; gives its type (int64 for counts: they stay exact)
-        how: str,  # over batches and ranks: 'sum' adds, 'cat' lays end to end along the first dimension
+        how: str,  # over batches and processes: 'sum' adds, 'cat' lays end to end along the first dimension
     ):
         "Declare a state. `ValueError` for an unknown `how`, or a name that is taken."
         if how not in ('sum', 'cat'): raise ValueError(f"how is {how!r}; a state is added ('sum') or laid end to end ('cat')")
@@ -287,6 +309,7 @@ class Metric:
     def states(self) -> dict: "The states as tensors, by name."; return {name: getattr(self, name) for name in self._how}
 
     def __getattr__(self, name):
+        if name == '_how': raise AttributeError(f'{type(self).__name__}: call super().__init__() before anything else')
         if name not in self.__dict__.get('_how', ()): raise AttributeError(f'{type(self).__name__} has no attribute {name!r}')
         value = self._values[name]
         return torch.cat([v.to(_device(value)) for v in value]) if isinstance(value, list) else value
@@ -295,16 +318,19 @@ class Metric:
         if name in self.__dict__.get('_how', ()): raise AttributeError(f'{name!r} is a state; write self.add({name}=…)')
         super().__setattr__(name, value)
 
-# %% ../nbs/04_linear_models.ipynb #77c23e99
+# %% ../nbs/04_linear_models.ipynb #d3a39061
 @patch
 def add(self: Metric,
     **values, # one for each state, by its name: what this batch adds
 ):
-    "Add to the states, without waiting for the device. `ValueError` for a name that was not declared, or another shape."
+    "Add to the states, without waiting for the device. `ValueError` for a name that was not declared, or another shape; `TypeError` for fractions in a count."
     for name, value in values.items():
         if name not in self._how: raise ValueError(f'{type(self).__name__} has no state {name!r}{did_you_mean(name, self._how)}')
         default, so_far, cat = self._defaults[name], self._values[name], self._how[name] == 'cat'
-        value = torch.as_tensor(value).detach().to(default.dtype)
+        value = torch.as_tensor(value).detach()
+        if value.is_floating_point() and not default.is_floating_point():
+            raise TypeError(f'the state {name!r} holds {default.dtype} and {value.dtype} would be cut to whole numbers; declare it with 0., or add integers')
+        value = value.to(default.dtype)
         if value.ndim != default.ndim or value.shape[cat:] != default.shape[cat:]:   # the first dimension of 'cat' is free
             raise ValueError(f'the state {name!r} has shape {tuple(default.shape)}; {tuple(value.shape)} cannot be added to it')
         if cat: so_far.append(value.clone())
@@ -323,7 +349,7 @@ class Rmse(Metric):
     def update(self, pred, yb): "Add the squared errors."; self.add(total=SquaredLoss('sum')(pred, yb), n=yb.numel())
     def compute(self): "NaN before the first batch."; return (self.total/self.n).sqrt()
 
-# %% ../nbs/04_linear_models.ipynb #52eb8184
+# %% ../nbs/04_linear_models.ipynb #ef17bb92
 def _items(yb):
     "The first dimension of the first tensor in `yb`, which may be nested."
     while not isinstance(yb, torch.Tensor):
@@ -339,6 +365,8 @@ class MeanMetric(Metric):
         count: Callable | None = None,   # of yb: the weight of a batch; None: its number of items
     ):
         super().__init__()
+        if not callable(func) or not (count is None or callable(count)):
+            raise TypeError(f'func is {func!r} and count {count!r}; they should be functions, of (pred, yb) and of yb')
         self.func, self.count = func, count or _items
         self.add_state('total', 0., 'sum')
         self.add_state('weight', 0, 'sum')

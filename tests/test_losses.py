@@ -353,7 +353,7 @@ def test_all_states_move_to_the_device_of_the_predictions():
     for _ in range(2):
         for m in metrics[:2]: m.update(pred[:, 0], pred[:, 1])
         for m in metrics[2:]: m.update(pred, yb)
-        iou.add(both=torch.ones(3, device='meta'), either=torch.ones(3))
+        iou.add(both=torch.ones(3, device='meta', dtype=torch.int64), either=torch.ones(3, dtype=torch.int64))
     for m in (*metrics, iou):
         m.add(**type(m).states(copy.deepcopy(m)))
         empty = copy.copy(m)
