@@ -387,7 +387,7 @@ def load_state(
     except (RuntimeError, EOFError, KeyError, ValueError) as e:
         raise ValueError(f'{path} cannot be read as a saved state; it may be damaged or cut short ({str(e).splitlines()[0] if str(e) else type(e).__name__})') from None
 
-# %% ../nbs/00_core.ipynb #b2b250d0
+# %% ../nbs/00_core.ipynb #6319b728
 _registry: dict[str, typing.Any] = {}
 
 def register(
@@ -399,7 +399,7 @@ def register(
     if o is None: return functools.partial(register, name=name)
     name = name or o.__name__
     other = _registry.get(name, o)
-    if (other.__module__, other.__qualname__) != (o.__module__, o.__qualname__):
+    if (other.__module__, other.__qualname__) != (o.__module__, o.__qualname__) and '__main__' not in (other.__module__, o.__module__):
         raise ValueError(f'the name {name!r} is taken by {other.__module__}.{other.__qualname__}; give another with @register(name=…)')
     o._spec_name = name
     if isinstance(o, type): _record_arguments(o)

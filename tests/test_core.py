@@ -223,6 +223,17 @@ def test_a_name_has_one_owner():
         @register(name='triple')
         def other(x): return x
 
+def test_a_definition_in_a_notebook_gives_way_to_a_module_and_may_take_a_name_over():
+    def made_in(module):
+        def sextuple(x): return 6*x
+        sextuple.__module__ = module
+        return sextuple
+    for module in ('__main__', 'a_module', '__main__', '__main__'):
+        latest = register(made_in(module))
+        assert from_spec({'spec': 'sextuple'}) is latest
+    register(made_in('a_module'))
+    with pytest.raises(ValueError, match="'sextuple' is taken by a_module"): register(made_in('another_module'))
+
 def test_an_argument_that_is_not_plain_is_refused():
     with pytest.raises(TypeError, match='no registered name'): to_spec(Box(object()))
 

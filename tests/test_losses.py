@@ -456,3 +456,52 @@ def test_perplexity_fits_the_protocol():
     pred, yb = torch.randn(7, 5, 4), torch.randint(-1, 4, (7, 5))
     close(over(Perplexity(loss), pred, yb, 2), loss(pred, yb).exp())
     close(over(Perplexity(loss), torch.zeros(7, 5, 4), yb, 3), 4.)
+
+# Bad input that used to pass in silence, or to fail with an obscure error
+
+@pytest.mark.parametrize('yb', [torch.tensor([0, 1]), torch.tensor([[0], [1], [2], [0]])])
+def test_nll_refuses_targets_that_gather_would_cut_short(yb):
+    with pytest.raises(ValueError, match=r'should have shape \(4,\)'): nll(torch.randn(4, 3), yb)
+
+def test_nll_refuses_fractions_as_classes():
+    with pytest.raises(TypeError, match='integers'): nll(torch.randn(4, 3), torch.tensor([0., 1.5, 2, 0]))
+
+def test_accuracy_takes_tensors_only():
+    with pytest.raises(TypeError, match='the targets are a list'): accuracy(torch.randn(2, 3), [0, 1])
+    with pytest.raises(TypeError, match='the scores are a list'): accuracy([[0., 1.]], torch.tensor([0]))
+
+@pytest.mark.parametrize('dim', [0, 2, -2, -3])
+def test_a_dimension_that_holds_no_classes_is_refused(dim):
+    with pytest.raises(ValueError, match=f'dim is {dim} '): CrossEntropy(dim=dim)(torch.randn(3, 3), torch.tensor([0, 1, 2]))
+
+@pytest.mark.parametrize('loss', [SquaredLoss(), AbsoluteLoss(), HuberLoss()])
+def test_losses_of_numbers_refuse_bool_targets(loss):
+    with pytest.raises(TypeError, match=r'yb\.float\(\)'): loss(torch.randn(3), torch.tensor([True, False, True]))
+
+@pytest.mark.parametrize('kind', [CrossEntropy, nn.CrossEntropyLoss])
+def test_the_parts_of_a_class_are_refused(kind):
+    with pytest.raises(TypeError, match='give an instance'): loss_parts(kind)
+
+def test_item_losses_leave_out_what_torchs_losses_ignore():
+    pred, yb = torch.randn(2, 3, 4), torch.tensor([[0, 1, -1, -1], [0, 1, 2, 0]])
+    for torchs in (nn.CrossEntropyLoss(ignore_index=-1), functools.partial(F.cross_entropy, ignore_index=-1)):
+        close(item_losses(torchs, pred, yb), item_losses(CrossEntropy(ignore_index=-1), pred, yb))
+    close(item_losses(F.cross_entropy, pred, yb.masked_fill(yb < 0, -100)), item_losses(CrossEntropy(ignore_index=-1), pred, yb))
+
+def test_item_losses_refuses_a_loss_that_does_not_heed_its_reduction():
+    def stubborn(pred, yb, reduction='mean'): return (pred - yb).pow(2).mean()
+    with pytest.raises(ValueError, match='each item a value'): item_losses(stubborn, torch.randn(3), torch.randn(3))
+
+def test_fractions_are_not_cut_to_whole_numbers_in_a_count():
+    metric = Rmse()
+    with pytest.raises(TypeError, match='cut to whole numbers'): metric.add(n=torch.tensor(2.7))
+    equal(metric.n, 0)
+
+def test_a_metric_that_forgets_super_is_told_so():
+    class Forgetful(Metric):
+        def __init__(self): self.add_state('n', 0, 'sum')
+    with pytest.raises(AttributeError, match=r'super\(\).__init__\(\)'): Forgetful()
+
+@pytest.mark.parametrize('args', [(3,), (accuracy, 3)])
+def test_mean_metric_takes_functions(args):
+    with pytest.raises(TypeError, match='should be functions'): MeanMetric(*args)
