@@ -124,7 +124,7 @@ def execute(source, target):
     "Run a notebook in a kernel and write it with its outputs, also when a cell fails (in the environment's interpreter)."
     import nbclient, nbformat
     nb = nbformat.read(source, as_version=4)
-    client = nbclient.NotebookClient(nb, timeout=3600, kernel_name='python3', resources={'metadata': {'path': str(Path(source).parent)}})
+    client = nbclient.NotebookClient(nb, timeout=3600, kernel_name='python3', store_widget_state=False, resources={'metadata': {'path': str(Path(source).parent)}})
     failure = None
     try: client.execute()
     except (nbclient.exceptions.CellExecutionError, nbclient.exceptions.CellTimeoutError, nbclient.exceptions.DeadKernelError) as e: failure = e
