@@ -149,7 +149,7 @@ def _check_whole(name, value, least):
         raise TypeError(f'{name} should be a whole number, not {value!r}')
     if value < least: raise ValueError(f'{name} is {value}; it should be at least {least}')
 
-# %% ../nbs/05_minibatches.ipynb #0b7a1b01
+# %% ../nbs/05_minibatches.ipynb #77cabb64
 class Sampler:
     """The order of `n` items in an epoch: as they lie, or shuffled by (seed, epoch) alone.
 
@@ -175,7 +175,7 @@ class Sampler:
     def __iter__(self): return iter(_ints(self.order(self.epoch)))
     def __len__(self): return self.n
 
-def _ints(order): return order.tolist() if isinstance(order, torch.Tensor) else order
+def _ints(order): return order.numpy().tolist() if isinstance(order, torch.Tensor) else order   # never on a GPU
 
 # %% ../nbs/05_minibatches.ipynb #dde722ee
 class BatchSampler:
