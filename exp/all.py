@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/99_all.ipynb #0035a5d2
-from . import core, datasets, tensors, autograd, losses, dataloader, regularization
+# %% ../nbs/99_all.ipynb #adbe0266
+from . import core, datasets, tensors, autograd, losses, dataloader, regularization, callbacks, schedules, hooks, layers, norms, lsuv
 from .core import *
 from .datasets import *
 from .tensors import *
@@ -14,7 +14,13 @@ from .autograd import *
 from .losses import *
 from .dataloader import *
 from .regularization import *
+from .callbacks import *
+from .schedules import *
+from .hooks import *
+from .layers import *
+from .norms import *
+from .lsuv import *
 
-# %% ../nbs/99_all.ipynb #efa46db0
-_modules = (core, datasets, tensors, autograd, losses, dataloader, regularization)
+# %% ../nbs/99_all.ipynb #96cffd0b
+_modules = (core, datasets, tensors, autograd, losses, dataloader, regularization, callbacks, schedules, hooks, layers, norms, lsuv)
 __all__ = [name for module in _modules for name in module.__all__]

@@ -213,14 +213,17 @@ def _set_generators(states):
     if cuda is not None: torch.cuda.set_rng_state_all(cuda)
     if mps is not None: torch.mps.set_rng_state(mps)
 
-# %% ../nbs/08_schedules.ipynb #9eafb2b5
+# %% ../nbs/08_schedules.ipynb #267d4abb
 class _ModelState:
     "A copy of a model's parameters and buffers, those that `state_dict` leaves out too."
     def __init__(self, model):
         self.slots = [(slots, name, t, None if t is None else t.detach().clone())
                       for m in model.modules() for slots in (m._parameters, m._buffers) for name, t in slots.items()]
+        self.extra = [(m, copy.deepcopy(m.get_extra_state())) for m in model.modules()
+                      if type(m).get_extra_state is not torch.nn.Module.get_extra_state]
 
     def put_back(self):
+        for m, state in self.extra: m.set_extra_state(state)
         with torch.no_grad():
             for slots, name, t, saved in self.slots:
                 now = slots.get(name)

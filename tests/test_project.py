@@ -150,7 +150,8 @@ def test_the_readme_lists_every_lesson_and_its_tables_are_in_place():
 def test_the_readmes_code_works_from_any_folder(tmp_path):
     (code,) = re.findall(r'^```python\n(.*?)^```', (ROOT/'README.md').read_text(encoding='utf-8'), re.S | re.M)
     assert len([l for l in code.splitlines() if l.strip()]) <= 10
-    code = re.sub(r'fit_simple\(3, ', 'history = fit_simple(1, ', code) + "\nassert history[-1]['accuracy'] > 0.9, history"
+    assert 'runner.fit(3)' in code
+    code = code.replace('runner.fit(3)', 'runner.fit(1)') + "\nassert runner.avg_stats.history[-1]['valid_accuracy'] > 0.9, runner.avg_stats.history"
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

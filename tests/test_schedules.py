@@ -615,3 +615,16 @@ def test_a_resumed_training_goes_on_counting(when, tmp_path):
 def test_trackers_show_what_they_watch():
     assert repr(EarlyStopping()) == "EarlyStopping('valid_loss', mode='min')"
     assert repr(ParamScheduler('lr', sched_no(1, 1))) == "ParamScheduler('lr')" and repr(LRFinder()) == 'LRFinder(100, 1e-06, 10)'
+
+class Counting(nn.Module):
+    "A state that is no tensor."
+    def __init__(self): super().__init__(); self.seen = [0]
+    def get_extra_state(self): return self.seen
+    def set_extra_state(self, state): self.seen = state
+    def forward(self, x): self.seen[0] += 1; return x
+
+def test_a_finder_puts_back_a_state_that_is_no_tensor():
+    x, y = torch.randn(64, 3), torch.randint(2, (64,))
+    model = nn.Sequential(nn.Linear(3, 2), Counting())
+    Runner(make_data(Dataset(x, y), None, bs=8), model).fit(1, cbs=LRFinder(max_iter=20))
+    assert model[1].seen == [0]
