@@ -1,24 +1,25 @@
-"""Train a two-layer network on MNIST with what the first lessons built.
+"""Train a two-layer network on MNIST, with a bar, a table and a checkpoint to go on from.
 
     python examples/train_mnist.py --epochs 5
 """
 import argparse
 
-import torch
 from torch import nn
 
-from exp.core import default_device, set_seed
-from exp.dataloader import Dataset, eval_simple, fit_simple, make_data
+from exp.core import set_seed
+from exp.dataloader import Dataset, make_data
 from exp.datasets import mnist, standardize
+from exp.learner import Checkpoint, Learner
 from exp.losses import accuracy
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument('--epochs', type=int, default=5)
     p.add_argument('--bs', type=int, default=64, help='images in a batch')
-    p.add_argument('--lr', type=float, default=0.1, help='learning rate of plain SGD')
+    p.add_argument('--lr', type=float, default=3e-3, help='highest learning rate of one cycle, AdamW')
     p.add_argument('--hidden', type=int, default=100, help='units in the hidden layer')
     p.add_argument('--seed', type=int, default=None, help='None: the setting seed')
+    p.add_argument('--checkpoint', default=None, help='a file to write to, and to go on from if it is there')
     args = p.parse_args()
 
     set_seed(args.seed)
@@ -26,9 +27,9 @@ def main():
     mean, std = x.float().mean(), x.float().std()
     x, xv = (standardize(t.flatten(1), mean, std) for t in (x, xv))
     data = make_data(Dataset(x, y.long()), Dataset(xv, yv.long()), bs=args.bs, seed=args.seed)
-    model = nn.Sequential(nn.Linear(784, args.hidden), nn.ReLU(), nn.Linear(args.hidden, 10)).to(default_device())
-    opt = torch.optim.SGD(model.parameters(), lr=args.lr)
-    for row in fit_simple(args.epochs, model, nn.functional.cross_entropy, opt, data, metrics=accuracy):
-        print('  '.join(f'{name} {value:.4g}' for name, value in row.items()))
+    model = nn.Sequential(nn.Linear(784, args.hidden), nn.ReLU(), nn.Linear(args.hidden, 10))
+    learn = Learner(data, model, metrics=accuracy, cbs=[Checkpoint(args.checkpoint, every=500)] if args.checkpoint else None)
+    learn.fit_one_cycle(args.epochs, args.lr, resume=bool(args.checkpoint))
+    print(f'accuracy on {len(xv):,} validation images: {100*learn.validate()["accuracy"]:.2f} %')
 
 if __name__ == '__main__': main()

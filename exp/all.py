@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/99_all.ipynb #adbe0266
-from . import core, datasets, tensors, autograd, losses, dataloader, regularization, callbacks, schedules, hooks, layers, norms, lsuv
+# %% ../nbs/99_all.ipynb #73ecaf88
+from . import core, datasets, tensors, autograd, losses, dataloader, regularization, callbacks, schedules, hooks, layers, norms, lsuv, data_block, optimizers, progress, learner
 from .core import *
 from .datasets import *
 from .tensors import *
@@ -20,7 +20,11 @@ from .hooks import *
 from .layers import *
 from .norms import *
 from .lsuv import *
+from .data_block import *
+from .optimizers import *
+from .progress import *
+from .learner import *
 
-# %% ../nbs/99_all.ipynb #96cffd0b
-_modules = (core, datasets, tensors, autograd, losses, dataloader, regularization, callbacks, schedules, hooks, layers, norms, lsuv)
+# %% ../nbs/99_all.ipynb #d48effd5
+_modules = (core, datasets, tensors, autograd, losses, dataloader, regularization, callbacks, schedules, hooks, layers, norms, lsuv, data_block, optimizers, progress, learner)
 __all__ = [name for module in _modules for name in module.__all__]

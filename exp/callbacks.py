@@ -6,8 +6,8 @@
 __all__ = ['EVENTS', 'CancelStepException', 'CancelBatchException', 'CancelEpochException', 'CancelFitException', 'Callback',
            'TrainEvalCallback', 'Runner', 'AvgStats', 'Recorder', 'smoothed', 'DelayedRead', 'NanCheck']
 
-# %% ../nbs/07_callbacks.ipynb #f53a61ff
-import copy, difflib, time, warnings
+# %% ../nbs/07_callbacks.ipynb #b59c3435
+import copy, difflib, functools, time, warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -87,13 +87,15 @@ class Callback:
 
     def __repr__(self): return f'{type(self).__name__}()'
 
-# %% ../nbs/07_callbacks.ipynb #48363e71
+# %% ../nbs/07_callbacks.ipynb #112752f2
+@functools.cache
+def _like_an_event(name): return name.startswith(('before_', 'after_')) or bool(difflib.get_close_matches(name.lower(), EVENTS, 1, 0.88))   # as befor_batch is
+
 def _methods(cb):
     "The methods of `cb` that are named as events. `AttributeError` for one that looks like an event and is none."
     found = {}
     for name in dir(cb):
-        alike = name.startswith(('before_', 'after_')) or difflib.get_close_matches(name.lower(), EVENTS, 1, 0.88)   # as befor_batch is
-        if not alike or not callable(getattr(cb, name)): continue
+        if not _like_an_event(name) or not callable(getattr(cb, name)): continue
         if name not in EVENTS:
             raise AttributeError(f'{type(cb).__name__}.{name} looks like an event and is none{did_you_mean(name, EVENTS) or "."} '
                                  f'The events are {", ".join(EVENTS)}')
@@ -154,7 +156,7 @@ def _check_parts(model, loss_func, opt_func):
         bare_class = isinstance(f, type) and (name == 'loss_func' or issubclass(f, nn.Module))   # nn.MSELoss for nn.MSELoss()
         if f is not None and (bare_class or not callable(f)): raise TypeError(f'{name} should be a function, not {f!r}')
 
-# %% ../nbs/07_callbacks.ipynb #5710f9cb
+# %% ../nbs/07_callbacks.ipynb #9b58a360
 class Runner:
     "Trains `model` on `data`: the one training loop, which calls the callbacks at each of `EVENTS`."
     def __init__(self,
@@ -184,7 +186,7 @@ class Runner:
         with self._prepared(epochs, lr, cbs): self._section('fit', self._epochs)
 
     def _epochs(self):
-        for _ in range(self.epochs):
+        for _ in range(self.first_epoch + self.epochs - self.epoch):   # fewer, where a callback has put us into the middle of a fit
             try: self._section('epoch', self._one_epoch)
             finally: self.epoch += self.over == 'epoch'   # one that was broken off is not counted
         self.pct_fit = 1.
@@ -318,20 +320,27 @@ def _ready_opt(self: Runner, lr):
     else:
         for group in self.opt.param_groups: group['lr'] = lr
 
-# %% ../nbs/07_callbacks.ipynb #9fd27d0e
+# %% ../nbs/07_callbacks.ipynb #057616ed
 def _listed(cancel): return ', '.join(e for e in EVENTS if e in cancel.places)
 
 @patch
 @contextmanager
 def _prepared(self: Runner, epochs, lr, cbs):
-    "The state of a fit; afterwards all that was for this fit alone is undone."
+    "The state of a fit, and its callbacks."
     if self.fitting: raise RuntimeError('fit was called within a fit; use another Runner there')
     _check_epochs(epochs)
     if self.data.train_dl is None: raise ValueError('data has no training loader')
     self._ready_opt(self.lr if lr is None else lr)
-    before = list(self.cbs)
-    self.epochs, self.first_epoch, self.pct_fit, self.over, self.fitting = epochs, self.epoch, 0., None, True
+    self.epochs, self.first_epoch, self.pct_fit = epochs, self.epoch, 0.
+    with self._with_cbs(self.cbs, cbs): yield
+
+@patch
+@contextmanager
+def _with_cbs(self: Runner, own, cbs):
+    "For one block, let `own`, some of the runner's callbacks, and `cbs` be all; afterwards what was for this block alone is undone."
+    before, self.over, self.fitting = list(self.cbs), None, True
     try:
+        self._set_cbs(own)
         self.add_cbs(cbs)
         if any(self.data.batch_tfms) and not any(cb.transforms_batches for cb in self.cbs):
             raise ValueError('data has batch_tfms, and no callback applies them; '
@@ -347,7 +356,7 @@ def _prepared(self: Runner, epochs, lr, cbs):
         self._set_cbs(before)
         for part in _PARTS: self.__dict__.pop(part, None)
         self.pred = self.loss_grad = None   # they hold the last batch's graph
-        self.opt.zero_grad()
+        if self.opt is not None: self.opt.zero_grad()
 
 # %% ../nbs/07_callbacks.ipynb #62cf0005
 @patch
@@ -423,24 +432,27 @@ def _named(metrics):
         named[name] = m
     return named
 
-# %% ../nbs/07_callbacks.ipynb #921d2c00
+# %% ../nbs/07_callbacks.ipynb #33b792c1
 class AvgStats(Callback):
     "Means of the loss and of `metrics` over each epoch, in training and in validation; `history` has a row for each epoch."
     order = 40
     def __init__(self,
         *metrics, # functions of (pred, yb), or objects with `reset`, `update(pred, yb)` and `compute`
     ):
-        named, self.history, self._start = _named(metrics), History(), None
+        named, self.history, self._start, self._begun = _named(metrics), History(), None, None
         mean = lambda f: MeanMetric(f, lambda yb: self.batch_weight())
         own  = lambda m: copy.deepcopy(m) if hasattr(m, 'update') else mean(m)
         self._sets = {which: {'loss': mean(lambda pred, yb: self.loss), **{name: own(m) for name, m in named.items()}}
                       for which in ('train', 'valid')}
+
+    columns = property(lambda self: list(self._sets['train']), doc="'loss' and the metrics' names.")
 
     def before_fit(self): self.history, self._start = History(), None
     def before_epoch(self):
         self._start = time.perf_counter()
         for metrics in self._sets.values():
             for m in metrics.values(): m.reset()
+        if self._begun is not None: self._go_on()
 
     def after_loss(self):
         pred = _on_each(torch.Tensor.detach, self.pred)   # which may be a tuple or a dict
@@ -453,9 +465,29 @@ class AvgStats(Callback):
         means = _read({f'{w}_{name}': m.compute() for w in which for name, m in self._sets[w].items()})
         self.history.append({'epoch': self.epoch, **means, 'seconds': time.perf_counter() - start})
 
-    def state_dict(self): "The rows of `history`."; return {'history': [dict(row) for row in self.history]}
-    def load_state_dict(self, state): "Go on from a `state_dict`."; self.history = History(dict(row) for row in state['history'])
-    def __repr__(self): return f'AvgStats({", ".join(list(self._sets["train"])[1:])})'
+    def __repr__(self): return f'AvgStats({", ".join(self.columns[1:])})'
+
+# %% ../nbs/07_callbacks.ipynb #a409645f
+@patch
+def state_dict(self: AvgStats):
+    "The rows of `history`, and the sums of an epoch that has begun."
+    state = {'history': [dict(row) for row in self.history], 'begun': None}
+    if self._start is None: return state
+    sums = {name: m.states() for name, m in self._sets['train'].items() if hasattr(m, 'states')}
+    return {**state, 'begun': {'sums': sums, 'seconds': time.perf_counter() - self._start}}
+
+@patch
+def load_state_dict(self: AvgStats,
+    state, # what `state_dict` answered
+):
+    "Go on from there: with the next epoch, or in one that had begun."
+    self.history, self._begun = History(dict(row) for row in state['history']), state['begun']
+
+@patch
+def _go_on(self: AvgStats):
+    begun, self._begun = self._begun, None
+    self._start -= begun['seconds']
+    for name, sums in begun['sums'].items(): self._sets['train'][name].add(**sums)
 
 # %% ../nbs/07_callbacks.ipynb #ae3a84dd
 class Recorder(Callback):

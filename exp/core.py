@@ -9,8 +9,8 @@ __all__ = ['test_eq', 'near', 'test_close', 'expect_error', 'did_you_mean', 'Set
            'save_state', 'load_state', 'register', 'to_spec', 'from_spec', 'Report', 'report', 'Verdict', 'exercise',
            'check_exercise']
 
-# %% ../nbs/00_core.ipynb #f389673e
-import configparser, difflib, functools, hashlib, importlib.util, inspect, json, math, os, pickle, random, re, sys, tempfile, typing
+# %% ../nbs/00_core.ipynb #a3e41cc3
+import configparser, difflib, errno, functools, hashlib, importlib.util, inspect, json, math, os, pickle, random, re, sys, tempfile, typing, zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
@@ -353,7 +353,7 @@ def atomic_path(
         os.replace(beside, path)
     finally: beside.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #61b8171b
+# %% ../nbs/00_core.ipynb #25ad500a
 _PLAIN = (type(None), bool, int, float, str, bytes, torch.Tensor, torch.dtype, torch.device, torch.Size)
 
 def _check_plain(x, where='state'):
@@ -373,6 +373,14 @@ def save_state(
     _check_plain(state)
     with atomic_path(path) as beside: torch.save(state, beside)
 
+def _damaged(path):
+    "Is `path` a zip archive, as torch writes them, of which a part does not have its checksum? torch.load does not look."
+    try: archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError): return False   # no archive; torch.load says what it is
+    with archive:
+        try: return archive.testzip() is not None
+        except Exception: return True
+
 def load_state(
     path,                # a file of `save_state`, or a state dict saved by torch
     device='cpu',        # where its tensors go
@@ -380,11 +388,14 @@ def load_state(
     "Read tensors and plain data from `path`. `ValueError` if the file is damaged or holds anything else; no code of it is run."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path} does not exist')
+    if _damaged(path): raise ValueError(f'{path} cannot be read as a saved state; it is damaged (a part of it does not have its checksum)')
     try: return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as e:
-        reason = str(e).split('\n')[0] if 'weights_only' not in str(e).split('\n')[0].lower() else 'it asks for code to be run'
+        first = str(e).split('\n')[0]
+        reason = 'it asks for code to be run' if re.search('weights.only', first, re.I) else first
         raise ValueError(f'{path} is refused: it holds more than tensors and plain data, or is no saved state ({reason})') from None
-    except (RuntimeError, EOFError, KeyError, ValueError) as e:
+    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as e:
+        if isinstance(e, OSError) and e.errno != errno.EINVAL: raise   # no rights, a bad disk; a file cut short gives EINVAL
         raise ValueError(f'{path} cannot be read as a saved state; it may be damaged or cut short ({str(e).splitlines()[0] if str(e) else type(e).__name__})') from None
 
 # %% ../nbs/00_core.ipynb #6319b728

@@ -6,8 +6,9 @@
 __all__ = ['Dataset', 'Rng', 'Sampler', 'BatchSampler', 'collate', 'TransformedDataset', 'random_shift', 'Batch', 'DataLoader',
            'BatchContext', 'DataBunch', 'make_data', 'eval_simple', 'History', 'fit_simple']
 
-# %% ../nbs/05_minibatches.ipynb #58f350fa
+# %% ../nbs/05_minibatches.ipynb #d33d18fa
 import functools, operator, os, random, time, weakref
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -74,7 +75,7 @@ def _rows(x, i):
     if isinstance(x, tuple) and x and isinstance(x[0], torch.Tensor): return tuple(_rows(v, i) for v in x)
     return None if x is None else [x[j] for j in i.tolist()] if isinstance(i, torch.Tensor) else x[i]
 
-# %% ../nbs/05_minibatches.ipynb #9337f878
+# %% ../nbs/05_minibatches.ipynb #d276496e
 class Dataset:
     """Items and their labels, in step: `ds[i]` is `(x, y)`; a slice, range, mask or list gives many at once.
 
@@ -94,14 +95,17 @@ class Dataset:
     def __len__(self): return len(_parts(self.x)[0])
     def __getitem__(self, i):
         "An item for an int; else the rows, as views for a slice or a range of step 1, copied otherwise."
+        if type(i) is torch.Tensor is type(self.x) is type(self.y) and i.ndim == 1:   # a shuffled batch, as fast as by hand
+            try: return self.x.index_select(0, i), self.y.index_select(0, i)
+            except (IndexError, RuntimeError): pass   # a mask, a negative or a wrong index, another device: the careful way
         i = _place(i, len(self))
         return _rows(self.x, i), _rows(self.y, i)
 
     @property
     def sliceable(self):
-        "Do indices give a batch that is ready? True for tensors; not for lists, or another `__getitem__`."
+        "Do indices give a batch that is ready? True for tensors; not for lists, or where a subclass makes items in its own way."
         tensors = all(isinstance(p, torch.Tensor) for p in _parts(self.x) + _parts(self.y))
-        return tensors and type(self).__getitem__ is Dataset.__getitem__
+        return tensors and type(self).__getitem__ is Dataset.__getitem__ and not hasattr(self, 'get')
 
     @property
     def c(self):
@@ -292,26 +296,45 @@ def random_shift(
     padded = nn.functional.pad(im, (pixels,)*4, value=im.min().item())
     return padded[..., pixels + dy:pixels + dy + h, pixels + dx:pixels + dx + w]
 
-# %% ../nbs/05_minibatches.ipynb #8428710e
+# %% ../nbs/05_minibatches.ipynb #92865eda
 class Batch(tuple):
     "The pair `(xb, yb)`, which also carries `items`: their indices in the data set, a range or a list."
     def __new__(cls, pair, items=None):
         self = super().__new__(cls, pair)
-        self.items = items
+        self._items = items
         return self
+
+    @property
+    def items(self):
+        "A list is made of a tensor the first time that somebody asks."
+        if isinstance(self._items, torch.Tensor): self._items = _ints(self._items)
+        return self._items
 
     def to(self, device) -> 'Batch':
         "The same batch with its tensors on `device`, copied without waiting where the memory allows it."
-        return Batch(to_device(tuple(self), device), self.items)
+        return Batch(to_device(tuple(self), device), self._items)
 
     def pin_memory(self) -> 'Batch':
         "The same batch in memory from which a GPU can copy by itself."
-        return Batch(utils.data._utils.pin_memory.pin_memory(tuple(self)), self.items)
+        return Batch(utils.data._utils.pin_memory.pin_memory(tuple(self)), self._items)
 
-# %% ../nbs/05_minibatches.ipynb #de330769
+# %% ../nbs/05_minibatches.ipynb #6896662b
+class _Pieces:
+    "In a worker: shared memory for its batches, used again and again."
+    def __init__(self): self.pieces, self.turn = [None]*4, 0   # twice the tasks that a worker has at a time
+    def __call__(self, t):
+        self.turn = (self.turn + 1) % len(self.pieces)
+        piece = self.pieces[self.turn]
+        if piece is None or piece.nbytes < t.nbytes: piece = self.pieces[self.turn] = torch.empty(t.nbytes, dtype=torch.uint8).share_memory_()
+        return piece[:t.nbytes].view(t.dtype).view(t.shape).copy_(t)
+
+# %% ../nbs/05_minibatches.ipynb #37ae4bbe
 class _Fetcher(utils.data.Dataset):
     "Maps a task (epoch, items) to a `Batch`: what a worker does, and the loader itself without workers."
-    def __init__(self, ds, join, seed): self.ds, self.join, self.seed = ds, join, seed
+    def __init__(self, ds, join, seed): self.ds, self.join, self.seed, self.shared = ds, join, seed, _Pieces()
+
+    @property
+    def shares(self): return self.join is None and hasattr(self.ds, 'get_many')
 
     def item(self, i, epoch):
         try: item = self.ds.get(i, Rng(self.seed, epoch, i)) if hasattr(self.ds, 'get') else self.ds[i]
@@ -324,6 +347,11 @@ class _Fetcher(utils.data.Dataset):
 
     def __getitem__(self, task):
         epoch, items = task
+        pair = self.ds.get_many(items, lambda i: Rng(self.seed, epoch, i)) if self.shares else None
+        if pair is not None:
+            xb, yb = pair
+            if utils.data.get_worker_info() is not None and isinstance(xb, torch.Tensor): xb = self.shared(xb)
+            return Batch((xb, yb), items)
         samples = [self.item(i, epoch) for i in items]
         if self.join is None: return Batch(collate(samples, items), items)
         try: pair = self.join(samples)
@@ -411,30 +439,28 @@ class DataLoader:
         return (f'DataLoader ({len(self)} batches {size}from {self.ds!r}, '
                 f'{self.num_workers} workers, seed {self.seed})')
 
-# %% ../nbs/05_minibatches.ipynb #0d6e4a54
+# %% ../nbs/05_minibatches.ipynb #d3fca1fb
 @patch
 def _plan(self: DataLoader, epoch, skip_items):
-    "The epoch's batches: (rows to slice with, the same as a range or a list of ints)."
+    "The indices of each of the epoch's batches: a tensor, range or list."
     if isinstance(self.batch_sampler, BatchSampler):
         order = _order(self.batch_sampler.sampler, epoch, skip_items, self.seed)
-        if isinstance(order, list): order = _indices(order)
-        cut = self.batch_sampler.cut
-        return list(zip(cut(order), cut(_ints(order))))
+        return self.batch_sampler.cut(_indices(order) if isinstance(order, list) else order)
     batches = [_indices(b) for b in _order(self.batch_sampler, epoch, 0, self.seed)]
     _check_skip(skip_items, sum(map(len, batches)))
-    return [(b, b) for b in _after(batches, skip_items)]
+    return _after(batches, skip_items)
 
-# %% ../nbs/05_minibatches.ipynb #ea08bbc4
+# %% ../nbs/05_minibatches.ipynb #8947de77
 @patch
 def _batches(self: DataLoader, epoch, skip_items):
     "One pass over the batches of `epoch`."
     plan = self._plan(epoch, skip_items)
-    if self.collate is None and getattr(self.ds, 'sliceable', False) and not hasattr(self.ds, 'get'):
-        for rows, items in plan: yield Batch(self.ds[rows], items)
-    elif self.num_workers: yield from self._from_workers([(epoch, items) for _, items in plan])
+    if self.collate is None and getattr(self.ds, 'sliceable', False):
+        for rows in plan: yield Batch(self.ds[rows], rows)
+    elif self.num_workers: yield from self._from_workers([(epoch, _ints(rows)) for rows in plan])
     else:
         fetch = _Fetcher(self.ds, self.collate, self.seed)
-        for _, items in plan: yield fetch[epoch, items]
+        for rows in plan: yield fetch[epoch, _ints(rows)]
 
 # %% ../nbs/05_minibatches.ipynb #a96ad12a
 class _Tasks(list):
@@ -452,14 +478,22 @@ def _start_workers(self: DataLoader):
     weakref.finalize(self, _stop, engine)
     return engine
 
-# %% ../nbs/05_minibatches.ipynb #6015f2ff
+# %% ../nbs/05_minibatches.ipynb #b662a554
+def _copies(batches, n):
+    "The batches with `xb` copied out of shared memory, of which the last `n` pieces are held."
+    held = deque(maxlen=n)
+    for batch in batches:
+        xb, yb = batch
+        held.append(xb)
+        yield Batch((xb.clone() if isinstance(xb, torch.Tensor) else xb, yb), batch.items)
+
 @patch
 def _from_workers(self: DataLoader, tasks):
     "The batches of `tasks`, made by idle workers or new ones."
     if not tasks: return
     engine, self._idle = self._start_workers() if self._idle is None else self._idle, None
     engine.sampler[:] = tasks
-    try: yield from engine
+    try: yield from (_copies(engine, 4*self.num_workers) if engine.dataset.shares and not engine.pin_memory else engine)
     except GeneratorExit:        # the loop was left early; the workers are well, as a rule
         self._keep(engine)
         raise
@@ -508,11 +542,11 @@ def _train_and_valid(tfms):
         if not callable(tfm): raise TypeError(f'a batch transform should be a function, not {tfm!r}')
     return pair
 
-# %% ../nbs/05_minibatches.ipynb #bfe19fd2
+# %% ../nbs/05_minibatches.ipynb #3397a8a4
 class DataBunch:
     """The loaders of a training, validation and perhaps test set, with the transforms of their batches.
 
-    `TypeError` for what is no loader or transform; `ValueError` for a tuple of transforms not of two."""
+    `TypeError` for what is no loader or transform; `ValueError` for a tuple of transforms not of two, or classes that differ."""
     def __init__(self,
         train_dl,        # loader for training
         valid_dl=None,   # loader for validation; None: there is none
@@ -526,6 +560,7 @@ class DataBunch:
         _check_dl('train_dl', train_dl); _check_dl('valid_dl', valid_dl); _check_dl('test_dl', test_dl)
         self.train_dl, self.valid_dl, self.test_dl = train_dl, valid_dl, test_dl
         self.batch_tfms = _train_and_valid(batch_tfms)
+        _check_classes(self.train_ds, self.valid_ds)
         known = lambda name, given: getattr(self.train_ds, name, None) if given is None else given
         self.loss_func, self.c = known('loss_func', loss_func), known('c', c)
         self.classes, self.kind = known('classes', classes), known('kind', None)
@@ -540,6 +575,14 @@ class DataBunch:
         return '\n'.join([type(self).__name__, *lines])
 
 def _ds(dl): return getattr(dl, 'ds', getattr(dl, 'dataset', None))   # ours, or PyTorch's
+
+def _check_classes(train_ds, valid_ds):
+    "`ValueError` where both sets name their classes, and not the same."
+    train, valid = (getattr(ds, 'classes', None) for ds in (train_ds, valid_ds))
+    if train is None or valid is None or list(train) == list(valid): return
+    odd = [c for c in valid if c not in train] or [c for c in train if c not in valid]
+    raise ValueError(f'the training set has {len(train)} classes and the validation set {len(valid)}, in which class {odd[0] if odd else train[0]!r} '
+                     'has not the same place; label both together, so that a number means one class')
 
 def _check_dl(name, dl):
     no_loader = isinstance(dl, (Dataset, TransformedDataset, utils.data.Dataset, torch.Tensor, str))

@@ -28,7 +28,7 @@ def _move_opt_state(opt):
                 stays = k == 'step' and not (group.get('capturable') or group.get('fused'))
                 if isinstance(v, torch.Tensor) and not stays: opt.state[p][k] = v.to(p.device)
 
-# %% ../nbs/09_cuda_hooks.ipynb #6a55719b
+# %% ../nbs/09_cuda_hooks.ipynb #af247a23
 def _usable(device):
     "`device` as a torch.device; `ValueError` if this machine has no such."
     if device is None: return default_device()
@@ -51,12 +51,12 @@ class DeviceCallback(Callback):
             raise RuntimeError(f'moving the model to {self.device} made new parameters, which the optimizer does not know; '
                                'move the model before the Runner is made')
         if isinstance(self.loss_func, nn.Module): self.loss_func.to(self.device)
-        _move_opt_state(self.opt)
+        if self.opt is not None: _move_opt_state(self.opt)
 
     def before_batch(self): self.run.xb, self.run.yb = to_device((self.xb, self.yb), self.device)
     def __repr__(self): return f'DeviceCallback({str(self.device)!r})'
 
-# %% ../nbs/09_cuda_hooks.ipynb #88cf1ab5
+# %% ../nbs/09_cuda_hooks.ipynb #8de514d2
 class BatchTransform(Callback):
     "Passes each batch, in training and validation, through `tfm`. `TypeError` for what is no function, or answers no batch."
     order = -80
@@ -71,7 +71,7 @@ class BatchTransform(Callback):
     def before_fit(self):
         self._seed = settings().seed   # for a loader without one
         if not self.transforms_batches: return
-        if self._owner is not self.data: raise ValueError(f'{self!r} is of another DataBunch than the one that is trained on')
+        if self._owner.batch_tfms is not self.data.batch_tfms: raise ValueError(f'{self!r} is of another DataBunch than the one that is trained on')
         if sum(cb.transforms_batches for cb in self.cbs) > 1: raise ValueError("two callbacks apply the data's batch_tfms; take one off")
 
     def before_batch(self): self.run.xb, self.run.yb = self._transformed()

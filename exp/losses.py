@@ -349,7 +349,7 @@ class Rmse(Metric):
     def update(self, pred, yb): "Add the squared errors."; self.add(total=SquaredLoss('sum')(pred, yb), n=yb.numel())
     def compute(self): "NaN before the first batch."; return (self.total/self.n).sqrt()
 
-# %% ../nbs/04_linear_models.ipynb #ef17bb92
+# %% ../nbs/04_linear_models.ipynb #016e1fbd
 def _items(yb):
     "The first dimension of the first tensor in `yb`, which may be nested."
     while not isinstance(yb, torch.Tensor):
@@ -367,14 +367,31 @@ class MeanMetric(Metric):
         super().__init__()
         if not callable(func) or not (count is None or callable(count)):
             raise TypeError(f'func is {func!r} and count {count!r}; they should be functions, of (pred, yb) and of yb')
-        self.func, self.count = func, count or _items
+        self.func, self.count, self._batches = func, count or _items, []   # (mean, weight) of those not yet added up
         self.add_state('total', 0., 'sum')
         self.add_state('weight', 0, 'sum')
 
     @property
     def name(self): "The function's name."; return getattr(self.func, '__name__', type(self.func).__name__)
-    def update(self, pred, yb): "Add a batch."; n = self.count(yb); self.add(total=self.func(pred, yb)*n, weight=n)
+    def reset(self): "Forget all batches."; super().reset(); self._batches = []
     def compute(self): "NaN before the first batch."; return self.total/self.weight
+
+    def update(self, pred, yb):
+        "Add a batch."
+        mean, n = self.func(pred, yb), self.count(yb)
+        if getattr(mean, 'ndim', 0): return self.add(total=mean, weight=n)   # which says what is wrong with it
+        self._batches.append((mean.detach() if isinstance(mean, torch.Tensor) else mean, n))
+        if len(self._batches) == 64: self._add_up()
+
+    def _add_up(self):
+        (means, weights), self._batches = zip(*self._batches), []
+        device = _device(means)
+        means, weights = (torch.stack([torch.as_tensor(v, device=device) for v in values]) for values in (means, weights))
+        self.add(total=(means*weights).sum(), weight=weights.sum())
+
+    def __getattr__(self, name):   # a state is asked for
+        if name in ('total', 'weight') and self.__dict__.get('_batches'): self._add_up()
+        return super().__getattr__(name)
 
 # %% ../nbs/04_linear_models.ipynb #de0ee8aa
 def as_metric(

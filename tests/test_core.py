@@ -264,3 +264,11 @@ def test_exercises_00():
     assert check_exercise('00.2', pipeline) == '00.2: right'
     assert "'ba'" in check_exercise('00.2', lambda funcs: lambda x: compose(x, [lambda s, f=f: f(s) for f in funcs]))
     with pytest.raises(ValueError, match='no exercise'): check_exercise('00.9', 1)
+
+def test_a_saved_state_that_was_cut_short_anywhere_is_refused(tmp_path):
+    whole, cut = tmp_path/'whole.pth', tmp_path/'cut.pth'
+    save_state(whole, {'a': torch.randn(100, 50), 'b': [1, 'two', None]})
+    data = whole.read_bytes()
+    for n in range(0, len(data), 97):
+        cut.write_bytes(data[:n])
+        with pytest.raises(ValueError, match='cut.pth'): load_state(cut)

@@ -648,3 +648,30 @@ def test_workers_that_start_afresh_give_the_same(method, tmp_path):
     script.write_text(FRESH)
     done = subprocess.run([sys.executable, str(script), method], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+class One:
+    "Random items, the fifth of which fails."
+    def __len__(self): return 10
+    def get(self, i, rng):
+        if i == 5: raise ValueError('item five is broken')
+        return torch.tensor([i + rng.random()]), i
+
+class Many(One):
+    "The same items, made together; None for a batch with item 5."
+    def __init__(self): self.asked = []
+    def get_many(self, items, rng_of):
+        self.asked.append(list(items))
+        if 5 in items: return None
+        return torch.stack([torch.tensor([i + rng_of(i).random()]) for i in items]), torch.tensor(list(items))
+
+def test_a_data_set_may_make_many_items_at_once_with_the_same_result():
+    ds = Many()
+    together, singly = (next(iter(DataLoader(d, 4, seed=3))) for d in (ds, One()))
+    assert together.items == singly.items == range(4) and ds.asked == [[0, 1, 2, 3]]
+    assert torch.equal(together[0], singly[0]) and torch.equal(together[1], singly[1])
+
+def test_where_it_cannot_items_are_made_one_by_one_and_an_error_names_its_item():
+    batches = iter(DataLoader(Many(), 4, seed=3))
+    next(batches)
+    with pytest.raises(ValueError, match='item five') as e: next(batches)
+    assert any('item 5' in n for n in e.value.__notes__)

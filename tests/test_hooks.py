@@ -462,3 +462,10 @@ def test_devices_come_first_then_transforms():
     data = bunch(8, 8)
     Runner(data, nn.Linear(4, 3), cbs=[Early(), BatchTransform(torch.zeros_like), DeviceCallback('cpu')]).fit(1)
     assert order == [0., 0.] and DeviceCallback.order == -90 and BatchTransform.order == -80
+
+def test_the_rate_finder_works_on_data_with_transforms_of_its_own():
+    from exp.schedules import LRFinder
+    data = make_data(Dataset(torch.randn(200, 3), torch.randint(2, (200,))), Dataset(torch.randn(20, 3), torch.randint(2, (20,))), bs=20, batch_tfms=lambda xb: 2*xb)
+    run = Runner(data, nn.Linear(3, 2), cbs=BatchTransform(data.transform_batch))
+    run.fit(1, cbs=(finder := LRFinder(20)))
+    assert len(finder.losses) >= 10 and run.data is data
