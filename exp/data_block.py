@@ -171,7 +171,7 @@ def _open_image(source):
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:
         raise ImageError(f'{named} is no image that can be read; take it out (verify_images lists such files). {_reason(e)}') from None
 
-# %% ../nbs/13_data_block.ipynb #b259deaf
+# %% ../nbs/13_data_block.ipynb #91b7d5cc
 @register
 class ImageList(ItemList):
     "Images: paths, bytes, arrays h×w×3 or h×w, tensors 3×h×w or h×w of bytes, or PIL images."
@@ -181,7 +181,10 @@ class ImageList(ItemList):
         "A PIL image; a file's pixels are not decoded yet. `ImageError` names a file that is no image."
         if isinstance(item, Image.Image): return item
         if isinstance(item, torch.Tensor): item = item.movedim(0, -1).numpy() if item.ndim == 3 else item.numpy()
-        if isinstance(item, np.ndarray): return Image.fromarray(item)
+        if isinstance(item, np.ndarray):
+            if item.dtype == np.uint8 and item.ndim in (2, 3): item = item[..., 0] if item.ndim == 3 and item.shape[2] == 1 else item
+            else: raise TypeError(f'an array of {item.dtype} with shape {item.shape} is no image; bytes (uint8), h×w or h×w×3, are expected')
+            return Image.fromarray(item)
         if isinstance(item, (bytes, bytearray)) or os.path.isabs(item): return _open_image(item)
         return _open_image(item if Path(item).exists() else self.path/item)
 
@@ -194,7 +197,7 @@ class ImageList(ItemList):
 # %% ../nbs/13_data_block.ipynb #4f168ac0
 ItemList._spec_args = property(lambda self: {}, lambda self, given: None)
 
-# %% ../nbs/13_data_block.ipynb #6d18f891
+# %% ../nbs/13_data_block.ipynb #af2c9863
 class SplitData:
     "A training set, a validation set and perhaps a test set: first lists of items, with labels data sets."
     def __init__(self,
@@ -202,7 +205,7 @@ class SplitData:
         valid,     # for validation, or None
         test=None, # for the test at the end
     ):
-        self.train, self.valid, self.test, self._labeler = train, valid, test, None
+        self.train, self.valid, self.test, self._labeler, self._later = train, valid, test, None, ()
 
     labeled = property(lambda self: isinstance(self.train, LabeledData), doc='Have the items labels?')
     path    = property(lambda self: (self.train.x if self.labeled else self.train).path, doc='The folder that file names start from.')
@@ -447,7 +450,7 @@ def _processed(parts, items, what='This was the label of '):
         if p is not None: p.processors = processors
     return parts
 
-# %% ../nbs/13_data_block.ipynb #f43ea2ec
+# %% ../nbs/13_data_block.ipynb #25bf7687
 @patch
 def label_from_func(self: SplitData,
     func: Callable, # of an item: its label
@@ -456,13 +459,17 @@ def label_from_func(self: SplitData,
     classes=None,   # for categories: all names, in order
     other=None,     # for categories: a last class, for names that the training set has not
 ) -> SplitData:     # itself
-    "Label every item by a function of it. What processors must know they learn from the training set alone."
+    "Label every item by a function of it; processors learn from the training set alone. `ValueError` for a label that is None or NaN."
     if self.labeled: raise ValueError('these items have labels already; start from the split once more')
+    def label(item):
+        y = func(item)
+        if y is None or isinstance(y, float) and y != y: raise ValueError(f'{y} is no label; does the function return one for every item?')
+        return y
     items = self.train, self.valid
-    labels = [None if p is None else _label_list(_each(func, p.items, p), label_cls, self.path, classes, other) for p in items]
+    labels = [None if p is None else _label_list(_each(label, p.items, p), label_cls, self.path, classes, other) for p in items]
     pairs = zip(_processed(items, items, 'This was '), _processed(labels, items))
     self.train, self.valid = (None if x is None else LabeledData(x, y) for x, y in pairs)
-    self._labeler = func
+    self._labeler = label
     return self
 
 # %% ../nbs/13_data_block.ipynb #9b478cdd
@@ -488,10 +495,14 @@ def label_from_re(self: SplitData,
         raise ValueError(f'{Path(item).as_posix()} does not match the pattern {pattern!r}')
     return self.label_from_func(label, label_cls, classes=classes, other=other)
 
-# %% ../nbs/13_data_block.ipynb #c60b3660
-def _read_csv(path, sep):
+# %% ../nbs/13_data_block.ipynb #693b0196
+def _read_csv(path, sep, names=None):
+    "A table. The column `names`, by name or number, stays text: a file called 007 is not called 7."
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} does not exist; a table is expected there')
-    try: return pd.read_csv(path, sep=sep)
+    try:
+        there = list(pd.read_csv(path, sep=sep, nrows=0).columns)
+        if isinstance(names, int) and names not in there and -len(there) <= names < len(there): names = there[names]
+        return pd.read_csv(path, sep=sep, dtype={names: str} if names in there else None)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise ValueError(f'{path} cannot be read as a table: {e}') from None
 
 def _column(df, col):
@@ -504,7 +515,7 @@ def _column(df, col):
         raise ValueError(f'the column {column.name!r} is empty in {int(column.isna().sum())} rows, the first of them row {int(column.isna().argmax())}')
     return column
 
-# %% ../nbs/13_data_block.ipynb #27c93aed
+# %% ../nbs/13_data_block.ipynb #85e01395
 @patch
 def label_from_df(self: SplitData,
     df,                  # a table with a row for each item
@@ -537,10 +548,10 @@ def label_from_csv(self: SplitData,
     col=0, label_col=1, folder='', suffix='', label_sep=None, label_cls=None, classes=None, other=None,   # as in `label_from_df`
 ) -> SplitData:
     "Label every item by its row in a CSV file, as `label_from_df`."
-    return self.label_from_df(_read_csv(self.path/csv, sep), col=col, label_col=label_col, folder=folder, suffix=suffix,
+    return self.label_from_df(_read_csv(self.path/csv, sep, col), col=col, label_col=label_col, folder=folder, suffix=suffix,
                               label_sep=label_sep, label_cls=label_cls, classes=classes, other=other)
 
-# %% ../nbs/13_data_block.ipynb #a810b8ce
+# %% ../nbs/13_data_block.ipynb #a4d477bd
 def _check_files(files):
     missing = [f for f in files if not f.is_file()]
     if not missing: return
@@ -571,11 +582,11 @@ def _from_csv(cls,
     sep=',',          # between columns
 ):
     "The items in a column of a CSV file, as `from_df`."
-    return cls.from_df(_read_csv(Path(path)/csv, sep), path, col=col, folder=folder, suffix=suffix)
+    return cls.from_df(_read_csv(Path(path)/csv, sep, None if cls.extensions is None else col), path, col=col, folder=folder, suffix=suffix)
 
 ItemList.from_df, ItemList.from_csv = classmethod(_from_df), classmethod(_from_csv)
 
-# %% ../nbs/13_data_block.ipynb #dfce8875
+# %% ../nbs/13_data_block.ipynb #decb2337
 @patch
 def _check_labeled(self: SplitData):
     if not self.labeled: raise ValueError('these items have no labels yet; label them first (label_from_folder and the like), then go on')
@@ -593,7 +604,7 @@ def add_test(self: SplitData,
     if labeled: y = self.train.y.new(_each(self._labeler, raw.items, raw))
     for part in (x, y):
         for proc in () if part is None else part.processors: part.items = _each(proc.process, part.items, raw)
-    self.test = LabeledData(x, y)
+    self.test = LabeledData(x, y, *self._later)   # before `transform`, or after it
     return self
 
 @patch
@@ -800,15 +811,17 @@ def get(self: LabeledData,
         if named is e: raise
         raise named from e
 
-# %% ../nbs/13_data_block.ipynb #8baf62b0
+# %% ../nbs/13_data_block.ipynb #702cde3b
 @patch
 def __getitem__(self: LabeledData, i):
-    "An item for an int, with randomness of its own each time; rows of a full cache for anything else."
-    if not isinstance(i, (int, np.integer)): return self._cache.rows(i)
+    "An item for an int, with randomness of its own each time; rows of a full cache for anything else. `TypeError` where it is not full."
+    if not isinstance(i, (int, np.integer)):
+        if self.sliceable: return self._cache.rows(i)
+        raise TypeError(f'an item is asked for by a whole number, not {i!r}; only a full cache without random transforms answers rows')
     if not -len(self) <= i < len(self): raise IndexError(f'there is no item {i}; there are {len(self)}')
     return self.get(int(i) % len(self), Rng(random.getrandbits(63)))
 
-# %% ../nbs/13_data_block.ipynb #15e8bbe6
+# %% ../nbs/13_data_block.ipynb #1960bfee
 @register
 class ToFloatTensor(Transform):
     "A batch of bytes as floats from 0 to 1; of masks as int64."
@@ -829,6 +842,8 @@ class Normalize(Transform):
             raise ValueError(f'mean is {_short(self.mean)} and std {_short(self.std)}; they should have a number for each channel, and std be greater than 0')
 
     def _stats(self, x):
+        if len(self.mean) != x.shape[-3]:
+            raise ValueError(f'{self!r} has numbers for {len(self.mean)} channels, and these images have {x.shape[-3]}')
         if (key := (x.device, x.dtype)) not in self._kept:   # made once for each device: making a tensor there means to wait
             self._kept[key] = [torch.tensor(t, dtype=x.dtype, device=x.device)[:, None, None] for t in (self.mean, self.std)]
         return self._kept[key]
@@ -884,7 +899,7 @@ def _train_valid(tfms):
         raise ValueError(f'tfms should be one list for both sets, or a tuple (train, valid); this tuple has {len(tfms)}')
     return [[_as_transform(t) for t in listify(part)] for part in (tfms if isinstance(tfms, tuple) else (tfms, tfms))]
 
-# %% ../nbs/13_data_block.ipynb #6d4de188
+# %% ../nbs/13_data_block.ipynb #48b63682
 @patch
 def transform(self: SplitData,
     tfms=None,             # functions of x, or `Transform`s, of items and of batches: a list for both sets, or a tuple (train, valid)
@@ -903,6 +918,7 @@ def transform(self: SplitData,
         self._on_batch.append([_OnBatch(t, place, self.train.x_kind, y_kind(t)) for place, t in enumerate(on_batch)])
         for name in names:
             if (part := getattr(self, name)) is not None: setattr(self, name, LabeledData(part.x, part.y, on_items, tfm_y))
+    self._later = on_items, tfm_y   # for a test set that is added now
     return self
 
 # %% ../nbs/13_data_block.ipynb #3d68d6c0
@@ -988,7 +1004,7 @@ def show_batch(self: DataBunch,
         if drawn and y is not None: ds.y.show(y, ax)
     fig.tight_layout()
 
-# %% ../nbs/13_data_block.ipynb #4cd8efbf
+# %% ../nbs/13_data_block.ipynb #17f6fce8
 @patch
 def normalize(self: DataBunch,
     stats=None, # (mean, std), a number for each channel; None: of the first training batch
@@ -1000,13 +1016,14 @@ def normalize(self: DataBunch,
         xb = self.one_batch()[0]
         if not isinstance(xb, torch.Tensor) or xb.ndim != 4: raise ValueError('normalize is for batches of images, n×c×h×w')
         stats = xb.mean((0, 2, 3)).tolist(), xb.std((0, 2, 3)).clamp(min=1e-6).tolist()
-    tfm = Normalize(*stats)
+    try: tfm = Normalize(*stats)
+    except TypeError: raise TypeError(f'stats is {stats!r}; it should be (mean, std), each a list with a number for each channel') from None
     for tfms in both:
         tfms.append(_OnBatch(tfm, len(tfms)))
         if len(tfms) == 2 and isinstance(getattr(tfms[0], 'tfm', None), ToFloatTensor): tfms[0].pair = tfms   # while nothing comes between
     return self
 
-# %% ../nbs/13_data_block.ipynb #b03c23f7
+# %% ../nbs/13_data_block.ipynb #34daab09
 def _broken(file):
     "Why a file cannot be decoded as an image, or None."
     try:
@@ -1019,9 +1036,12 @@ def verify_images(
     workers: int|None = None # threads; None: as many as there are cores
 ) -> list:                   # pairs (path, reason)
     "Decode every image, with a progress bar, and list the broken ones."
+    if isinstance(files, (str, Path)): raise TypeError(f'files is {files!r}; it should be a list of paths, as get_files or ImageList.from_folder answers')
+    root = files.path if isinstance(files, ItemList) else Path()
     files = [Path(f) for f in files]
+    places = [f if f.exists() else root/f for f in files]   # as `ImageList` opens them
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:   # decoding leaves the interpreter's lock
-        reasons = list(tqdm(pool.map(_broken, files), total=len(files), desc='images'))
+        reasons = list(tqdm(pool.map(_broken, places), total=len(files), desc='images'))
     return [(f, why) for f, why in zip(files, reasons) if why]
 
 # %% ../nbs/13_data_block.ipynb #39e195a0
@@ -1092,7 +1112,7 @@ def _check_memory(size, shared):
         raise MemoryError(f'the cache would take {size/2**30:.1f} GiB, and {room/2**30:.1f} are there for it'
                           f'{" in /dev/shm, the memory that workers share" if shared else ""}; use cache=False, or a smaller size')
 
-# %% ../nbs/13_data_block.ipynb #dc71ee68
+# %% ../nbs/13_data_block.ipynb #9f98d0ac
 class _Cache:
     "Items as tensors, kept as they are before the first random transform, each from the first time it is asked for."
     def __init__(self, ds, shared):
@@ -1102,11 +1122,11 @@ class _Cache:
         x = self.tensor(x)
         if not isinstance(x, torch.Tensor): raise TypeError(f'cache=True keeps tensors; before the first random transform these items are a {type(x).__name__}')
         column = ds._all_y()
-        keeps_y = column is None and isinstance(y, torch.Tensor)
+        keeps_y = column is None and isinstance(y, torch.Tensor) and ds.y.collate is None   # else they differ in shape
         _check_memory(len(ds)*(x.nbytes + (y.nbytes if keeps_y else 0)), shared)
         new = lambda t: torch.empty(len(ds), *t.shape, dtype=t.dtype)
         self.x, self.y, self.done = new(x), new(y) if keeps_y else column, torch.zeros(len(ds), dtype=torch.bool)
-        self.keeps_y = keeps_y
+        self.keeps_y, self.others = keeps_y, {}   # targets that are no rows of a tensor, by item, in each process
         for t in (self.x, self.y, self.done) if shared else ():
             if t is not None: t.share_memory_()
 
@@ -1115,20 +1135,25 @@ class _Cache:
 
     def get(self, i):
         "Item `i`, as (x, y)."
-        if self.done[i]:
+        others = self.ds.y is not None and self.y is None
+        if self.done[i] and not (others and i not in self.others):
             x = Image.fromarray(self.x[i].numpy()) if self.pil else self.x[i].clone()
-            return x, self.y[i].clone() if self.y is not None else None if self.ds.y is None else self.ds.y.get(i)
+            return x, copy.deepcopy(self.others[i]) if others else None if self.y is None else self.y[i].clone()
         x, y = self.made(i)
         t = self.tensor(x)
         if t.shape != self.x.shape[1:]:
             raise ValueError(f'item {i} has shape {tuple(t.shape)} before the first random transform, item 0 {tuple(self.x.shape[1:])}; '
                              'a cache needs one size, so resize before')
+        if self.keeps_y and y.shape != self.y.shape[1:]:
+            raise ValueError(f'the target of item {i} has shape {tuple(y.shape)}, that of item 0 {tuple(self.y.shape[1:])}; '
+                             'a cache needs one shape, or a target class with a `collate` of its own')
         self.x[i] = t
         if self.keeps_y: self.y[i] = y
+        if others: self.others[i] = copy.deepcopy(y)
         self.done[i] = True   # last, since another process may look
         return x, y
 
-# %% ../nbs/13_data_block.ipynb #a53f0b16
+# %% ../nbs/13_data_block.ipynb #299158ec
 @patch
 def get_many(self: _Cache, items):
     "A batch of items; None where it takes more than rows."
@@ -1137,7 +1162,7 @@ def get_many(self: _Cache, items):
     if not self.done[items].all():
         batch = ds._stacked_batch(items.tolist(), None) if ds._stacks() else None
         if batch is None or batch[0].shape[1:] != self.x.shape[1:]: return None
-        self.x[items] = batch[0]
+        self.x.numpy()[items.numpy()] = batch[0].numpy()   # NumPy copies without starting threads
         if self.keeps_y: self.y[items] = batch[1]
         self.done[items] = True
     return self.rows(items)
@@ -1146,7 +1171,7 @@ def get_many(self: _Cache, items):
 def rows(self: _Cache, i):
     "Many items at once."
     if not isinstance(i, slice): i = torch.as_tensor(i)
-    x = torch.from_numpy(self.x.numpy()[i.numpy() if isinstance(i, torch.Tensor) else i])   # NumPy copies without starting threads
+    x = torch.from_numpy(self.x.numpy()[i.numpy() if isinstance(i, torch.Tensor) else i])   # likewise
     return x, None if self.y is None else self.y[i]
 
 # %% ../nbs/13_data_block.ipynb #456008ab

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Learner', 'Prediction', 'Summary', 'Checkpoint', 'CheckpointError', 'load_learner']
 
-# %% ../nbs/16_learner.ipynb #1056f0cb
+# %% ../nbs/16_learner.ipynb #f88d5330
 import copy, glob, itertools
 from collections import Counter
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from .losses import _check_numbers, item_losses, loss_parts
 from .norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RunningBatchNorm
 from .optimizers import adam_opt
 from .progress import CSVLog, Progress, quiet
-from .schedules import LRFinder, ParamScheduler, _generators, _HYPERS, _loader_parts, _set_generators, _Tracker, cos_1cycle, get_hyper
+from .schedules import LRFinder, ParamScheduler, _generators, _loader_parts, _set_generators, _Tracker, cos_1cycle, get_hyper
 
 # %% ../nbs/16_learner.ipynb #9ef70e48
 class _DataTransform(BatchTransform):
@@ -572,16 +572,17 @@ def _check_weights(model, state, path):
     more = f'; {len(differ) - 3} more' if len(differ) > 3 else ''
     if differ: raise ValueError(f'{path} is of another architecture: {"; ".join(differ[:3])}{more}')
 
-# %% ../nbs/16_learner.ipynb #b8e4a613
-_KEYS = {key for places in _HYPERS.values() for key, *_ in places}
+# %% ../nbs/16_learner.ipynb #c4b6812c
+def _opt_kind(opt):
+    parts = (*getattr(opt, 'steppers', ()), *getattr(opt, 'stats', ()))
+    return ', '.join([type(opt).__name__, *(getattr(f, '__name__', type(f).__name__) for f in parts)])
 
 def _check_opt(opt, state, path):
-    "`ValueError` for the state of another optimizer, or of other groups."
+    "`ValueError` for a file with the state of another optimizer, or of other groups."
     sizes = lambda groups: [len(g['params']) for g in groups]
-    here, there = opt.param_groups, state['param_groups']
-    odd = {k for mine, theirs in zip(here, there) for k in _KEYS & (set(mine) ^ set(theirs))}
-    if sizes(here) != sizes(there): differ = f'it has groups of {sizes(there)} tensors, this one of {sizes(here)}'
-    elif odd: differ = f'only one of them has {", ".join(sorted(odd))}'
+    kind, here, there = _opt_kind(opt), sizes(opt.param_groups), sizes(state['opt']['param_groups'])
+    if state['opt_kind'] != kind: differ = f'there {state["opt_kind"]}; here {kind}'
+    elif here != there: differ = f'it has groups of {there} tensors, this one of {here}'
     else: return
     raise ValueError(f'the optimizer in {path} is another ({differ}); give load with_opt=False, or the learner the opt_func and splitter of that training')
 
@@ -590,10 +591,10 @@ def _file(self: Learner, name):
     path = self.path/name
     return path if path.suffix else path.with_suffix('.pth')
 
-# %% ../nbs/16_learner.ipynb #ca546768
+# %% ../nbs/16_learner.ipynb #b42a82fd
 def _saved(run):
-    opt = None if run.opt is None else run.opt.state_dict()
-    return {'kind': 'exp weights 1', 'model': run.model.state_dict(), 'opt': opt, 'epoch': run.epoch, 'n_iter': run.n_iter}
+    opt = {'opt': None, 'opt_kind': None} if run.opt is None else {'opt': run.opt.state_dict(), 'opt_kind': _opt_kind(run.opt)}
+    return {'kind': 'exp weights 1', 'model': run.model.state_dict(), **opt, 'epoch': run.epoch, 'n_iter': run.n_iter}
 
 @patch
 def save(self: Learner,
@@ -617,7 +618,7 @@ def load(self: Learner,
     _check_weights(self.model, state.get('model'), path)
     if with_opt and state.get('opt') is not None:
         if self.opt is None: self._ready_opt(self.lr)
-        _check_opt(self.opt, state['opt'], path)
+        _check_opt(self.opt, state, path)
         self.opt.load_state_dict(state['opt'])
         self.epoch, self.n_iter = state['epoch'], state['n_iter']
     self.model.load_state_dict(state['model'])
@@ -733,11 +734,11 @@ def _random(self: _Resume):
     for g, s in zip(_loader_generators(self.data.train_dl), self._state['loader_random']): g.set_state(s)
     _set_generators(self._state['random'])
 
-# %% ../nbs/16_learner.ipynb #c33a1a31
+# %% ../nbs/16_learner.ipynb #6f998a52
 class CheckpointError(ValueError):
     "A checkpoint that does not belong to this fit."
 
-_PARTS = {'model', 'hidden', 'learn', 'grads', 'opt', 'epoch', 'n_iter', 'position', 'loader', 'loader_random', 'random', 'callbacks'}
+_PARTS = {'model', 'hidden', 'learn', 'grads', 'opt', 'opt_kind', 'epoch', 'n_iter', 'position', 'loader', 'loader_random', 'random', 'callbacks'}
 
 class _Belongs(Callback):
     "Raises if a checkpoint is not of the fit that begins: `CheckpointError`, or `ValueError` for another architecture or optimizer."
@@ -755,7 +756,7 @@ class _Belongs(Callback):
         self._check_loader(state)
         self._check_callbacks(state)
         _check_weights(self.model, state['model'], self.path)
-        _check_opt(self.opt, state['opt'], self.path)
+        _check_opt(self.opt, state, self.path)
         learn = {name for name, p in self.model.named_parameters() if p.requires_grad}
         if odd := learn ^ set(state['learn']):
             self._refuse(f'is of a training in which other parameters learn ({len(odd)} differ, {sorted(odd)[0]} among them); freeze as it did')

@@ -349,7 +349,7 @@ class Rmse(Metric):
     def update(self, pred, yb): "Add the squared errors."; self.add(total=SquaredLoss('sum')(pred, yb), n=yb.numel())
     def compute(self): "NaN before the first batch."; return (self.total/self.n).sqrt()
 
-# %% ../nbs/04_linear_models.ipynb #016e1fbd
+# %% ../nbs/04_linear_models.ipynb #3adfa019
 def _items(yb):
     "The first dimension of the first tensor in `yb`, which may be nested."
     while not isinstance(yb, torch.Tensor):
@@ -357,6 +357,11 @@ def _items(yb):
         yb = next(iter(yb.values() if isinstance(yb, Mapping) else yb))
     if yb.ndim == 0: raise ValueError('the targets are a single number; a batch has a first dimension')
     return len(yb)
+
+def _as_one(values, device):
+    "One tensor of many numbers, or tensors of one number."
+    if all(type(v) in (int, float) for v in values): return torch.tensor(values, device=device)   # as one, a tenth of the time
+    return torch.stack([v if isinstance(v, torch.Tensor) and v.device == device else torch.as_tensor(v, device=device) for v in values])
 
 class MeanMetric(Metric):
     "The mean of a function of (pred, yb) over batches, each weighted by its size."
@@ -385,8 +390,7 @@ class MeanMetric(Metric):
 
     def _add_up(self):
         (means, weights), self._batches = zip(*self._batches), []
-        device = _device(means)
-        means, weights = (torch.stack([torch.as_tensor(v, device=device) for v in values]) for values in (means, weights))
+        means, weights = (_as_one(values, _device(means)) for values in (means, weights))
         self.add(total=(means*weights).sum(), weight=weights.sum())
 
     def __getattr__(self, name):   # a state is asked for

@@ -112,7 +112,7 @@ def cos_1cycle(
     if not 0 < pct_start < 1: raise ValueError(f'pct_start is {pct_start}; it should lie between 0 and 1')
     return combine_scheds([pct_start, 1 - pct_start], [sched_cos(start, high), sched_cos(high, end)])
 
-# %% ../nbs/08_schedules.ipynb #1b2da787
+# %% ../nbs/08_schedules.ipynb #c969cd37
 _HYPERS = dict(lr=[('lr',)], mom=[('momentum',), ('betas', 0)], sqr_mom=[('betas', 1), ('alpha',)], eps=[('eps',)], wd=[('weight_decay',)])
 _TORCHS = dict(momentum='mom', betas='mom', beta1='mom', beta2='sqr_mom', alpha='sqr_mom', weight_decay='wd', learning_rate='lr', epsilon='eps')
 
@@ -122,7 +122,7 @@ def _find(group, name):
         if key == 'alpha' and 'eps' not in group: continue   # ASGD's alpha is something else
         value = group.get(key)
         if place: value = value[place[0]] if isinstance(value, (tuple, list)) and len(value) > place[0] else None
-        if isinstance(value, (Real, torch.Tensor)) and not isinstance(value, bool): return key, *place
+        if type(value) is float or isinstance(value, (Real, torch.Tensor)) and not isinstance(value, bool): return key, *place   # the first, which is usual, is the quickest to ask
 
 # %% ../nbs/08_schedules.ipynb #01d60336
 def _where(opt, name):
@@ -143,8 +143,9 @@ def get_hyper(
     "A hyper-parameter by our name, wherever PyTorch keeps it. `ValueError` for a name that there is not, or not here."
     return [group[key][place[0]] if place else group[key] for group, (key, *place) in zip(opt.param_groups, _where(opt, name))]
 
-# %% ../nbs/08_schedules.ipynb #b8ac3fe8
+# %% ../nbs/08_schedules.ipynb #fd96a40a
 def _check_hyper(name, value):
+    if type(value) is float and 0 <= value < 1: return   # the usual, at once
     if isinstance(value, torch.Tensor): return   # to look at it could mean to wait for the device
     if isinstance(value, bool) or not isinstance(value, Real): raise TypeError(f'{name} should be a number, not {value!r}')
     if not 0 <= value < math.inf: raise ValueError(f'{name} is {value}; it should be a number from 0 up')
@@ -165,7 +166,7 @@ def set_hyper(
 
 def _put(group, key, place, value):
     if place: group[key] = (*group[key][:place[0]], value, *group[key][place[0] + 1:])
-    elif isinstance(group[key], torch.Tensor) and not isinstance(value, torch.Tensor): group[key] = torch.full_like(group[key], value)
+    elif type(group[key]) is not float and isinstance(group[key], torch.Tensor) and not isinstance(value, torch.Tensor): group[key] = torch.full_like(group[key], value)
     else: group[key] = value
 
 # %% ../nbs/08_schedules.ipynb #ba70dfca

@@ -549,3 +549,105 @@ def test_verify_images_lists_the_broken_and_no_other(folder, tmp_path):
     broken = verify_images(files)
     assert sorted(p.name for p, why in broken) == ['cut.jpg', 'empty.jpg', 'text.jpg'] and all(why for _, why in broken)
     assert [p.name for p, _ in verify_images(ImageList(files, root))] == [p.name for p, _ in broken] and verify_images([]) == []
+
+@pytest.mark.parametrize('cache', [False, True])
+def test_rows_are_refused_unless_all_of_them_are_in_a_cache(folder, cache):
+    data = ImageList.from_folder(folder).split_by_folder().label_from_folder().transform(size=8, cache=cache).databunch(bs=4, seed=1)
+    ds = data.train_ds
+    ds[0]
+    with pytest.raises(TypeError, match='whole number'): ds[:3]
+    for i in range(len(ds)): ds[i]
+    if not cache: return
+    xb, yb = ds[1:3]
+    assert torch.equal(xb, torch.stack([ds[1][0], ds[2][0]])) and yb.tolist() == [int(ds[1][1]), int(ds[2][1])]
+
+class _Masks(LabelList):
+    kind, spatial = 'mask', True
+    def open(self, item): return Image.open(item).convert('L')
+
+class _Coin(Transform):
+    order, random, moves = 25, True, True   # after resizing, before tensors
+    def draw(self, x, rng): return rng.random() < 0.5
+    def image(self, im, heads): return im
+    def mask(self, m, heads): return m
+
+class _PointPair(LabelList):
+    kind, spatial = 'pair', True
+    def open(self, item): return torch.tensor(item)
+    def relate(self, obj, x): return obj/torch.tensor(x.size), len(obj)
+
+def test_a_cached_target_that_is_no_tensor_has_gone_through_its_transforms(folder):
+    split = ImageList.from_folder(folder).split_by_folder().label_from_func(lambda f: f, _Masks)
+    ds = split.transform([_Coin()], size=8, tfm_y=True, cache=True).databunch(bs=4).train_ds
+    first, second = ds[1], ds[1]
+    assert first[1].shape == second[1].shape == (8, 8) and torch.equal(first[1], second[1])
+
+def test_a_cached_target_stays_in_terms_of_its_image(folder):
+    split = ImageList.from_folder(folder).split_by_folder().label_from_func(lambda f: [[6., 9.]]*(1 + int(f.stem) % 2), _PointPair)
+    ds = split.transform(size=8, cache=True).databunch(bs=4, collate=list).train_ds
+    for i in range(4):
+        (points, n), (again, m) = ds[i][1], ds[i][1]
+        assert torch.equal(points, again) and n == m and points[0].tolist() == [0.25, 0.5]
+        again.zero_()
+        assert torch.equal(ds[i][1][0], points)
+
+class _Points(_PointPair):
+    def relate(self, obj, x): return obj/torch.tensor(x.size)
+
+def test_cached_targets_of_several_shapes_are_refused_and_never_repeated_to_fit(folder):
+    def made(cls):
+        split = ImageList.from_folder(folder).split_by_folder().label_from_func(lambda f: [[6., 9.]]*(2 - int(f.stem) % 2), cls)
+        return split.transform(size=8, cache=True).databunch(bs=4, collate=list).train_ds
+    ds = made(_Points)
+    assert ds[0][1].shape == (2, 2)
+    with pytest.raises(ValueError, match='target of item 1'): ds[1]
+    own = made(type('_Padded', (_Points,), {'collate': staticmethod(list)}))
+    assert own[1][1].shape == own[1][1].shape == (1, 2) and own[0][1].shape == (2, 2)
+
+def test_a_test_set_that_comes_after_the_transforms_goes_through_them(folder):
+    split = ImageList.from_folder(folder).split_by_folder().label_from_folder().transform(([Jitter()], []), size=8)
+    data = split.add_test_folder(labeled=True).databunch(bs=3)
+    assert repr(data.test_ds.tfms) == repr(data.valid_ds.tfms)
+    assert next(iter(data.test_dl))[0].shape == (3, 3, 8, 8)
+
+@pytest.mark.parametrize('label', [None, float('nan')])
+def test_a_label_that_is_none_is_refused_with_the_file(folder, label):
+    split = ImageList.from_folder(folder).split_by_folder()
+    with pytest.raises(ValueError, match='is no label') as e: split.label_from_func(lambda f: label)
+    assert 'train/blue/00.png' in e.value.__notes__[0]
+
+@pytest.mark.parametrize('col', ['name', 0, -2])
+def test_names_in_a_csv_keep_their_zeros(folder, col):
+    pd.DataFrame({'name': ['00', '01', '02', '03'], 'label': ['x', 'y', 'x', 'y']}).to_csv(folder/'zeros.csv', index=False)
+    items = ImageList.from_csv(folder, 'zeros.csv', col=col, folder='train/blue', suffix='.png')
+    assert [f.name for f in items] == ['00.png', '01.png', '02.png', '03.png']
+    split = items.split_by_index([3, 2]).label_from_csv('zeros.csv', col=col, folder='train/blue', suffix='.png')
+    assert split.train.y.items == [0, 1] and split.classes == ['x', 'y']
+
+def test_numbers_in_a_csv_stay_numbers(tmp_path):
+    pd.DataFrame({'v': [1.5, 2.5], 'w': [1, 2]}).to_csv(tmp_path/'labels.csv', index=False)
+    assert ItemList.from_csv(tmp_path, col='v').items == [1.5, 2.5]
+
+@pytest.mark.parametrize('stats', [([0.5], [0.5]), ([0.5]*2, [0.5]*2)])
+def test_normalising_with_another_number_of_channels_is_refused(folder, stats):
+    data = ImageList.from_folder(folder).split_by_folder().label_from_folder().transform(size=8).databunch(bs=4).normalize(stats)
+    with pytest.raises(ValueError, match='these images have 3'): data.one_batch()
+    with pytest.raises(ValueError, match='these images have 3'): Normalize(*stats)(torch.rand(2, 3, 4, 4))
+
+def test_normalising_with_bare_numbers_says_what_is_expected(folder):
+    data = ImageList.from_folder(folder).split_by_folder().label_from_folder().transform(size=8).databunch(bs=4)
+    with pytest.raises(TypeError, match=r'\(mean, std\)'): data.normalize((0.5, 0.5))
+    data.normalize(([0.5]*3, [0.2]*3))
+
+def test_verify_images_finds_files_as_the_list_does_and_refuses_a_folder(folder):
+    files = ImageList.from_folder(folder)
+    assert verify_images(ImageList([f.relative_to(folder) for f in files], folder)) == []
+    with pytest.raises(TypeError, match='list of paths'): verify_images(folder)
+
+@pytest.mark.parametrize('array', [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.int64), np.zeros(8, np.uint8)])
+def test_arrays_that_are_no_bytes_are_refused(array):
+    for item in (array, torch.from_numpy(array).movedim(-1, 0)):
+        with pytest.raises(TypeError, match='is no image; bytes'): ImageList([item]).get(0)
+
+def test_a_grey_tensor_with_a_channel_is_an_image():
+    assert ImageList([torch.zeros(1, 6, 8, dtype=torch.uint8)]).get(0).size == (8, 6)

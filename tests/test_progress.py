@@ -12,7 +12,7 @@ from torch import nn
 from exp import progress
 from exp.callbacks import AvgStats, Callback, CancelEpochException, CancelFitException, Recorder, Runner, smoothed
 from exp.core import load_state, save_state
-from exp.dataloader import DataLoader, Dataset
+from exp.dataloader import DataBunch, DataLoader, Dataset
 from exp.losses import accuracy
 from exp.progress import CSVLog, Progress, progress_bar, quiet
 
@@ -290,6 +290,34 @@ def test_rows_survive_in_the_state_and_are_shown_again(tmp_path, capsys):
         again.fit(1)   # the next fit begins anew
         assert first_words(capsys.readouterr().out.splitlines()) == ['epoch', '3']
 
+class LoadLast(Callback):
+    "Loads rows when all other callbacks have begun, as a learner that resumes does."
+    order = 10**6
+    def __init__(self, state, then=None): self.state, self.then = state, then
+    def before_fit(self):
+        self.progress.load_state_dict(self.state)
+        self.run.epoch, self.run.first_epoch = 2, 0
+        if self.then is not None: raise self.then
+
+def two_rows():
+    (run := new_run(Progress(False))).fit(2)
+    return run.progress.state_dict()
+
+@pytest.mark.parametrize('then, epochs', [(None, ['0', '1', '2']), (CancelFitException(), ['0', '1'])])
+def test_rows_that_are_loaded_last_are_shown_in_a_terminal(terminal, then, epochs):
+    run = new_run(Progress())
+    run.fit(3, cbs=LoadLast(two_rows(), then))
+    assert first_words(screen(terminal.getvalue())) == ['epoch', *epochs] and [str(r['epoch']) for r in run.progress.rows] == epochs
+
+def test_a_learner_that_resumes_shows_the_earlier_rows(terminal, tmp_path):
+    from exp.learner import Checkpoint, Learner
+    def learner(): return Learner(DataBunch(*loaders()), nn.Linear(3, 2), lr=0.1, metrics=accuracy, cbs=[Progress()])
+    with pytest.raises(ValueError, match='killed'), quiet():
+        learner().fit(3, cbs=[Checkpoint(tmp_path/'c.pth', every=3), At(2, 5, throw(ValueError('killed')))])
+    assert terminal.getvalue() == ''
+    learner().fit(3, cbs=[Checkpoint(tmp_path/'c.pth', every=3)], resume=tmp_path/'c.pth')
+    assert first_words(screen(terminal.getvalue())) == ['epoch', '0', '1', '2']
+
 # ---- in processes of their own
 
 SCRIPT = '''
@@ -333,6 +361,8 @@ def in_a_real_terminal(code, root):
 @pytest.mark.skipif(os.name != 'posix', reason='a pseudo-terminal')
 def test_a_real_terminal_ends_with_the_tables_alone(root):
     rc, written = in_a_real_terminal('''
+import exp.progress
+exp.progress._LONGEST = 0.1   # so that each pass, of 0.24 seconds, is drawn, however slow the machine
 new_run(Inner(lambda: new_run().fit(1))).fit(2)
 new_run().fit(1, cbs=LRFinder(10))
 for i in progress_bar(range(50), desc='loop'): time.sleep(0.01)
@@ -344,17 +374,23 @@ except KeyboardInterrupt: print('stopped')
     assert first_words(screen(written)) == ['epoch', '0', '1', 'epoch', '0', 'stopped']
     assert len(written) < 100_000   # 480 batches
 
-def test_a_file_gets_plain_rows_at_once_and_ipython_is_not_imported(root):
-    p = subprocess.Popen([sys.executable, '-c', SCRIPT + '''
-new_run().fit(2)
+def test_a_file_gets_plain_rows_at_once_and_ipython_is_not_imported(root, tmp_path):
+    p = subprocess.Popen([sys.executable, '-c', SCRIPT + f'''
+import os
+def wait():   # for the reader of the first row
+    for _ in range(6000):
+        if os.path.exists({str(tmp_path/'seen')!r}): return
+        time.sleep(0.01)
+    raise TimeoutError('nobody has seen the first row')
+new_run(Inner(wait)).fit(2)
 for i in progress_bar(range(50)): pass
-assert not {'IPython', 'ipywidgets'} & set(sys.modules)
+assert not {{'IPython', 'ipywidgets'}} & set(sys.modules)
 '''], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(root))
     head, row = p.stdout.readline(), p.stdout.readline()
-    at_once = p.poll() is None   # the second epoch takes nearly a second
+    (tmp_path/'seen').touch()
     rest, err = p.communicate(timeout=60)
     assert (head.split()[0], row.split()[0], rest.split()[0], p.returncode, err) == ('epoch', '0', '1', 0, '')
-    assert at_once and '\r' not in head + row + rest
+    assert '\r' not in head + row + rest
 
 def test_a_killed_process_leaves_a_log_that_can_be_read(root, tmp_path):
     path = tmp_path/'log.csv'
@@ -425,6 +461,13 @@ def test_a_panel_shows_the_last_rows_and_bars_and_in_the_end_all_rows(shell):
     assert middle[0]['text/html'].count('<tr>') == 21 and middle[0]['text/html'].count('<progress') == 2
     assert re.search(r'<progress value="6" max="10"', middle[0]['text/html'])
     assert end['text/html'].count('<tr>') == 27 and '<progress' not in end['text/html']
+
+@pytest.mark.parametrize('kernel', [object(), None])
+def test_rows_that_are_loaded_last_are_shown_on_a_panel(shell, kernel):
+    shell.kernel = kernel
+    new_run(Progress()).fit(3, cbs=LoadLast(two_rows()))
+    (end,) = shell.outputs.values()
+    assert first_words(end['text/plain'].splitlines()) == ['epoch', '0', '1', '2']
 
 def test_what_is_short_leaves_no_trace_on_a_panel(shell, monkeypatch):
     monkeypatch.setattr(progress, '_FIRST', 10.)
@@ -517,6 +560,15 @@ def test_other_columns_are_refused_before_training(tmp_path):
     new_run(CSVLog(path)).fit(1)
     before, run = path.read_bytes(), new_run(CSVLog(path, append=True), data=(loaders()[0], None))
     with pytest.raises(ValueError, match='append=False'): run.fit(1)
+    assert path.read_bytes() == before and run.n_iter == 0
+
+def test_a_state_is_not_loaded_over_a_file_of_other_columns(tmp_path):
+    path = tmp_path/'log.csv'
+    new_run(CSVLog(path)).fit(1)
+    new_run(CSVLog(path, append=True), keep := StateAt(0)).fit(1)
+    before, run = path.read_bytes(), new_run(CSVLog(path, append=True), data=(loaders()[0], None))
+    run.csv_log.load_state_dict(keep.state | {'rows': []})
+    with pytest.raises(ValueError, match='has the columns'): run.fit(1)
     assert path.read_bytes() == before and run.n_iter == 0
 
 def test_a_line_that_was_cut_short_is_taken_out(tmp_path):
