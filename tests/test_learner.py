@@ -698,12 +698,15 @@ def test_ctrl_c_leaves_a_learner_that_can_be_used(event):
     usable(learn)
 
 def test_a_real_ctrl_c():
-    import _thread
+    import _thread, signal
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)   # a process in the background is born deaf to it
     learn = learner()
     class Slow(Callback):
         def after_loss(self):
             if self.n_iter == 3: _thread.interrupt_main(); time.sleep(0.01)
-    with pytest.raises(KeyboardInterrupt): learn.fit(3, cbs=[Slow(), ActivationStats(every=1)])
+    try:
+        with pytest.raises(KeyboardInterrupt): learn.fit(3, cbs=[Slow(), ActivationStats(every=1)])
+    finally: signal.signal(signal.SIGINT, before)
     usable(learn)
 
 def test_an_error_in_an_answer_leaves_a_learner_that_can_be_used():

@@ -367,6 +367,7 @@ new_run(Inner(lambda: new_run().fit(1))).fit(2)
 new_run().fit(1, cbs=LRFinder(10))
 for i in progress_bar(range(50), desc='loop'): time.sleep(0.01)
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)   # a process in the background is born deaf to it
 try: new_run(Inner(lambda: os.kill(os.getpid(), signal.SIGINT))).fit(3)
 except KeyboardInterrupt: print('stopped')
 ''', root)

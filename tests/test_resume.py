@@ -427,7 +427,7 @@ def test_a_torch_loader_resumes_at_the_beginning_of_an_epoch_only(tmp_path):
 
 def test_a_csv_log_has_each_epoch_once(tmp_path):
     path, rows = tmp_path/'fit.ckpt', lambda name: [line.split(',')[:-1] for line in (tmp_path/name).read_text().split()]
-    learner().fit(4, cbs=CSVLog(tmp_path/'whole.csv'))
+    learner().fit(4, cbs=[CSVLog(tmp_path/'whole.csv'), Checkpoint(tmp_path/'whole.ckpt', every=2)])   # whose reading cuts the sums of the loss in the same places
     for n in (3, 9, 7):
         with pytest.raises(Broken): learner().fit(4, cbs=[CSVLog(tmp_path/'log.csv'), Checkpoint(path, every=2), Break(n)], resume=True)
     learner().fit(4, cbs=[CSVLog(tmp_path/'log.csv'), Checkpoint(path, every=2)], resume=True)
