@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py [--rounds 31] [--bs 64]
 
-A loop by hand draws an order, cuts it and takes the rows: the least that anyone who trains in shuffled order must do. The loader does the
-same and yields batches that carry the indices of their items. Three sets: MNIST's bytes and floats in rows, and bytes of small colour images.
+A loop by hand draws an order, cuts it and takes the rows, as one writes it, x[rows], and by index_select, the least that anyone who trains in
+shuffled order must do. The loader does the same and yields batches that carry the indices of their items. Three sets: MNIST's bytes and floats in rows, and bytes of small colour images.
 Each round runs both, the first of the two in turn; the ratio is the median over rounds, of time and of processor time (which a crowded
 machine disturbs less), with its middle half.
 """
@@ -16,6 +16,11 @@ from exp.dataloader import DataLoader, Dataset
 from exp.datasets import mnist
 
 def by_hand(x, y, bs):
+    def batches():
+        for rows in torch.randperm(len(x)).split(bs): yield x[rows], y[rows]
+    return batches
+
+def by_select(x, y, bs):
     def batches():
         for rows in torch.randperm(len(x)).split(bs): yield x.index_select(0, rows), y.index_select(0, rows)
     return batches
@@ -39,7 +44,10 @@ def quartiles(values):
     return f'{middle:.3f} ({low:.3f} to {high:.3f})'
 
 def compare(what, x, y, bs, rounds):
-    hand, ours, theirs = by_hand(x, y, bs), by_loader(x, y, bs), by_torch(x, y, bs)
+    ours, theirs = by_loader(x, y, bs), by_torch(x, y, bs)
+    for name, hand in (('x[rows]', by_hand(x, y, bs)), ('index_select', by_select(x, y, bs))): pair(f'{what}, {name}', hand, ours, theirs, rounds)
+
+def pair(what, hand, ours, theirs, rounds):
     pairs = []
     for r in range(rounds + 1):
         order = (hand, ours) if r % 2 else (ours, hand)
