@@ -51,7 +51,7 @@ class CancelFitException(_Cancel):
 
 _CANCEL = {c.what: c for c in (CancelStepException, CancelBatchException, CancelEpochException, CancelFitException)}
 
-# %% ../nbs/07_callbacks.ipynb #6f6bcb04
+# %% ../nbs/07_callbacks.ipynb #8c3c3ae3
 _OWNED = frozenset((
     'model', 'data', 'loss_func', 'opt_func', 'lr', 'cbs',   # given to it
     'opt',                                                   # the optimizer that it makes
@@ -60,7 +60,8 @@ _OWNED = frozenset((
     'epoch', 'epochs', 'first_epoch',                        # epochs so far; of this fit: how many, and its first
     'iter', 'iters', 'n_iter', 'pct_fit',                    # batch of how many; training batches so far; 0 to 1
     'in_train', 'dl', 'over', 'fitting',                     # training or validation, its loader; what has ended; in a fit?
-    'get_pred', 'get_loss', 'backward', 'step', 'zero_grad'))   # the parts of a batch, which can be replaced
+    'get_pred', 'get_loss', 'backward', 'step', 'zero_grad',    # the parts of a batch, which can be replaced,
+    'batch_weight', 'whole_batch', 'gather', 'measure', 'rank', 'ranks'))   # and those of keeping count
 
 # %% ../nbs/07_callbacks.ipynb #7f463bb0
 class Callback:
@@ -141,7 +142,7 @@ def _apply(model, xb):
     if isinstance(xb, Mapping): return model(**xb)
     return model(*xb) if isinstance(xb, (tuple, list)) else model(xb)
 
-# %% ../nbs/07_callbacks.ipynb #9acbe6b4
+# %% ../nbs/07_callbacks.ipynb #9ee1f976
 def _check_rate(lr):
     if isinstance(lr, bool) or not isinstance(lr, (Real, torch.Tensor)): raise TypeError(f'lr should be a number, not {lr!r}')
     if not 0 <= lr < float('inf'): raise ValueError(f'lr is {lr}; a learning rate is a finite number, 0 or more')   # nor NaN
@@ -151,12 +152,14 @@ def _check_epochs(epochs):
     if epochs < 0: raise ValueError(f'epochs is {epochs}; it should be 0 or more')
 
 def _check_parts(model, loss_func, opt_func):
-    if not isinstance(model, nn.Module): raise TypeError(f'model should be an nn.Module, not {model!r}')
+    if not isinstance(model, nn.Module):
+        ours = any(c.__module__ == 'exp.autograd' for c in type(model).__mro__)
+        raise TypeError(f'model should be an nn.Module, not {model!r}{"; its class is of the small engine of lesson 03: write nn.Module" if ours else ""}')
     for name, f in (('loss_func', loss_func), ('opt_func', opt_func)):
         bare_class = isinstance(f, type) and (name == 'loss_func' or issubclass(f, nn.Module))   # nn.MSELoss for nn.MSELoss()
         if f is not None and (bare_class or not callable(f)): raise TypeError(f'{name} should be a function, not {f!r}')
 
-# %% ../nbs/07_callbacks.ipynb #9b58a360
+# %% ../nbs/07_callbacks.ipynb #323a8daa
 class Runner:
     "Trains `model` on `data`: the one training loop, which calls the callbacks at each of `EVENTS`."
     def __init__(self,
@@ -249,7 +252,8 @@ class Runner:
     def step(self):      self.opt.step()
     def zero_grad(self): self.opt.zero_grad()
 
-_PARTS = ('get_pred', 'get_loss', 'backward', 'step', 'zero_grad')
+_PARTS = ('get_pred', 'get_loss', 'backward', 'step', 'zero_grad',
+          'batch_weight', 'whole_batch', 'measure', 'gather', 'rank', 'ranks')   # these come further down
 
 # %% ../nbs/07_callbacks.ipynb #253c1476
 @patch
@@ -432,7 +436,20 @@ def _named(metrics):
         named[name] = m
     return named
 
-# %% ../nbs/07_callbacks.ipynb #33b792c1
+# %% ../nbs/07_callbacks.ipynb #44623bb3
+@patch
+def measure(self: Runner, metric, pred):
+    "Let a metric take in this batch; False: it has no meaning here, and is left out of the row."
+    metric.update(pred, self.yb)
+
+@patch
+def gather(self: Runner, metric): "The metric over all processes."; return metric
+@patch
+def whole_batch(self: Runner): "The number of items in this batch, over all processes."; return len(self.items)
+
+Runner.rank, Runner.ranks = 0, 1   # which of how many processes this is
+
+# %% ../nbs/07_callbacks.ipynb #e4412325
 class AvgStats(Callback):
     "Means of the loss and of `metrics` over each epoch, in training and in validation; `history` has a row for each epoch."
     order = 40
@@ -444,36 +461,41 @@ class AvgStats(Callback):
         own  = lambda m: copy.deepcopy(m) if hasattr(m, 'update') else mean(m)
         self._sets = {which: {'loss': mean(lambda pred, yb: self.loss), **{name: own(m) for name, m in named.items()}}
                       for which in ('train', 'valid')}
+        self._left_out = set()   # of the training row
 
     columns = property(lambda self: list(self._sets['train']), doc="'loss' and the metrics' names.")
 
     def before_fit(self): self.history, self._start = History(), None
     def before_epoch(self):
-        self._start = time.perf_counter()
+        self._start, self._left_out = time.perf_counter(), set()
         for metrics in self._sets.values():
             for m in metrics.values(): m.reset()
         if self._begun is not None: self._go_on()
 
     def after_loss(self):
         pred = _on_each(torch.Tensor.detach, self.pred)   # which may be a tuple or a dict
-        for m in self._sets['train' if self.in_train else 'valid'].values(): m.update(pred, self.yb)
+        loss, *metrics = self._sets['train' if self.in_train else 'valid'].items()
+        loss[1].update(pred, self.yb)
+        for name, m in metrics:
+            if self.run.measure(m, pred) is False: self._left_out.add(f'train_{name}')
 
     def after_epoch(self):
         start, self._start = self._start, None
         if self.over != 'epoch' or start is None: return   # it was broken off, or cancelled before it began
         which = ('train', 'valid') if self.data.valid_dl is not None else ('train',)
-        means = _read({f'{w}_{name}': m.compute() for w in which for name, m in self._sets[w].items()})
+        whole = {f'{w}_{name}': self.run.gather(m) for w in which for name, m in self._sets[w].items()}
+        means = _read({name: m.compute() for name, m in whole.items() if name not in self._left_out})
         self.history.append({'epoch': self.epoch, **means, 'seconds': time.perf_counter() - start})
 
     def __repr__(self): return f'AvgStats({", ".join(self.columns[1:])})'
 
-# %% ../nbs/07_callbacks.ipynb #a409645f
+# %% ../nbs/07_callbacks.ipynb #f892135f
 @patch
 def state_dict(self: AvgStats):
     "The rows of `history`, and the sums of an epoch that has begun."
     state = {'history': [dict(row) for row in self.history], 'begun': None}
     if self._start is None: return state
-    sums = {name: m.states() for name, m in self._sets['train'].items() if hasattr(m, 'states')}
+    sums = {name: self.run.gather(m).states() for name, m in self._sets['train'].items() if hasattr(m, 'states')}
     return {**state, 'begun': {'sums': sums, 'seconds': time.perf_counter() - self._start}}
 
 @patch
@@ -487,7 +509,8 @@ def load_state_dict(self: AvgStats,
 def _go_on(self: AvgStats):
     begun, self._begun = self._begun, None
     self._start -= begun['seconds']
-    for name, sums in begun['sums'].items(): self._sets['train'][name].add(**sums)
+    for name, sums in begun['sums'].items():
+        if self.run.rank == 0: self._sets['train'][name].add(**sums)   # they are of all processes
 
 # %% ../nbs/07_callbacks.ipynb #ae3a84dd
 class Recorder(Callback):

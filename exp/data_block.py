@@ -7,7 +7,7 @@ __all__ = ['image_extensions', 'get_files', 'ItemList', 'ImageError', 'ImageList
            'LabelList', 'CategoryList', 'FloatList', 'LabeledData', 'to_byte_tensor', 'Transform', 'MakeRGB',
            'ResizeFixed', 'ToByteTensor', 'ToFloatTensor', 'Normalize', 'verify_images']
 
-# %% ../nbs/13_data_block.ipynb #0105239b
+# %% ../nbs/13_data_block.ipynb #190428ce
 import copy, io, itertools, mimetypes, operator, os, random, re, shutil
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from .core import ListContainer, did_you_mean, exercise, from_spec, get_grid, listify, patch, register, settings, show_image, to_spec
-from .dataloader import DataBunch, DataLoader, Rng, collate
+from .dataloader import BatchContext, DataBunch, DataLoader, Rng, collate
 from .losses import CrossEntropy, SquaredLoss
 
 # %% ../nbs/13_data_block.ipynb #61f9a06a
@@ -642,7 +642,7 @@ def to_byte_tensor(
     a = torch.from_numpy(np.array(im))   # a copy: PIL's own memory is for reading
     return a.movedim(-1, 0).contiguous() if a.ndim == 3 else a[None]
 
-# %% ../nbs/13_data_block.ipynb #a59a252e
+# %% ../nbs/13_data_block.ipynb #4eb359c1
 class Transform:
     """A change of items (`on = 'item'`) or of batches (`on = 'batch'`), with a rule, a method, for each kind of data: `image`, `mask`, `points`, …
 
@@ -657,14 +657,16 @@ class Transform:
     def decode(self, x): "The way back, for showing."; return x
     def has(self, kind): "Is there a rule for this kind?"; return callable(getattr(self, kind, None)) and not hasattr(Transform, kind)
     def apply(self, kind, x, draw): "The rule of `kind`."; return getattr(self, kind)(x, draw)
+    def joined(self, later): "One transform for this one and `later`, which comes next; None: they stay two."
 
     def __call__(self, x, rng=None, kind='image'):
+        if isinstance(kind, BatchContext): return _OnBatch(self, type(self).__name__)(x, rng, kind)   # (xb, yb, ctx), from a DataBunch made by hand
         if self.random and rng is None:
             new = lambda: Rng(random.getrandbits(63))
             rng = new() if self.on == 'item' else [new() for _ in x]
         return self.apply(kind, x, self.draw(x, rng))
 
-# %% ../nbs/13_data_block.ipynb #16fb32ac
+# %% ../nbs/13_data_block.ipynb #9f024d3d
 def _short(v):
     "Numbers with three digits."
     if isinstance(v, torch.Tensor): v = v.tolist()
@@ -673,18 +675,22 @@ def _short(v):
 
 @patch
 def __repr__(self: Transform):
-    given = dict(getattr(self, '_spec_args', None) or {k: v for k, v in vars(self).items() if k[0] != '_'})
+    given = dict(self._spec_args if hasattr(self, '_spec_args') else {k: v for k, v in vars(self).items() if k[0] != '_'})
     words = [repr(_short(v)) for v in given.pop('*', ())]
     return f'{type(self).__name__}({", ".join(words + [f"{k}={_short(v)!r}" for k, v in given.items()])})'
 
-# %% ../nbs/13_data_block.ipynb #a78efcd0
+# %% ../nbs/13_data_block.ipynb #ad8052a7
+def _upright(im):
+    "A PIL image as the note of its camera says."
+    bare = im.format == 'JPEG' and 'exif' not in im.info   # seen at once, where getexif would search
+    return im if bare or im.getexif().get(0x0112, 1) == 1 else ImageOps.exif_transpose(im)
+
 @register
 class MakeRGB(Transform):
     "An image of any mode as RGB, upright as the note of its camera says."
     order, role = 0, 'rgb'
     def image(self, im, draw):
-        bare = im.format == 'JPEG' and 'exif' not in im.info   # seen at once, where getexif would search
-        if not bare and im.getexif().get(0x0112, 1) != 1: im = ImageOps.exif_transpose(im)
+        im = _upright(im)
         return im if im.mode == 'RGB' else im.convert('RGB')
 
 # %% ../nbs/13_data_block.ipynb #b6a8cfe0
@@ -760,12 +766,14 @@ def _check_rules(tfms, x, y, tfm_y):
         if tfm_y and y is not None and y.spatial and t.moves and not t.has(y.kind):
             raise TypeError(f'{t!r} moves the {x.kind} and has no rule for {y.kind}, which would stay behind; define {y.kind}(self, y, draw), or leave it out')
 
-# %% ../nbs/13_data_block.ipynb #f52b3a8f
+# %% ../nbs/13_data_block.ipynb #f011bb34
 @patch
 def _opened(self: LabeledData, i):
     "Item `i` and its target, before all transforms."
     x = self.x.get(i)
-    return x, None if self.y is None else self.y.relate(self.y.get(i), x)
+    if self.y is None: return x, None
+    if self.y.spatial and isinstance(x, Image.Image): x = _upright(x)   # as its points, boxes and mask see it
+    return x, self.y.relate(self.y.get(i), x)
 
 @patch
 def _through(self: LabeledData, x, y, start, stop, rng=None):
@@ -862,7 +870,7 @@ class Normalize(Transform):
         mean, std = self._stats(x)
         return x*std + mean
 
-# %% ../nbs/13_data_block.ipynb #d3cec375
+# %% ../nbs/13_data_block.ipynb #005987a2
 class _OnBatch:
     "A transform of batches, with its place among them, as `DataBunch.transform_batch` calls it."
     on = 'batch'
@@ -871,15 +879,18 @@ class _OnBatch:
         self.pair = ()   # a list of transforms, of which there are two: floats and `Normalize`, which does both
 
     def __call__(self, xb, yb, ctx):
-        rngs = [Rng(ctx.seed, ctx.epoch, i, 'batch', self.place) for i in ctx.items] if self.tfm.random else None
-        draw = self.tfm.draw(xb, rngs)
+        draw = self.tfm.draw(xb, self.rngs(xb, ctx) if self.tfm.random else None)
         if yb is not None and self.y_kind is not None: yb = self.tfm.apply(self.y_kind, yb, draw)
         return (xb if len(self.pair) == 2 else self.tfm.apply(self.x_kind, xb, draw)), yb
+
+    def rngs(self, xb, ctx):
+        if ctx.items is None: return [Rng(random.getrandbits(63)) for _ in xb]   # of another's loader, which does not say
+        return [Rng(ctx.seed, ctx.epoch, i, 'batch', self.place) for i in ctx.items]
 
     def decode(self, xb): return self.tfm.decode(xb)
     def __repr__(self): return repr(self.tfm)
 
-# %% ../nbs/13_data_block.ipynb #cdabdf81
+# %% ../nbs/13_data_block.ipynb #1103f17d
 @patch
 def default_tfms(self: ImageList, size):
     "RGB, one size, bytes, and floats on the batch."
@@ -891,7 +902,16 @@ def _complete(tfms, items, size):
     every = sorted([*tfms, *(t for t in items.default_tfms(size) if t.role not in roles)], key=lambda t: t.order)
     for t in every:
         if t.on not in ('item', 'batch'): raise ValueError(f"{t!r} is on {t.on!r}; it should be 'item' or 'batch'")
-    return [t for t in every if t.on == 'item'], [t for t in every if t.on == 'batch']
+    return tuple(_joined([t for t in every if t.on == on]) for on in ('item', 'batch'))
+
+def _joined(tfms):
+    "Neighbours made one, where they say so: two that move pixels need not interpolate twice."
+    out = []
+    for t in tfms:
+        both = out[-1].joined(t) if out else None
+        if both is None: out.append(t)
+        else: out[-1] = both
+    return out
 
 def _train_valid(tfms):
     "Two lists of transforms: of a tuple (train, valid), or twice the same."

@@ -662,7 +662,7 @@ def _checkpoint(run, epoch, items, batches, ended=False):
             'loader': _loader_facts(run.data.train_dl), 'loader_random': [g.get_state() for g in _loader_generators(run.data.train_dl)],
             'random': _plain_generators(), 'callbacks': {name: cb.state_dict() for name, cb in _state_names(run.cbs).items()}}
 
-# %% ../nbs/16_learner.ipynb #196853dc
+# %% ../nbs/16_learner.ipynb #83ac8758
 class Checkpoint(Callback):
     """Writes all that a fit needs to go on (`learn.fit(…, resume=path)`), every so many training batches and after each epoch.
 
@@ -684,7 +684,7 @@ class Checkpoint(Callback):
     def before_train(self): self._seen = 0
     def after_batch(self):
         if not self.in_train or self.over != 'batch': return   # it failed
-        self._seen = None if self.items is None or self._seen is None else self._seen + len(self.items)
+        self._seen = None if self.items is None or self._seen is None else self._seen + self.run.whole_batch()
         if self.n_iter % self.every == 0 and self._seen is not None: self._write(self.epoch, self._seen, self.iter + 1)
 
     def after_epoch(self):

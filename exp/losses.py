@@ -131,7 +131,7 @@ def nll(
     if yb.is_floating_point(): raise TypeError(f'nll: the targets are {yb.dtype}; class numbers should be integers')
     return -log_probs.gather(dim, yb.long().unsqueeze(dim)).squeeze(dim)
 
-# %% ../nbs/04_linear_models.ipynb #487bc9a4
+# %% ../nbs/04_linear_models.ipynb #616ddca2
 def accuracy(
     pred, # scores, n×classes×…
     yb,   # class numbers, n×…
@@ -143,6 +143,9 @@ def accuracy(
         raise ValueError(f'accuracy: scores of shape {tuple(pred.shape)} and targets of {tuple(yb.shape)}; '
                          'they should be n×classes×… and n×…')
     return (pred.argmax(1) == yb).float().mean()
+
+def _right_per_item(pred, yb): return (pred.argmax(1) == yb).float().reshape(len(yb), -1).mean(1)
+accuracy.per_item = _right_per_item   # n numbers, for those who weigh items differently
 
 # %% ../nbs/04_linear_models.ipynb #b4e7d61b
 def _check_classes(pred, yb, dim, name):
@@ -349,7 +352,7 @@ class Rmse(Metric):
     def update(self, pred, yb): "Add the squared errors."; self.add(total=SquaredLoss('sum')(pred, yb), n=yb.numel())
     def compute(self): "NaN before the first batch."; return (self.total/self.n).sqrt()
 
-# %% ../nbs/04_linear_models.ipynb #3adfa019
+# %% ../nbs/04_linear_models.ipynb #fc0576cf
 def _items(yb):
     "The first dimension of the first tensor in `yb`, which may be nested."
     while not isinstance(yb, torch.Tensor):
@@ -374,7 +377,7 @@ class MeanMetric(Metric):
             raise TypeError(f'func is {func!r} and count {count!r}; they should be functions, of (pred, yb) and of yb')
         self.func, self.count, self._batches = func, count or _items, []   # (mean, weight) of those not yet added up
         self.add_state('total', 0., 'sum')
-        self.add_state('weight', 0, 'sum')
+        self.add_state('weight', 0., 'sum')   # a loss may weigh its targets
 
     @property
     def name(self): "The function's name."; return getattr(self.func, '__name__', type(self.func).__name__)

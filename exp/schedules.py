@@ -405,7 +405,7 @@ def _mode(monitor, mode):
     less, more = words.intersection(_LESS), words.intersection(_MORE)
     return None if bool(less) == bool(more) else 'min' if less else 'max'
 
-# %% ../nbs/08_schedules.ipynb #06ad0c3f
+# %% ../nbs/08_schedules.ipynb #9991eb24
 class _Tracker(Callback):
     "What the next three share: a number of `AvgStats.history`, read once an epoch, its best and the epochs without a better one."
     order = 60   # after AvgStats has its row
@@ -424,7 +424,9 @@ class _Tracker(Callback):
 
     def after_epoch(self):
         if self.over != 'epoch': return   # it was broken off
-        value = self._stats().history[-1][self.monitor]
+        row = self._stats().history[-1]
+        if self.monitor not in row: raise ValueError(f'{self.monitor} was not measured in this epoch; monitor one of {", ".join(row)}')
+        value = row[self.monitor]
         if self._better(value):
             self.best, self.best_epoch, self.bad = value, self.epoch, 0
             return self._improved()

@@ -1254,3 +1254,59 @@ def test_callbacks_of_a_fit_do_not_keep_the_runner():
     gc.collect()
     assert model() is None and len(rec.losses) == 2 and len(rec.valid_losses) == 1
     rec.plot_loss()
+
+
+# ---------------------------------------------------------------- how metrics keep count
+
+class HalfWeights(Callback):
+    "Measures in its own way, leaves one metric out, and says that all was twice as much."
+    def before_fit(self):
+        inner = self.run.measure
+        self.run.measure = lambda metric, pred: False if self.in_train and metric.name == 'rmse' else inner(metric, pred)
+        self.run.gather = self.twice
+    def twice(self, metric):
+        whole = copy.deepcopy(metric)
+        whole.add(**metric.states())
+        return whole
+
+class Count(Metric):
+    name = 'count'
+    def __init__(self): super().__init__(); self.add_state('n', 0, 'sum')
+    def update(self, pred, yb): self.add(n=len(yb))
+    def compute(self): return self.n
+
+def test_a_callback_may_say_how_metrics_see_a_batch_and_where_their_sums_are():
+    off = lambda pred, yb: (pred.argmax(1) - yb).float().abs().mean()
+    off.__name__ = 'rmse'
+    plain = runner(AvgStats(accuracy, off, Count()))
+    plain.fit(2)
+    mine = runner([AvgStats(accuracy, off, Count()), HalfWeights()])
+    mine.fit(2)
+    for a, b in zip(plain.avg_stats.history, mine.avg_stats.history):
+        assert a.keys() - b.keys() == {'train_rmse'}
+        assert all(a[k] == b[k] for k in b if k not in ('seconds', 'train_count', 'valid_count'))
+        assert b['train_count'] == 2*a['train_count'] == 16 and b['valid_count'] == 8
+    assert not {'measure', 'gather', 'rank'} & vars(mine).keys()   # as it was
+    assert mine.measure.__func__ is Runner.measure
+
+def test_sums_of_a_broken_epoch_go_to_the_first_process_alone():
+    states = []
+    class Keep(Callback):
+        order = 100
+        def after_batch(self):
+            if self.in_train and self.iter == 0: states.append(self.run.avg_stats.state_dict())
+    runner([AvgStats(Count()), Keep()]).fit(1)
+    class Rank(Callback):
+        order = -50
+        def __init__(self, rank): self.rank_ = rank
+        def before_fit(self): self.run.rank, self.run.ranks = self.rank_, 2
+        def after_fit(self): self.seen = self.run.rank
+    for rank, more in ((0, 4), (1, 0)):
+        who = Rank(rank)
+        again = runner([AvgStats(Count()), who])
+        again.avg_stats.load_state_dict(states[0])
+        class Load(Callback):
+            order = 10**6
+            def before_fit(self): self.run.avg_stats.load_state_dict(states[0])
+        again.fit(1, cbs=Load())
+        assert again.avg_stats.history[-1]['train_count'] == 8 + more and who.seen == rank and again.rank == 0

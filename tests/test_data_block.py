@@ -11,7 +11,7 @@ from PIL import Image
 from exp.core import from_spec, load_state, register, save_state, set_seed, to_spec
 from exp.data_block import (CategoryList, CategoryProcessor, FloatList, ImageList, ItemList, LabeledData, LabelList, MakeRGB, Normalize, Processor, ResizeFixed, SplitData,
                             ToByteTensor, ToFloatTensor, Transform, get_files, image_extensions, verify_images)
-from exp.dataloader import Rng
+from exp.dataloader import Dataset, Rng, make_data
 from exp.losses import CrossEntropy, SquaredLoss
 
 COLOURS = dict(blue=(10, 20, 230), green=(10, 220, 20), red=(240, 30, 20))
@@ -651,3 +651,42 @@ def test_arrays_that_are_no_bytes_are_refused(array):
 
 def test_a_grey_tensor_with_a_channel_is_an_image():
     assert ImageList([torch.zeros(1, 6, 8, dtype=torch.uint8)]).get(0).size == (8, 6)
+
+# ---- neighbours that join, and loaders that do not say their items
+
+class Plus(Transform):
+    on, order = 'batch', 10
+    def __init__(self, n): self.n = n
+    def image(self, xb, draw): return xb + self.n
+    def joined(self, later): return Plus(self.n + later.n) if isinstance(later, Plus) else None
+
+def test_transforms_are_joined_with_their_neighbours_and_only_with_those(folder):
+    data = ImageList.from_folder(folder/'train').split_random(seed=1).label_from_folder().transform(([Plus(1), Plus(2), Normalize([0.5]*3, [1.]*3), Plus(4)], []), size=8).databunch(4)
+    assert [type(t.tfm).__name__ for t in data.batch_tfms[0]] == ['ToFloatTensor', 'Plus', 'Normalize'] and data.batch_tfms[0][1].tfm.n == 7
+    class Between(Transform):
+        on, order = 'batch', 10
+        def image(self, xb, draw): return xb
+    data = ImageList.from_folder(folder/'train').split_random(seed=1).label_from_folder().transform(([Plus(1), Between(), Plus(4)], []), size=8).databunch(4)
+    assert [type(t.tfm).__name__ for t in data.batch_tfms[0]] == ['ToFloatTensor', 'Plus', 'Between', 'Plus']
+
+class BatchNoise(Transform):
+    on, order, random = 'batch', 10, True
+    def draw(self, xb, rngs): return torch.tensor([rng.random() for rng in rngs])
+    def image(self, xb, draw): return xb + draw[:, None, None, None]
+
+def test_random_batch_transforms_take_batches_of_pytorchs_loader(folder):
+    data = ImageList.from_folder(folder/'train').split_random(seed=1).label_from_folder().transform(([BatchNoise()], []), size=8).databunch(4)
+    batch = next(iter(torch.utils.data.DataLoader(data.train_ds, 4)))
+    set_seed(1)
+    (a, _), (b, _) = (data.transform_batch(*batch, train=True, items=None) for _ in range(2))
+    set_seed(1)
+    c, _ = data.transform_batch(*batch, train=True, items=None)
+    assert not torch.equal(a, b) and torch.equal(a, c)
+
+def test_transforms_of_batches_serve_a_bunch_made_by_hand():
+    xs = torch.rand(12, 3, 4, 4)
+    data = make_data(Dataset(xs, torch.arange(12)), Dataset(xs, torch.arange(12)), bs=4, seed=3, batch_tfms=([BatchNoise(), Normalize([0.5]*3, [2.]*3)], [Normalize([0.5]*3, [2.]*3)]))
+    (a, items), (b, _) = data.one_batch(), data.one_batch()
+    assert torch.equal(a, b) and not torch.allclose(a, (xs[items] - 0.5)/2)
+    c, items = data.one_batch(False)
+    assert torch.allclose(c, (xs[items] - 0.5)/2)

@@ -201,6 +201,19 @@ def test_points_that_stay_behind_are_left_so_only_if_one_says_so(scenes):
     xb, yb = points(scenes, [MoveLR()], tfm_y=False).one_batch()
     assert (value_at(xb, yb).amax(1) < 0.1).any()
 
+@pytest.mark.parametrize('cache', [False, True])
+@pytest.mark.parametrize('ending', ['.png', '.jpg'])
+def test_points_of_a_turned_photograph_are_those_of_the_upright_image(tmp_path, ending, cache):
+    sensor = np.zeros((40, 60, 3), dtype=np.uint8)                               # 60 wide; as it is seen: 40 wide and 60 high
+    sensor[5:9, 50:54] = 255                                                     # as it is seen: rows 50 to 53, columns 31 to 34
+    im = Image.fromarray(sensor)
+    exif = im.getexif(); exif[0x0112] = 6
+    for i in range(4): im.save(tmp_path/f'{i}{ending}', exif=exif)
+    data = ImageList.from_folder(tmp_path).split_by_func(lambda p: p.stem > '1').label_from_func(lambda p: [[32.5, 51.5]], PointsList).transform(size=(60, 40), tfm_y=True, cache=cache).databunch(bs=2, seed=1)
+    for xb, yb in (*data.train_dl, *data.valid_dl):
+        assert xb.shape[2:] == (60, 40) and torch.allclose(yb, torch.tensor([66/40 - 1, 104/60 - 1]).expand_as(yb), atol=1e-6)
+        assert (value_at(xb.float(), yb) > 200).all()
+
 def test_points_from_two_processes(scenes): same_with_workers(lambda n: points(scenes, [MoveLR()], workers=n))
 
 # ---- boxes
