@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/99_all.ipynb #73ecaf88
-from . import core, datasets, tensors, autograd, losses, dataloader, regularization, callbacks, schedules, hooks, layers, norms, lsuv, data_block, optimizers, progress, learner
+# %% ../nbs/99_all.ipynb #6af1942e
+from . import core, datasets, tensors, autograd, losses, dataloader, regularization, callbacks, schedules, hooks, layers, norms, lsuv, data_block, optimizers, progress, learner, augmentation, mixup, precision
+from . import distributed as _distributed   # a function has the same name
 from .core import *
 from .datasets import *
 from .tensors import *
@@ -24,7 +25,11 @@ from .data_block import *
 from .optimizers import *
 from .progress import *
 from .learner import *
+from .augmentation import *
+from .mixup import *
+from .precision import *
+from .distributed import *
 
-# %% ../nbs/99_all.ipynb #d48effd5
-_modules = (core, datasets, tensors, autograd, losses, dataloader, regularization, callbacks, schedules, hooks, layers, norms, lsuv, data_block, optimizers, progress, learner)
+# %% ../nbs/99_all.ipynb #49e65c34
+_modules = (core, datasets, tensors, autograd, losses, dataloader, regularization, callbacks, schedules, hooks, layers, norms, lsuv, data_block, optimizers, progress, learner, augmentation, mixup, precision, _distributed)
 __all__ = [name for module in _modules for name in module.__all__]
