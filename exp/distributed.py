@@ -116,7 +116,7 @@ def _surroundings(device):
         new['GLOO_SOCKET_IFNAME'] = os.environ.get('GLOO_SOCKET_IFNAME', loop)
     return new
 
-# %% ../nbs/20_distributed.ipynb #53530060
+# %% ../nbs/20_distributed.ipynb #e775e0fd
 _GROUP = 'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'   # what torchrun puts into the environment
 
 def _join(backend, device, timeout):
@@ -124,6 +124,7 @@ def _join(backend, device, timeout):
     if missing := [name for name in _GROUP if name not in os.environ]:
         raise RuntimeError(f'RANK is in the environment, and {", ".join(missing)} is not; start the script with torchrun, or take RANK and WORLD_SIZE away')
     number, n = _whole_number('RANK'), _whole_number('WORLD_SIZE')
+    import torch.distributed.nn.functional   # now, as a group that it finds would be its functions' default, and never end
     try: dist.init_process_group(backend, rank=number, world_size=n, timeout=timedelta(seconds=timeout), device_id=device if backend == 'nccl' else None)
     except Exception as e:
         raise RuntimeError(f'process {number} of {n} could not meet the others at {os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]} '

@@ -501,6 +501,7 @@ def main(folder, what, *args):
         elif what == 'wait': long_training(folder, seconds=0.5)
         elif what == 'fail': long_training(folder, [Fails()])
         if is_first(): print('the script came to its end')
+    if Path('/proc/self/task').exists(): print('threads:', *[(t/'comm').read_text().strip() for t in Path('/proc/self/task').iterdir()])
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
@@ -666,6 +667,13 @@ def test_a_launch_ends_well_and_leaves_no_process(request, group):
     launch = request.getfixturevalue(group)
     assert launch['code'] == 0, launch['err'][-4000:]
     assert 'FutureWarning' not in launch['err'] and launch['left'] == [] and launch['out'].count('the script came to its end') == 1
+
+@launches
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='threads are counted in /proc')
+@pytest.mark.parametrize('group', GROUPS)
+def test_no_thread_of_a_group_outlives_it(request, group):
+    lines = [l for l in request.getfixturevalue(group)['out'].splitlines() if 'threads:' in l]   # one that holds a tensor when Python ends would abort the process
+    assert len(lines) == {'two': 2, 'three': 3}[group] and not any('gloo' in l for l in lines), lines
 
 @launches
 @pytest.mark.parametrize('name', [n for n in ANY if n != 'whole'])
