@@ -8,11 +8,9 @@ __all__ = ['BatchNorm', 'LayerNorm', 'InstanceNorm', 'GroupNorm', 'RunningBatchN
 # %% ../nbs/11_batchnorm.ipynb #aac66220
 import math
 from numbers import Integral, Real
-from types import SimpleNamespace
 
 import torch
-from torch import nn
-from torch.utils.weak import TensorWeakRef
+from torch import fx, nn
 
 from .core import exercise, near
 
@@ -31,11 +29,13 @@ def _check_number(name, value, low=0., high=math.inf):
 # %% ../nbs/11_batchnorm.ipynb #eb829f8c
 _HALF = (torch.float16, torch.bfloat16)
 
+@fx.wrap
 def _check_float(x, weight):
     if not x.is_floating_point(): raise TypeError(f'a norm layer needs floats, not {x.dtype}; use x.float()')
     if weight is not None and x.dtype != weight.dtype and x.dtype not in _HALF:
         raise TypeError(f'x is {x.dtype} and the layer {weight.dtype}; use x.to({weight.dtype}) or layer.to({x.dtype})')
 
+@fx.wrap
 def _check_channels(x, nf, weight, least=2):
     if x.ndim < least: raise ValueError(f'x has shape {tuple(x.shape)}; expected {" × ".join("nchw"[:least])}{" × …" if least > 2 else ", or more dimensions"}')
     if x.shape[1] != nf: raise ValueError(f'x has {x.shape[1]} channels (its shape is {tuple(x.shape)}); the layer was made for {nf}')
@@ -44,207 +44,237 @@ def _check_channels(x, nf, weight, least=2):
 # %% ../nbs/11_batchnorm.ipynb #cdd25af4
 def _wide(x): return x.float() if x.dtype in _HALF else x
 
-def _standardized(x, dims, eps):
-    "`x`, in float32 at least, with mean 0 and (biased) variance 1 over `dims`."
-    var, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+@fx.wrap
+def _standardized(x, first, eps):
+    "`x`, in float32 at least, with mean 0 and (biased) variance 1 over the dimensions from `first` on."
+    x = _wide(x)
+    var, mean = torch.var_mean(x, list(range(first % x.ndim, x.ndim)), correction=0, keepdim=True)
     return (x - mean)*(var + eps).rsqrt()
 
 # %% ../nbs/11_batchnorm.ipynb #1b46dbfd
 def _per_channel(v, x): return v.view(1, -1, *[1]*(x.ndim - 2))
 
-def _affine(x, weight, bias, dtype):
-    return (x if weight is None else x*_per_channel(weight, x) + _per_channel(bias, x)).to(dtype)
+@fx.wrap
+def _affine(x, weight, bias):
+    if weight is None: return x
+    weight = _per_channel(weight, x)
+    return x*weight if bias is None else torch.addcmul(_per_channel(bias, x), x, weight)
 
 # %% ../nbs/11_batchnorm.ipynb #36547846
-class BatchNorm(nn.Module):
+def _also(name): return property(lambda self: getattr(self, name), lambda self, value: setattr(self, name, value))
+
+@fx.wrap
+def _batch_stats(x, running_mean, running_var, batches, mom):
+    "Mean and biased variance per channel; the running ones, if there are any, move towards them."
+    x, n = _wide(x), x.numel()//x.shape[1]
+    if n < 2: raise ValueError(f'x has shape {tuple(x.shape)}, {n} value{"" if n == 1 else "s"} per channel, and a variance needs two; use a larger '
+                               'batch (DataLoader(…, drop_last=True) leaves out a last single item), RunningBatchNorm, or model.eval()')
+    var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+    if running_mean is not None:
+        with torch.no_grad():
+            batches += 1
+            share = 1/batches.to(running_mean.dtype) if mom is None else mom
+            running_mean.lerp_(mean.to(running_mean.dtype), share)
+            running_var.lerp_((var*n/(n - 1)).to(running_var.dtype), share)
+    return mean, var
+
+@fx.wrap
+def _normalized(x, mean, var, weight, bias, eps):
+    "(x − mean)/√(var + eps)·weight + bias, each per channel, in float32 at least."
+    scale = (_wide(var) + eps).rsqrt()
+    if weight is not None: scale = scale*weight
+    return _affine(_wide(x) - _per_channel(mean, x), scale, bias)
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
     "Mean 0 and variance 1 per channel over the batch, then a learned scale and shift (Ioffe & Szegedy 2015, 1502.03167); as `nn.BatchNorm2d`."
     def __init__(self,
-        nf: int,            # channels
-        mom: float = 0.1,   # share of the new batch in the running statistics, 0 to 1
-        eps: float = 1e-5,  # added to the variance
+        nf: int,                  # channels
+        mom: float|None = 0.1,    # share of the new batch in the running statistics, 0 to 1; None: as much as each batch before it
+        eps: float = 1e-5,        # added to the variance
+        affine: bool = True,      # learn a scale and a shift per channel?
+        track_running_stats: bool = True, # keep running statistics? Else evaluation uses the batch's too
+        device=None, dtype=None,  # of parameters and buffers
     ):
-        super().__init__()
-        self.nf, self.mom, self.eps = _check_count('nf', nf), _check_number('mom', mom, 0, 1), _check_number('eps', eps)
-        self.weight, self.bias = nn.Parameter(torch.ones(nf)), nn.Parameter(torch.zeros(nf))
-        self.register_buffer('running_mean', torch.zeros(nf))
-        self.register_buffer('running_var', torch.ones(nf))
-        self.register_buffer('num_batches_tracked', torch.tensor(0))
+        if mom is not None: mom = _check_number('mom', mom, 0, 1)
+        super().__init__(_check_count('nf', nf), _check_number('eps', eps), mom, affine, track_running_stats, device, dtype)
 
+    nf, mom = _also('num_features'), _also('momentum')
     def extra_repr(self): return f'{self.nf}, mom={self.mom}, eps={self.eps}'
 
     def forward(self, x):
         "`x` (n×c, n×c×l, n×c×h×w or n×c×d×h×w) by its own statistics in training, by the running ones in evaluation."
         _check_channels(x, self.nf, self.weight)
-        mean, var = self._batch_stats(_wide(x)) if self.training else (self.running_mean, self.running_var)
-        x_hat = (_wide(x) - _per_channel(mean, x))*_per_channel((_wide(var) + self.eps).rsqrt(), x)
-        return _affine(x_hat, self.weight, self.bias, x.dtype)
-
-    def _batch_stats(self, x):
-        n = x.numel()//self.nf
-        if n < 2: raise ValueError(f'x has shape {tuple(x.shape)}, {n} value{"" if n == 1 else "s"} per channel, and a variance needs two; use a larger '
-                                   'batch (DataLoader(…, drop_last=True) leaves out a last single item), RunningBatchNorm, or model.eval()')
-        var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.mom)
-            self.running_var.lerp_((var*n/(n - 1)).to(self.running_var.dtype), self.mom)
-            self.num_batches_tracked += 1
-        return mean, var
+        mean, var = self.running_mean, self.running_var
+        if self.training or mean is None:
+            running = (mean, var, self.num_batches_tracked) if self.track_running_stats else (None, None, None)
+            mean, var = _batch_stats(x, *running, self.mom)
+        return _normalized(x, mean, var, self.weight, self.bias, self.eps).to(x.dtype)
 
 # %% ../nbs/11_batchnorm.ipynb #6c0bd702
-class LayerNorm(nn.Module):
+@fx.wrap
+def _check_shape(x, shape, weight):
+    if x.shape[-len(shape):] != shape:
+        raise ValueError(f'x has shape {tuple(x.shape)}; its last dimensions should be {shape}, which the layer was made for')
+    _check_float(x, weight)
+
+class LayerNorm(nn.LayerNorm):
     "Mean 0 and variance 1 over the last dimensions of each item, then scale and shift (Ba et al. 2016, 1607.06450); as `nn.LayerNorm`."
     def __init__(self,
-        shape: int|tuple,   # of the last dimensions, which are averaged over
-        eps: float = 1e-5,  # added to the variance
+        shape: int|tuple,         # of the last dimensions, which are averaged over
+        eps: float = 1e-5,        # added to the variance
+        elementwise_affine: bool = True, # learn a scale and a shift for each number of `shape`?
+        bias: bool = True,        # … the shift too?
+        device=None, dtype=None,  # of parameters
     ):
-        super().__init__()
         shape = tuple(shape) if isinstance(shape, (tuple, list, torch.Size)) else (shape,)
         if not shape: raise ValueError('shape is empty; name at least the last dimension, such as LayerNorm(64)')
-        self.shape, self.eps = tuple(_check_count('each number of shape', s) for s in shape), _check_number('eps', eps)
-        self.weight, self.bias = nn.Parameter(torch.ones(self.shape)), nn.Parameter(torch.zeros(self.shape))
+        shape = tuple(_check_count('each number of shape', s) for s in shape)
+        super().__init__(shape, _check_number('eps', eps), elementwise_affine, bias, device, dtype)
 
+    shape = _also('normalized_shape')
     def extra_repr(self): return f'{self.shape}, eps={self.eps}'
 
     def forward(self, x):
         "`x`, whose last dimensions are `shape`, normalised over them."
-        if x.shape[-len(self.shape):] != self.shape:
-            raise ValueError(f'x has shape {tuple(x.shape)}; its last dimensions should be {self.shape}, which the layer was made for')
-        _check_float(x, self.weight)
-        x_hat = _standardized(_wide(x), list(range(-len(self.shape), 0)), self.eps)
-        return (x_hat*self.weight + self.bias).to(x.dtype)
+        _check_shape(x, self.shape, self.weight)
+        x_hat = _standardized(x, -len(self.shape), self.eps)
+        if self.weight is not None: x_hat = x_hat*self.weight
+        if self.bias is not None: x_hat = x_hat + self.bias
+        return x_hat.to(x.dtype)
 
 # %% ../nbs/11_batchnorm.ipynb #1b05b8cb
-class InstanceNorm(nn.Module):
+@fx.wrap
+def _check_maps(x):
+    if math.prod(x.shape[2:]) < 2:
+        raise ValueError(f'x has shape {tuple(x.shape)}: a map of one value is its own mean, and its variance is 0, so the output would not depend '
+                         'on x; leave this layer out, place it where maps are larger, or use BatchNorm or GroupNorm')
+
+class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
     "Mean 0 and variance 1 over each map of each item, then scale and shift (Ulyanov et al. 2016, 1607.08022); as `nn.InstanceNorm2d`."
     def __init__(self,
         nf: int,              # channels
         eps: float = 1e-5,    # added to the variance
         affine: bool = True,  # learn a scale and a shift per channel?
+        device=None, dtype=None,  # of parameters
     ):
-        super().__init__()
-        self.nf, self.eps, self.affine = _check_count('nf', nf), _check_number('eps', eps), affine
-        self.weight, self.bias = (nn.Parameter(f(nf)) if affine else None for f in (torch.ones, torch.zeros))
+        super().__init__(_check_count('nf', nf), _check_number('eps', eps), affine=affine, device=device, dtype=dtype)
 
+    nf = _also('num_features')
     def extra_repr(self): return f'{self.nf}, eps={self.eps}, affine={self.affine}'
 
     def forward(self, x):
         "`x` (n×c×l, n×c×h×w or n×c×d×h×w), each map by its own statistics, in training and evaluation alike."
         _check_channels(x, self.nf, self.weight, least=3)
-        if math.prod(x.shape[2:]) < 2:
-            raise ValueError(f'x has shape {tuple(x.shape)}: a map of one value is its own mean, and its variance is 0, so the output would not depend '
-                             'on x; leave this layer out, place it where maps are larger, or use BatchNorm or GroupNorm')
-        return _affine(_standardized(_wide(x), list(range(2, x.ndim)), self.eps), self.weight, self.bias, x.dtype)
+        _check_maps(x)
+        return _affine(_standardized(x, 2, self.eps), self.weight, self.bias).to(x.dtype)
 
 # %% ../nbs/11_batchnorm.ipynb #2659aaa2
-class GroupNorm(nn.Module):
+class GroupNorm(nn.GroupNorm):
     "Mean 0 and variance 1 over each group of channels of each item, then scale and shift (Wu & He 2018, 1803.08494); as `nn.GroupNorm`."
     def __init__(self,
-        groups: int,        # how many groups of channels; divides nf
-        nf: int,            # channels
-        eps: float = 1e-5,  # added to the variance
+        groups: int,          # how many groups of channels; divides nf
+        nf: int,              # channels
+        eps: float = 1e-5,    # added to the variance
+        affine: bool = True,  # learn a scale and a shift per channel?
+        device=None, dtype=None,  # of parameters
     ):
-        super().__init__()
-        self.groups, self.nf, self.eps = _check_count('groups', groups), _check_count('nf', nf), _check_number('eps', eps)
+        groups, nf = _check_count('groups', groups), _check_count('nf', nf)
         if nf % groups: raise ValueError(f'{nf} channels cannot be cut into {groups} groups; groups should be one of '
                                          f'{[g for g in range(1, nf + 1) if nf % g == 0]}')
-        self.weight, self.bias = nn.Parameter(torch.ones(nf)), nn.Parameter(torch.zeros(nf))
+        super().__init__(groups, nf, _check_number('eps', eps), affine, device, dtype)
 
+    groups, nf = _also('num_groups'), _also('num_channels')
     def extra_repr(self): return f'{self.groups}, {self.nf}, eps={self.eps}'
 
     def forward(self, x):
         "`x` (n×c or n×c×…), each group of channels of each item by its own statistics."
         _check_channels(x, self.nf, self.weight)
-        x_hat = _standardized(_wide(x).reshape(len(x), self.groups, self.nf//self.groups, *x.shape[2:]), list(range(2, x.ndim + 1)), self.eps)
-        return _affine(x_hat.reshape(x.shape), self.weight, self.bias, x.dtype)
+        x_hat = _standardized(x.unflatten(1, (self.groups, -1)), 2, self.eps).flatten(1, 2)
+        return _affine(x_hat, self.weight, self.bias).to(x.dtype)
 
 # %% ../nbs/11_batchnorm.ipynb #85c0c6ad
 def _kept(mom, bs):
     "The share of the old running statistics that stays after a batch of `bs` items."
+    if mom is None: return 1.
     return (1 - mom)/math.sqrt(bs - 1) if bs > 1 else math.sqrt(1 - mom)
 
-# %% ../nbs/11_batchnorm.ipynb #f9683c4c
-def _mean_var(x, old_mean, started):
-    "Mean and biased variance per channel."
-    if x.is_cpu and x.dtype == old_mean.dtype:
-        if not started or x.numel() < 100_000: return torch.batch_norm_update_stats(x, None, None, 0.)
-        d = (x - _per_channel(old_mean, x)).flatten(2) if x.ndim > 2 else (x - old_mean)[..., None]
-        delta = d.mean((0, 2))
-        return old_mean + delta, torch.linalg.vecdot(d, d).mean(0).div_(d.shape[2]).addcmul_(delta, delta, value=-1).clamp_min_(0)
-    if x.is_cuda: mean, var = torch.batch_norm_update_stats(x, None, None, 0.)
-    else: var, mean = torch.var_mean(_wide(x), [0, *range(2, x.ndim)], correction=0)
-    return mean.to(old_mean.dtype), var.to(old_mean.dtype)
+# %% ../nbs/11_batchnorm.ipynb #56267099
+def _mean(x):
+    "Over all dimensions but that of the channels. The mean of the distances from a first mean corrects what rounding does to large sums."
+    dims = [0, *range(2, x.ndim)]
+    first = x.detach().mean(dims)
+    return first + (x - _per_channel(first, x)).mean(dims)
 
-# %% ../nbs/11_batchnorm.ipynb #2caace2d
-def _sums(g, x, mean, var, weight, eps):
-    "The gradients of weight and bias, for when nobody asked for them: Σ g·x̂ and Σ g per channel."
-    return torch.ops.aten.native_batch_norm_backward(g, x, weight, mean, var, None, None, False, eps, (False, True, True))[1:]
+def _without(x, mean, var, share):
+    "The running statistics as they were before `x` entered them with this share."
+    gone = share/(1 - share).clamp_min(1e-6)
+    old_mean = mean + gone*(mean - _mean(x))
+    return old_mean, var + gone*(var - _mean((x - _per_channel(mean, x)).square())) - (old_mean - mean).square()
 
-def _through_stats(x, mean, var, weight, zero, pull, eps, free):
-    "A hook that adds to the gradient of a norm with constant statistics what flows through them; `pull` is s/n."
-    weak = None
-    def correct(grad_inputs, grad_outputs):
-        nonlocal x, weak
-        dx, dweight, dbias = grad_inputs
-        if dx is None: return
-        if torch.is_grad_enabled(): raise RuntimeError('RunningBatchNorm can be differentiated once only; use create_graph=False')
-        if weak is None: values, x, weak = x, None, TensorWeakRef(x)
-        else:
-            values = weak()
-            if values is None: raise RuntimeError('the input of RunningBatchNorm is gone; keep it where a graph is retained and its tensors are packed')
-        if dweight is None or dbias is None: dweight, dbias = _sums(grad_outputs[0], values, mean, var, weight, eps)
-        if free is not None: dweight = dweight*free
-        if values.numel() < 30_000:   # two quick calls of the kernel, else one and the arithmetic of a few vectors
-            back = torch.native_batch_norm(values, dweight, dbias, mean, var, False, 0., eps)[0]
-            through = torch.native_batch_norm(back, weight, None, zero, var, False, 0., eps)[0]
-        else:
-            k = (var + eps).rsqrt_().mul_(weight)
-            through = torch.native_batch_norm(values, dweight*k, dbias*k, mean, var, False, 0., eps)[0]
-        return torch.sub(dx, through, alpha=pull, out=through), grad_inputs[1], grad_inputs[2]
-    return correct
+@fx.wrap
+def _running_norm(x, weight, bias, running_mean, running_var, counts, items, mom, eps, enter):
+    "`x` by the running statistics, which it enters first if `enter`."
+    mean, var = _wide(running_mean), _wide(running_var)
+    x = x.to(mean.dtype)
+    if enter:
+        n, kept = x.numel()//x.shape[1], _kept(mom, x.shape[0])
+        new = 1 if mom is None else 1 - kept
+        if n == 0: raise ValueError(f'x has shape {tuple(x.shape)}; there is nothing to enter the running statistics')
+        again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1   # in a backward pass: for a checkpoint
+        if not again:
+            counts.mul_(kept).add_(new*n)
+            items.add_(x.shape[0])
+        share = new*n/_wide(counts)
+        if again: mean, var = _without(x.detach(), mean, var, share)
+        old_mean, mean = mean, mean.lerp(_mean(x), share)
+    distance = x - _per_channel(mean, x)
+    if enter:
+        var = (var + (old_mean - mean).square()).lerp(_mean(distance.square()), share)
+        if not again:
+            running_mean.copy_(mean.detach())
+            running_var.copy_(var.detach())
+    var = torch.where(items < 20, var.clamp_min(0.01), var)   # too few to trust
+    scale = (var + eps).rsqrt()
+    return _affine(distance, scale if weight is None else scale*weight, bias)
 
 # %% ../nbs/11_batchnorm.ipynb #9b511d16
-class RunningBatchNorm(nn.Module):
+class RunningBatchNorm(nn.modules.batchnorm._BatchNorm):
     "Batch norm by running statistics that the batch enters before it is normalised, in training and evaluation alike (fast.ai 2019); for small batches."
     def __init__(self,
-        nf: int,            # channels
-        mom: float = 0.1,   # share of a new batch of two in the running statistics, above 0 to 1; larger batches have more: 1 − (1 − mom)/√(bs − 1)
-        eps: float = 1e-5,  # added to the variance
+        nf: int,                  # channels
+        mom: float|None = 0.1,    # share of a new batch of two in the running statistics, above 0 to 1; larger batches have more: 1 − (1 − mom)/√(bs − 1); None: all count alike
+        eps: float = 1e-5,        # added to the variance
+        affine: bool = True,      # learn a scale and a shift per channel?
+        device=None, dtype=None,  # of parameters and buffers
     ):
-        super().__init__()
-        self.nf, self.mom, self.eps = _check_count('nf', nf), _check_number('mom', mom, 0, 1), _check_number('eps', eps)
+        if mom is not None: mom = _check_number('mom', mom, 0, 1)
         if mom == 0: raise ValueError('mom is 0, so that a batch would never enter the running statistics; it should be above 0')
-        self.weight, self.bias = nn.Parameter(torch.ones(nf)), nn.Parameter(torch.zeros(nf))
-        self.register_buffer('running_mean', torch.zeros(nf))
-        self.register_buffer('running_var', torch.ones(nf))
-        self.register_buffer('zero', torch.zeros(nf), persistent=False)
-        self.seen = SimpleNamespace(counts=0., items=0)   # values per channel, weighted as the statistics are; items, up to 20
+        super().__init__(_check_count('nf', nf), _check_number('eps', eps), mom, affine, device=device, dtype=dtype)
+        del self.num_batches_tracked   # instead:
+        for name in ('counts', 'items'): self.register_buffer(name, torch.zeros((), device=device, dtype=dtype))
 
+    nf, mom = _also('num_features'), _also('momentum')
     def extra_repr(self): return f'{self.nf}, mom={self.mom}, eps={self.eps}'
-    def get_extra_state(self): return torch.tensor([self.seen.counts, self.seen.items], dtype=torch.float64)
-    def set_extra_state(self, state): self.seen = SimpleNamespace(counts=float(state[0]), items=int(state[1]))
+
+    def reset_running_stats(self):
+        "As if nothing had been seen."
+        for name, b in self.named_buffers(): b.fill_(name == 'running_var')
+
+    def renew_state(self, state_dict, prefix=''):
+        "Let `state_dict` have the keys of today: `counts` and `items` were once one `_extra_state`."
+        old = state_dict.pop(prefix + '_extra_state', None)
+        if old is not None: state_dict[prefix + 'counts'], state_dict[prefix + 'items'] = old.to(self.counts.dtype)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        self.renew_state(state_dict, prefix)
+        nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
 
     def forward(self, x):
         "`x` (n×c, n×c×l, n×c×h×w or n×c×d×h×w) by the running statistics, which a batch in training enters first."
-        weight, seen, buffers, eps, shape = self.weight, self.seen, self._buffers, self.eps, x.shape
-        if len(shape) < 2 or shape[1] != self.nf or x.dtype != weight.dtype: _check_channels(x, self.nf, weight)
-        mean, var, free = buffers['running_mean'], buffers['running_var'], None
-        if self.training:
-            n, kept = x.numel()//self.nf, _kept(self.mom, shape[0])
-            if n == 0: raise ValueError(f'x has shape {tuple(shape)}; there is nothing to enter the running statistics')
-            old_counts, seen.counts = seen.counts, kept*seen.counts + (1 - kept)*n
-            if seen.items < 20: seen.items = min(seen.items + shape[0], 20)
-            pull = (1 - kept)/seen.counts        # the share of one value in the statistics …
-            share = pull*n                       # … and of the batch
-            batch_mean, batch_var = _mean_var(x.detach(), mean, old_counts)
-            delta, old_mean, old_var = batch_mean - mean, mean, var
-            mean = old_mean.lerp(batch_mean, share)
-            var = old_var.lerp(batch_var, share).addcmul_(delta, delta, value=share*(1 - share))
-            old_mean.copy_(mean); old_var.copy_(var)
-        if seen.items < 20: free, var = var >= 0.01, var.clamp_min(0.01)   # too few to trust; where it is clamped, it is a constant
-        y = torch.native_batch_norm(x, weight, self.bias, mean, var, False, 0., eps)[0]
-        if self.training and x.requires_grad and y.requires_grad:
-            y.grad_fn.register_hook(_through_stats(x, mean, var, weight, buffers['zero'], pull, eps, free))
-        return y
+        _check_channels(x, self.nf, self.weight)
+        y = _running_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.counts, self.items, self.mom, self.eps,
+                          self.training and self.track_running_stats)
+        return y.to(x.dtype)
 
 # %% ../nbs/11_batchnorm.ipynb #12e8b120
 @exercise('11.1')
