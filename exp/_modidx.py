@@ -1243,6 +1243,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'exp.norms._kept': ('batchnorm.html#_kept', 'exp/norms.py'),
                            'exp.norms._mean': ('batchnorm.html#_mean', 'exp/norms.py'),
                            'exp.norms._normalized': ('batchnorm.html#_normalized', 'exp/norms.py'),
+                           'exp.norms._now': ('batchnorm.html#_now', 'exp/norms.py'),
                            'exp.norms._per_channel': ('batchnorm.html#_per_channel', 'exp/norms.py'),
                            'exp.norms._running_norm': ('batchnorm.html#_running_norm', 'exp/norms.py'),
                            'exp.norms._standardized': ('batchnorm.html#_standardized', 'exp/norms.py'),

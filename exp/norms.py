@@ -211,10 +211,14 @@ def _without(x, mean, var, share):
     old_mean = mean + gone*(mean - _mean(x))
     return old_mean, var + gone*(var - _mean((x - _per_channel(mean, x)).square())) - (old_mean - mean).square()
 
+def _now(buffer):
+    "What `buffer` holds, in float32 at least. A cumulative sum (of one) is kept by compiled code, which else reads buffers again in the backward pass."
+    return _wide(buffer[None].cumsum(0)[0] if torch.compiler.is_compiling() else buffer)
+
 @fx.wrap
 def _running_norm(x, weight, bias, running_mean, running_var, counts, items, mom, eps, enter):
     "`x` by the running statistics, which it enters first if `enter`."
-    mean, var = _wide(running_mean), _wide(running_var)
+    mean, var = _now(running_mean), _now(running_var)
     x = x.to(mean.dtype)
     if enter:
         n, kept = x.numel()//x.shape[1], _kept(mom, x.shape[0])
@@ -224,7 +228,7 @@ def _running_norm(x, weight, bias, running_mean, running_var, counts, items, mom
         if not again:
             counts.mul_(kept).add_(new*n)
             items.add_(x.shape[0])
-        share = new*n/_wide(counts)
+        share = new*n/_now(counts)
         if again: mean, var = _without(x.detach(), mean, var, share)
         old_mean, mean = mean, mean.lerp(_mean(x), share)
     distance = x - _per_channel(mean, x)
@@ -233,7 +237,7 @@ def _running_norm(x, weight, bias, running_mean, running_var, counts, items, mom
         if not again:
             running_mean.copy_(mean.detach())
             running_var.copy_(var.detach())
-    var = torch.where(items < 20, var.clamp_min(0.01), var)   # too few to trust
+    var = torch.where(_now(items) < 20, var.clamp_min(0.01), var)   # too few to trust
     scale = (var + eps).rsqrt()
     return _affine(distance, scale if weight is None else scale*weight, bias)
 
