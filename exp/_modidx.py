@@ -1519,6 +1519,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'exp.regularization._check_06_3': ('mlp.html#_check_06_3', 'exp/regularization.py'),
                                     'exp.regularization._check_count': ('mlp.html#_check_count', 'exp/regularization.py'),
                                     'exp.regularization._check_number': ('mlp.html#_check_number', 'exp/regularization.py'),
+                                    'exp.regularization._dropped': ('mlp.html#_dropped', 'exp/regularization.py'),
                                     'exp.regularization._each_once': ('mlp.html#_each_once', 'exp/regularization.py'),
                                     'exp.regularization._fill': ('mlp.html#_fill', 'exp/regularization.py'),
                                     'exp.regularization._gradients': ('mlp.html#_gradients', 'exp/regularization.py'),

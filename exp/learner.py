@@ -25,7 +25,7 @@ from .data_block import ImageList, LabeledData, Normalize, _as_transform, _OnBat
 from .dataloader import DataBunch, DataLoader, Dataset, _check_dl, collate, make_data
 from .hooks import BatchTransform, DeviceCallback, Hooks
 from .losses import _check_numbers, item_losses, loss_parts
-from .norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RunningBatchNorm
+from .norms import NORMS
 from .optimizers import adam_opt
 from .progress import CSVLog, Progress, quiet
 from .schedules import LRFinder, ParamScheduler, _generators, _loader_parts, _set_generators, _Tracker, cos_1cycle, get_hyper
@@ -223,9 +223,6 @@ def lr_find(self: Learner,
     return finder.suggestion
 
 # %% ../nbs/16_learner.ipynb #9c893968
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, BatchNorm, RunningBatchNorm, LayerNorm, GroupNorm, InstanceNorm,
-          *(getattr(nn, name) for name in ('RMSNorm',) if hasattr(nn, name)))
-
 @patch
 def freeze_to(self: Learner,
     n: int,                # groups before this one are frozen; negative: counted from the last
@@ -239,7 +236,7 @@ def freeze_to(self: Learner,
     ids, norms = [], {}
     for m in self.model.modules():
         ids = [id(p) for p in m.parameters(recurse=False)] or ids   # a norm layer without parameters goes with those before it
-        if isinstance(m, _NORMS): norms[m] = ids
+        if isinstance(m, NORMS): norms[m] = ids
     learning = {id(p) for m in norms for p in m.parameters(recurse=False)} if train_bn else set()
     for p in self.model.parameters(): p.requires_grad_(id(p) not in frozen or id(p) in learning)
     self._frozen_norms = () if train_bn else tuple(m for m, ids in norms.items() if frozen.intersection(ids))
@@ -566,7 +563,9 @@ def _shape(v): return f'shape {tuple(v.shape)}' if hasattr(v, 'shape') else type
 def _check_weights(model, state, path):
     "`ValueError` that names what differs, unless `state` is a state dict of this model."
     if not isinstance(state, Mapping): raise ValueError(f'{path} holds no weights of a model')
-    own = model.state_dict()
+    own, state = model.state_dict(), dict(state)
+    for name, m in model.named_modules():
+        if hasattr(m, 'renew_state'): m.renew_state(state, name and name + '.')   # a file may be older than the layer
     differ  = [f'{k} is missing' for k in own if k not in state] + [f'{k} is not in this model' for k in state if k not in own]
     differ += [f'{k} has {_shape(state[k])} there and {_shape(own[k])} here' for k in own if k in state and _shape(own[k]) != _shape(state[k])]
     more = f'; {len(differ) - 3} more' if len(differ) > 3 else ''
@@ -760,7 +759,7 @@ class _Belongs(Callback):
         learn = {name for name, p in self.model.named_parameters() if p.requires_grad}
         if odd := learn ^ set(state['learn']):
             self._refuse(f'is of a training in which other parameters learn ({len(odd)} differ, {sorted(odd)[0]} among them); freeze as it did')
-        if _hidden(self.model).keys() != state['hidden'].keys(): self._refuse('is of a model with other buffers that its state dict leaves out')
+        if not _hidden(self.model).keys() <= state['hidden'].keys(): self._refuse('is of a model with other buffers that its state dict leaves out')
 
 # %% ../nbs/16_learner.ipynb #8a1d284c
 @patch

@@ -22,6 +22,7 @@ from .core import exercise, near, to_device
 from .dataloader import Batch, DataBunch
 from .hooks import Hooks
 from .layers import GeneralRelu
+from .norms import NORMS
 from .tensors import Welford
 
 # %% ../nbs/12_lsuv.ipynb #90c13b09
@@ -40,7 +41,7 @@ def find_modules(
 # %% ../nbs/12_lsuv.ipynb #1e00e7e4
 _INSTEAD = ('weight_g', 'weight_v', 'weight_orig')   # what weight norm, spectral norm and pruning keep instead of a weight
 
-def _is_norm(m): return re.search(r'Norm(\dd)?$', type(m).__name__) is not None
+def _is_norm(m): return isinstance(m, NORMS) or re.search(r'Norm(\dd)?$', type(m).__name__) is not None
 def _is_computed(m):
     return any(k in getattr(m, 'parametrizations', ()) for k in ('weight', 'bias')) or any(k in m._parameters for k in _INSTEAD)
 def _has_sub(m): return isinstance(m, GeneralRelu) and m.sub is not None

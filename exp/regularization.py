@@ -54,6 +54,13 @@ def l2_penalty(
     return sum(p.square().sum() for p in params)/2
 
 # %% ../nbs/06_mlp.ipynb #079bdb22
+@torch.fx.wrap   # one step for tools that record a model with torch.fx
+def _dropped(x, p):
+    if not x.is_floating_point(): raise TypeError(f'dropout scales what stays, so x should be of floats; it is {x.dtype}')
+    if p == 1: return x*0
+    keep = torch.empty_like(x).bernoulli_(1 - p)
+    return x*keep.div_(1 - p)
+
 class Dropout(nn.Module):
     "In training, zero each element with probability `p` and divide the rest by 1 − p; in evaluation, nothing (Srivastava et al. 2014)."
     def __init__(self,
@@ -66,11 +73,7 @@ class Dropout(nn.Module):
 
     def forward(self, x):
         "`x` with some elements dropped, in training; `x` itself in evaluation, or if p is 0."
-        if not self.training or self.p == 0: return x
-        if not x.is_floating_point(): raise TypeError(f'dropout scales what stays, so x should be of floats; it is {x.dtype}')
-        if self.p == 1: return x*0
-        keep = torch.empty_like(x).bernoulli_(1 - self.p)
-        return x*keep.div_(1 - self.p)
+        return _dropped(x, self.p) if self.training and self.p else x
 
     def extra_repr(self): return f'p={self.p}'
 
