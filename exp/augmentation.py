@@ -15,7 +15,6 @@ import copy, functools, math, random
 from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
