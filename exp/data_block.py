@@ -159,15 +159,17 @@ class ImageError(ValueError):
 
 def _reason(e): return re.sub(r' <_io.BytesIO[^>]*>', '', f'{type(e).__name__}: {e}')
 
+_BYTES = bytes, bytearray, memoryview
+
 def _name(source):
     "Where an image comes from, in words."
-    if isinstance(source, (bytes, bytearray)): return f'an image of {len(source)} bytes'
+    if isinstance(source, _BYTES): return f'an image of {len(source)} bytes'
     if isinstance(source, (str, os.PathLike)): return str(source)
     return str(getattr(source, 'filename', '') or getattr(source, 'name', '') or f'an image in a {type(source).__name__}')
 
 def _read(source):
     "The bytes of a path, of bytes, or of an open file from its start; the file stays where it is."
-    if isinstance(source, (bytes, bytearray)): return source
+    if isinstance(source, _BYTES): return source
     if not hasattr(source, 'read'):
         with open(source, 'rb', buffering=0) as f: return f.read()   # at once: PIL takes many small steps, and keeps the file open
     if not source.seekable(): return source.read()
@@ -189,13 +191,13 @@ def _open_image(source):
 def _own(im):
     "A copy of somebody's PIL image, upright: what happens to it does not happen to theirs."
     try: return ImageOps.exif_transpose(im)
-    except Exception as e: raise ImageError(f'{_name(im)} cannot be decoded; it may be cut short. {_reason(e)}') from None
+    except Exception as e: raise ImageError(f'{_name(im)} cannot be decoded. {_reason(e)}') from None
 
 # %% ../nbs/13_data_block.ipynb #26b9c5c0
 def _as_bytes(a):
     "An array's numbers as bytes: the upper byte of 16 bits, floats as parts of 1, 255 or 65535."
     if a.dtype == np.uint8: return a
-    low, high = a.min(), a.max()
+    low, high = float(a.min()), float(a.max())
     if not 0 <= low <= high < 65536: raise ValueError(f'the pixels go from {low:.4g} to {high:.4g}; 0…1, 0…255 or 0…65535 is expected')
     if a.dtype.kind in 'iu': return (a.astype(np.uint16) >> 8).astype(np.uint8)
     top = next(t for t in (1, 255, 65535) if high < t + 1)
@@ -219,7 +221,7 @@ class ImageList(ItemList):
         "A PIL image; a file's pixels are not decoded yet, and somebody's PIL image is copied. `ImageError` names a file that is no image."
         if isinstance(item, Image.Image): return _own(item)
         if isinstance(item, (torch.Tensor, np.ndarray)): return _from_numbers(item)
-        if isinstance(item, (bytes, bytearray)) or hasattr(item, 'read'): return _open_image(item)
+        if isinstance(item, _BYTES) or hasattr(item, 'read'): return _open_image(item)
         if not isinstance(item, (str, os.PathLike)): raise TypeError(f'a {type(item).__name__} is no image; give one path, bytes, an open file, an array or a PIL image')
         if os.path.isabs(item): return _open_image(item)
         return _open_image(item if Path(item).exists() else self.path/item)
@@ -869,7 +871,7 @@ def _why_broken(items, item):
         if isinstance(im, Image.Image): im.load()
     except Exception as e: return _reason(e.__context__ if isinstance(e, ImageError) and e.__context__ else e)
 
-def _is_file(item): return isinstance(item, (str, os.PathLike, bytes, bytearray)) or hasattr(item, 'read')
+def _is_file(item): return isinstance(item, (str, os.PathLike, *_BYTES)) or hasattr(item, 'read')
 
 @patch
 def _named(self: LabeledData, i, e):
@@ -878,7 +880,7 @@ def _named(self: LabeledData, i, e):
     for items in (self.x, self.y):
         if getattr(items, 'kind', None) not in ('image', 'mask') or not _is_file(item := items.items[i]): continue
         if why := _why_broken(items, item):
-            return ImageError(f'{_name(item)} cannot be decoded; it may be cut short. Take it out (verify_images lists such files). {why}')
+            return ImageError(f'{_name(item)} cannot be decoded; take it out (verify_images lists such files). {why}')
     e.add_note(f'This was {self.x.name_of(self.x.items[i])}.')
     return e
 
