@@ -15,13 +15,12 @@ import copy, functools, math, random
 from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from .core import exercise, listify, patch, register
-from .data_block import LabeledData, Transform, _size, to_byte_tensor
+from .data_block import LabeledData, Transform, _draft, _size, to_byte_tensor
 from .dataloader import DataLoader, Rng, TransformedDataset, _ints
 from .learner import Learner
 
@@ -315,9 +314,10 @@ def image(self: Geometric, x, move): return resample(x, move.matrix, pad=self.pa
 
 @patch
 def mask(self: Geometric, m, move):
-    if isinstance(m, Image.Image): return _as_pil(self.mask(torch.from_numpy(np.array(m)), move), m.mode)
-    x = m[:, None] if move.matrix.ndim == 3 else m[None]   # n×1×h×w, or 1×h×w
-    out = resample(x.float(), move.matrix, mode='nearest', pad=self.pad, fill=self.void if self.pad == 'zeros' else 0, jitter=move.jitter)
+    if isinstance(m, Image.Image): return _as_pil(self.mask(to_byte_tensor(m)[0], move), m.mode)
+    x, jitter = m[:, None] if move.matrix.ndim == 3 else m[None], move.jitter   # n×1×h×w, or 1×h×w
+    if jitter is not None: jitter = F.interpolate(jitter.movedim(-1, 1), m.shape[-2:]).movedim(1, -1)   # a mask may have another size than its image
+    out = resample(x.float(), move.matrix, mode='nearest', pad=self.pad, fill=self.void if self.pad == 'zeros' else 0, jitter=jitter)
     return (out[:, 0] if move.matrix.ndim == 3 else out[0]).round().to(m.dtype)
 
 # %% ../nbs/17_augmentation.ipynb #5f6db643
@@ -517,7 +517,7 @@ class PilRandomWarp(PilGeometric):
         return Move(m, _hw(im))
     def moved(self, im, move, mode):
         if torch.equal(move.matrix, torch.eye(3, dtype=torch.float64)): return im
-        return im.transform(im.size, Image.Transform.PERSPECTIVE, _coefficients(move.matrix, _hw(im), move.size), mode)
+        return im.transform(im.size, Image.Transform.PERSPECTIVE, _coefficients(move.matrix, _hw(im), _hw(im)), mode)
 
 # %% ../nbs/17_augmentation.ipynb #4abc85bc
 def _window(box, old, size):
@@ -539,9 +539,10 @@ class _Crop(PilGeometric):
     def draw(self, im, rng): return _window(self.box(rng, _hw(im)), _hw(im), self.size)
     def moved(self, im, move, mode):
         (h, w), (sx, sy, _) = move.size, move.matrix.diagonal().tolist()
-        if mode != Image.Resampling.NEAREST: im.draft('RGB', (math.ceil(w/sx), math.ceil(h/sy)))   # no effect but on a JPEG that is not decoded yet
+        if mode != Image.Resampling.NEAREST: _draft(im, (math.ceil(w/sx), math.ceil(h/sy)))
         box = _pixel_box(move.matrix, *im.size)
         if (box[2] - box[0], box[3] - box[1]) == (w, h) and all(isinstance(v, int) for v in box): return im.crop(box)   # outside is black
+        if mode == Image.Resampling.NEAREST: return im.transform((w, h), Image.Transform.EXTENT, box, mode)   # a mask may have another size than its image
         box = max(0., box[0]), max(0., box[1]), min(im.width, box[2]), min(im.height, box[3])
         return im.resize((w, h), mode, box=box)
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['test_eq', 'near', 'test_close', 'expect_error', 'did_you_mean', 'Settings', 'checkout', 'settings', 'environ',
            'set_seed', 'available_devices', 'default_device', 'to_device', 'to_cpu', 'patch', 'listify',
-           'ListContainer', 'camel2snake', 'compose', 'show_image', 'get_grid', 'show_images', 'atomic_path',
-           'save_state', 'load_state', 'register', 'to_spec', 'from_spec', 'Report', 'report', 'Verdict', 'exercise',
-           'check_exercise']
+           'ListContainer', 'camel2snake', 'compose', 'image_array', 'show_image', 'get_grid', 'show_images',
+           'atomic_path', 'save_state', 'load_state', 'register', 'to_spec', 'from_spec', 'Report', 'report', 'Verdict',
+           'exercise', 'check_exercise']
 
 # %% ../nbs/00_core.ipynb #a3e41cc3
 import configparser, difflib, errno, functools, hashlib, importlib.util, inspect, json, math, os, pickle, random, re, sys, tempfile, typing, zipfile
@@ -283,6 +283,35 @@ def compose(
     return x
 
 # %% ../nbs/00_core.ipynb #556d70bc
+def image_array(
+    im, # tensor or array, h×w, c×h×w or h×w×c (c 1, 3 or 4), or a PIL image
+):      # array h×w or h×w×c, on the CPU
+    "The numbers of an image, channels last. Where both ends could be channels, a tensor's are the first, an array's the last, and 3 goes before 4."
+    tensor = isinstance(im, torch.Tensor)
+    if tensor: im = (im.float() if im.dtype == torch.bfloat16 else im).detach().cpu().numpy()
+    elif getattr(im, 'mode', None) in ('P', 'PA', 'LA', 'CMYK', 'YCbCr', 'HSV', 'LAB'): im = im.convert('RGBA')   # numbers that are no colours yet
+    a = np.asarray(im)
+    if a.ndim not in (2, 3): raise ValueError(f'an image has 2 or 3 dimensions; this one is {a.shape}')
+    if a.ndim == 2: return a
+    first, last = a.shape[0], a.shape[-1]
+    if first in (1, 3, 4) and (tensor or last not in (1, 3, 4) or (first, last) == (3, 4)): a = a.transpose(1, 2, 0)
+    return a[..., 0] if a.shape[-1] == 1 else a
+
+def _colours(a):
+    "Numbers h×w×c as matplotlib takes them: bytes, or floats in 0…1."
+    if a.dtype == np.uint16: return a/65535
+    if a.dtype.kind in 'fb': return np.nan_to_num(a.astype(np.float32)).clip(0, 1)
+    return a.clip(0, 255).astype(np.uint8)
+
+def _greys(a):
+    "Numbers h×w with what is black and what is white among them."
+    known = a[np.isfinite(a)]
+    low, high = (known.min(), known.max()) if known.size else (0, 0)
+    if low == high or a.dtype.kind == 'f' and low >= 0 and high <= 1:
+        white = {'uint8': 255, 'uint16': 65535}.get(a.dtype.name, 1)
+        low, high = min(low, 0), max(high, white)
+    return a, low, high
+
 def show_image(
     im,           # tensor c×h×w (c 1, 3 or 4) or h×w, array, or PIL image; floats in 0…1 or bytes
     ax=None,      # matplotlib axes; None: a new figure
@@ -290,13 +319,13 @@ def show_image(
     figsize=None, # inches, for a new figure
     cmap='gray',  # colours for one channel
 ):                # the axes
-    "Show an image without axes, channels first or last."
+    "Show an image without axes, channels first or last. One channel is spread from its lowest to its highest number, unless it is constant or floats in 0…1."
+    a = image_array(im)
     if ax is None: _, ax = plt.subplots(figsize=figsize or (1.6, 1.6))
-    a = im.detach().cpu().numpy() if isinstance(im, torch.Tensor) else np.asarray(im)
-    if a.ndim == 3 and a.shape[0] in (1, 3, 4) and a.shape[-1] not in (3, 4): a = a.transpose(1, 2, 0)
-    if a.ndim == 3 and a.shape[-1] == 1: a = a[..., 0]
-    if a.ndim not in (2, 3): raise ValueError(f'an image has 2 or 3 dimensions; this one is {a.shape}')
-    ax.imshow(a, cmap=cmap)
+    if a.ndim == 3: ax.imshow(_colours(a))
+    else:
+        a, black, white = _greys(a.astype(np.float32) if a.dtype in (np.float16, np.bool_) else a)
+        ax.imshow(a, cmap=cmap, vmin=black, vmax=white)
     if title is not None: ax.set_title(str(title), fontsize=8)
     ax.axis('off')
     return ax

@@ -584,7 +584,7 @@ def test_a_cached_target_that_is_no_tensor_has_gone_through_its_transforms(folde
 
 def test_a_cached_target_stays_in_terms_of_its_image(folder):
     split = ImageList.from_folder(folder).split_by_folder().label_from_func(lambda f: [[6., 9.]]*(1 + int(f.stem) % 2), _PointPair)
-    ds = split.transform(size=8, cache=True).databunch(bs=4, collate=list).train_ds
+    ds = split.transform(size=8, tfm_y=False, cache=True).databunch(bs=4, collate=list).train_ds
     for i in range(4):
         (points, n), (again, m) = ds[i][1], ds[i][1]
         assert torch.equal(points, again) and n == m and points[0].tolist() == [0.25, 0.5]
@@ -597,7 +597,7 @@ class _Points(_PointPair):
 def test_cached_targets_of_several_shapes_are_refused_and_never_repeated_to_fit(folder):
     def made(cls):
         split = ImageList.from_folder(folder).split_by_folder().label_from_func(lambda f: [[6., 9.]]*(2 - int(f.stem) % 2), cls)
-        return split.transform(size=8, cache=True).databunch(bs=4, collate=list).train_ds
+        return split.transform(size=8, tfm_y=False, cache=True).databunch(bs=4, collate=list).train_ds
     ds = made(_Points)
     assert ds[0][1].shape == (2, 2)
     with pytest.raises(ValueError, match='target of item 1'): ds[1]
@@ -644,8 +644,8 @@ def test_verify_images_finds_files_as_the_list_does_and_refuses_a_folder(folder)
     assert verify_images(ImageList([f.relative_to(folder) for f in files], folder)) == []
     with pytest.raises(TypeError, match='list of paths'): verify_images(folder)
 
-@pytest.mark.parametrize('array', [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.int64), np.zeros(8, np.uint8)])
-def test_arrays_that_are_no_bytes_are_refused(array):
+@pytest.mark.parametrize('array', [np.zeros((8, 8, 5), np.float32), np.zeros((8, 8), np.int64), np.zeros(8, np.uint8)])
+def test_arrays_that_are_no_image_are_refused(array):
     for item in (array, torch.from_numpy(array).movedim(-1, 0)):
         with pytest.raises(TypeError, match='is no image; bytes'): ImageList([item]).get(0)
 
