@@ -740,6 +740,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'exp.datasets._write_classes': ('datasets.html#_write_classes', 'exp/datasets.py'),
                               'exp.datasets._write_csv': ('datasets.html#_write_csv', 'exp/datasets.py'),
                               'exp.datasets._zip_members': ('datasets.html#_zip_members', 'exp/datasets.py'),
+                              'exp.datasets._zip_name': ('datasets.html#_zip_name', 'exp/datasets.py'),
                               'exp.datasets.atomic_folder': ('datasets.html#atomic_folder', 'exp/datasets.py'),
                               'exp.datasets.bananas_standin': ('datasets.html#bananas_standin', 'exp/datasets.py'),
                               'exp.datasets.biwi_standin': ('datasets.html#biwi_standin', 'exp/datasets.py'),

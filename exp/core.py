@@ -183,7 +183,7 @@ def _env_values():
     "The settings among the environment's `EXP_*`, with a warning for a name that is nearly one."
     known = {f'EXP_{key.upper()}': key for key in (*_DEFAULTS, *_ENV_ONLY)}
     for name in os.environ:
-        if name.startswith('EXP_') and name not in known and (hint := did_you_mean(name, known, cutoff=0.8)):
+        if name.startswith('EXP_') and name not in known and (hint := did_you_mean(name, known, cutoff=0.85)):
             warnings.warn(f'the environment variable {name} is not a setting{hint}')
     return {key: os.environ[name] for name, key in known.items() if name in os.environ and key in _DEFAULTS}
 
