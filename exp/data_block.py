@@ -136,8 +136,16 @@ def new(self: ItemList,
 def _at(self: ItemList, places):
     "The items at these places, with their rows of the table."
     other = self.new([self.items[i] for i in places])
-    if self.table is not None: other.table = self.table.iloc[places]
+    if self._in_step(): other._keep_rows(self.table.iloc[places])
     return other
+
+@patch
+def _keep_rows(self: ItemList, table): self.table, self._row_of = table, list(self.items)
+
+@patch
+def _in_step(self: ItemList):
+    "Has each item its row of the table still, in this order?"
+    return self.table is not None and len(self._row_of) == len(self) and all(map(operator.is_, self._row_of, self.items))
 
 @patch
 def filter(self: ItemList,
@@ -163,11 +171,15 @@ def _kinds(files):
     kinds = Counter(f.suffix.lower() or 'without ending' for f in files)
     return ', '.join(f'{n} {kind}' for kind, n in kinds.most_common(5)) or 'no files at all'
 
+def _may_be(ending, kind):
+    "May files of this ending be of a kind, as 'image'? Those of no known type may."
+    known, packed = mimetypes.guess_type(f'x{ending}', strict=False)
+    return (known or packed or kind).startswith(kind)
+
 def _warn_of_others(cls, path, files, every):
     "A warning that counts the files left out, but for those that are known to be of another kind, as text is."
     mine = {f.suffix.lower() for f in files}
-    others = {ending for ending in {f.suffix.lower() for f in every} - mine
-              if (mimetypes.guess_type(f'x{ending}', strict=False)[0] or cls.kind).startswith(cls.kind)}
+    others = {ending for ending in {f.suffix.lower() for f in every} - mine if _may_be(ending, cls.kind)}
     if others: warnings.warn(f'{path}: {cls.__name__} leaves out {_kinds(f for f in every if f.suffix.lower() in others)}', stacklevel=3)
 
 def _from_folder(cls,
@@ -602,7 +614,7 @@ def _labels(df, label_col, label_sep):
 @patch
 def _rows(self: ItemList):
     "The table that the items came from. `ValueError` if there is none, or not a row for each."
-    if self.table is not None and len(self.table) == len(self): return self.table
+    if self._in_step(): return self.table
     raise ValueError('these items have no table with a row for each; make them by from_df or from_csv, or give a table')
 
 @patch
@@ -667,7 +679,7 @@ def _from_df(cls,
         items = [user_path(Path(folder)/f'{_slashed(name)}{suffix}', path) for name in items]
         _check_files(items)
     items = cls(items, path)
-    items.table = df
+    items._keep_rows(df)
     return items
 
 def _from_csv(cls,
