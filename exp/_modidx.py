@@ -927,6 +927,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'exp.hooks._in_a_row': ('cuda_hooks.html#_in_a_row', 'exp/hooks.py'),
                            'exp.hooks._is_layer': ('cuda_hooks.html#_is_layer', 'exp/hooks.py'),
                            'exp.hooks._is_leaf': ('cuda_hooks.html#_is_leaf', 'exp/hooks.py'),
+                           'exp.hooks._legend': ('cuda_hooks.html#_legend', 'exp/hooks.py'),
                            'exp.hooks._lines': ('cuda_hooks.html#_lines', 'exp/hooks.py'),
                            'exp.hooks._module_list': ('cuda_hooks.html#_module_list', 'exp/hooks.py'),
                            'exp.hooks._move_opt_state': ('cuda_hooks.html#_move_opt_state', 'exp/hooks.py'),
