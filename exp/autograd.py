@@ -197,7 +197,7 @@ def draw_graph(
         for operand, _ in v.edges:
             ax.annotate('', place[v], place[operand], arrowprops=dict(arrowstyle='-|>', color='grey', shrinkA=22, shrinkB=22))
         x, y = place[v]
-        ax.text(x, y, f'{v.name or v.op}\n{number(v.data)}', ha='center', va='center', fontsize=9,
+        ax.text(x, y, f'{v.name or v.op}\n{number(v.data)}', ha='center', va='center', fontsize=9, parse_math=False,
                 bbox=dict(boxstyle='round', fc='white' if v.edges else '#dce9f7', ec='grey'))
         if v in grads: ax.text(x, y - 0.42, f'grad {number(grads[v])}', ha='center', va='center', fontsize=8, color='C3')
     height = max(map(len, rows.values()))/2

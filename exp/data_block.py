@@ -8,9 +8,9 @@ __all__ = ['image_extensions', 'get_files', 'ItemList', 'ImageError', 'ImageList
            'MakeRGB', 'MakeGrey', 'ResizeFixed', 'ToByteTensor', 'ToFloatTensor', 'Normalize', 'verify_images']
 
 # %% ../nbs/13_data_block.ipynb #190428ce
-import copy, io, itertools, mimetypes, operator, os, random, re, shutil
+import copy, io, itertools, mimetypes, operator, os, random, re, shutil, unicodedata, warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,19 +18,22 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from tqdm import tqdm
 
-from .core import ListContainer, did_you_mean, exercise, from_spec, get_grid, image_array, listify, patch, register, settings, show_image, to_spec
+from .core import image_array, show_image, text_encoding, to_spec, user_path
 from .dataloader import BatchContext, DataBunch, DataLoader, Rng, collate
 from .losses import CrossEntropy, SquaredLoss
 
 # %% ../nbs/13_data_block.ipynb #61f9a06a
 def _image_extensions():
-    "The endings of image files by Python's own table, whatever this system adds to it."
-    known = mimetypes.MimeTypes()
-    table = {**known.types_map[False], **known.types_map[True]}
-    return frozenset(ext for ext, kind in table.items() if kind.startswith('image/') and ext != '.svg')
+    "The endings of image files that Pillow opens here; not of videos, of PostScript, and of formats that it knows by name only."
+    endings = Image.registered_extensions()
+    def opens(kind):
+        if kind not in Image.OPEN or not Image.MIME.get(kind, 'image/').startswith('image/'): return False
+        factory = Image.OPEN[kind][0]
+        return not (isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile))
+    return frozenset(ending for ending, kind in endings.items() if opens(kind))
 
 image_extensions = _image_extensions()
 
@@ -39,7 +42,7 @@ def _walk(folder, wanted, recurse, above):
     "The files below `folder` with an ending in `wanted`; `above` are the folders that lead here."
     with os.scandir(folder) as found: entries = sorted(found, key=lambda e: e.name)
     for e in entries:
-        if e.name.startswith('.'): continue
+        if e.name.startswith('.') or is_clutter(e.name): continue
         if not e.is_dir():
             if wanted is None or os.path.splitext(e.name)[1].lower() in wanted: yield Path(e.path)
         elif recurse and (real := os.path.realpath(e.path)) not in above:   # a link may lead back up
@@ -47,10 +50,18 @@ def _walk(folder, wanted, recurse, above):
 
 # %% ../nbs/13_data_block.ipynb #b06763d8
 def _check_folder(path):
-    path = Path(path)
+    path = user_path(path)
     if path.is_dir(): return path
     if path.exists(): raise NotADirectoryError(f'{path} is a file; a folder with files is expected')
     raise FileNotFoundError(f'the folder {path} does not exist')
+
+def _list_of(items, is_one=lambda array: False):
+    "A list of the items in a list, array, tensor, column or iterator, numbers and names as Python's own; anything else is one item."
+    one = isinstance(items, (str, bytes, bytearray, Mapping)) or hasattr(items, 'read') or not isinstance(items, Iterable)
+    if one or isinstance(items, (np.ndarray, torch.Tensor)) and is_one(items): return [] if items is None else [items]
+    return items.tolist() if getattr(items, 'ndim', 0) == 1 else list(items)
+
+def _endings(extensions): return {f'.{e.lower().removeprefix(".")}' for e in _list_of(extensions)}
 
 def get_files(
     path,                 # a folder
@@ -59,10 +70,10 @@ def get_files(
     recurse: bool = True, # its folders too
     include=None,         # of the folders in `path`, only those of these names
 ) -> list[Path]:          # by name, folder by folder
-    "The files below `path`; hidden ones are left out. `FileNotFoundError` for a folder that is not there."
+    "The files below `path`; hidden ones and a system's own are left out. `FileNotFoundError` for a folder that is not there."
     path = _check_folder(path)
-    wanted = None if extensions is None else {f'.{e.lower().removeprefix(".")}' for e in listify(extensions)}
-    folders = [path] if include is None else [path/name for name in listify(include)]
+    wanted = None if extensions is None else _endings(extensions)
+    folders = [path] if include is None else [path/name for name in _list_of(include)]
     for f in folders:
         if not f.is_dir():
             here = [p.name for p in path.iterdir() if p.is_dir()]
@@ -77,17 +88,19 @@ class ItemList(ListContainer):
     processors = ()     # classes or instances of `Processor`, in this order
     extensions = None   # of the files that it reads; None: items are no files
     collate = None      # a function of a list of (x, y), where the usual one does not fit
+    table = None        # a data frame with a row for each item, if they came from one
 
     def __init__(self,
-        items,           # a list of anything that `open` takes
+        items,           # a list, array or column of anything that `open` takes
         path='.',        # the folder that file names start from
         processors=None, # in place of the class's
     ):
-        super().__init__(items)
-        self.path = Path(path)
+        super().__init__(_list_of(items, self.is_one))
+        self.path = user_path(path)
         given = type(self).processors if processors is None else processors
         self.processors = [p() if isinstance(p, type) else p for p in listify(given)]
 
+    def is_one(self, array): "Is an array or tensor a single item? Else it is a list of them."; return False
     def open(self, item): "The thing itself."; return item
     def get(self, i): "Item `i`, opened."; return self.open(self.items[i])
     def relate(self, obj, x): "As a target: `obj` in terms of its opened item `x`, as points in parts of the image."; return obj
@@ -96,15 +109,18 @@ class ItemList(ListContainer):
     def text(self, obj): "What `open` answered, in words."; return str(obj)
     def show(self, obj, ax, title=None):
         "Draw what `open` answered into matplotlib's axes."
-        ax.text(0.5, 0.5, self.text(obj), ha='center', va='center', wrap=True, fontsize=8)
-        ax.set_title(title or '', fontsize=8)
+        ax.text(0.5, 0.5, self.text(obj), ha='center', va='center', wrap=True, fontsize=8, parse_math=False)
+        ax.set_title(title or '', fontsize=8, parse_math=False)
         ax.axis('off')
 
 # %% ../nbs/13_data_block.ipynb #5b752f2a
 def _relative(path, root):
     "`path` from the folder `root`, if it lies there."
-    try: return Path(path).relative_to(root)
-    except ValueError: return Path(path)
+    path = user_path(path, root)
+    try: return path.relative_to(root)
+    except ValueError: pass
+    try: return Path(os.path.abspath(path)).relative_to(os.path.abspath(root))
+    except ValueError: return path
 
 @patch
 def new(self: ItemList,
@@ -112,15 +128,30 @@ def new(self: ItemList,
 ):
     "A list of the same class and settings."
     other = copy.copy(self)
-    other.items = listify(items)
+    other.items, other.table = _list_of(items, self.is_one), None
     return other
+
+@patch
+def _at(self: ItemList, places):
+    "The items at these places, with their rows of the table."
+    other = self.new([self.items[i] for i in places])
+    if self._in_step(): other._keep_rows(self.table.iloc[places])
+    return other
+
+@patch
+def _keep_rows(self: ItemList, table): self.table, self._row_of = table, list(self.items)
+
+@patch
+def _in_step(self: ItemList):
+    "Has each item its row of the table still, in this order?"
+    return self.table is not None and len(self._row_of) == len(self) and all(map(operator.is_, self._row_of, self.items))
 
 @patch
 def filter(self: ItemList,
     func: Callable, # of an item
 ):
     "The items for which `func` is true."
-    return self.new([o for o in self.items if func(o)])
+    return self._at([i for i, o in enumerate(self.items) if func(o)])
 
 @patch
 def name_of(self: ItemList, item):
@@ -134,10 +165,21 @@ def __repr__(self: ItemList):
     return f'{type(self).__name__} ({len(self)} items) [{shown}]'
 
 # %% ../nbs/13_data_block.ipynb #dd476e63
-def _found(path):
-    "What a folder holds, for error messages."
-    kinds = Counter(p.suffix.lower() or 'without ending' for p in get_files(path))
+def _kinds(files):
+    "How many files of which ending there are, for messages."
+    kinds = Counter(f.suffix.lower() or 'without ending' for f in files)
     return ', '.join(f'{n} {kind}' for kind, n in kinds.most_common(5)) or 'no files at all'
+
+def _may_be(ending, kind):
+    "May files of this ending be of a kind, as 'image'? Those of no known type may."
+    known, packed = mimetypes.guess_type(f'x{ending}', strict=False)
+    return (known or packed or kind).startswith(kind)
+
+def _warn_of_others(cls, path, files, every):
+    "A warning that counts the files left out, but for those that are known to be of another kind, as text is."
+    mine = {f.suffix.lower() for f in files}
+    others = {ending for ending in {f.suffix.lower() for f in every} - mine if _may_be(ending, cls.kind)}
+    if others: warnings.warn(f'{path}: {cls.__name__} leaves out {_kinds(f for f in every if f.suffix.lower() in others)}', stacklevel=3)
 
 def _from_folder(cls,
     path,                 # a folder
@@ -146,9 +188,12 @@ def _from_folder(cls,
     recurse: bool = True, # its folders too
     include=None,         # of the folders in `path`, only those of these names
 ):
-    "The files below `path`, by name. `FileNotFoundError` if it is not there, `ValueError` if it has no such files."
-    files = get_files(path, cls.extensions if extensions is None else extensions, recurse=recurse, include=include)
-    if not files: raise ValueError(f'{path} has no files for {cls.__name__}; it holds {_found(path)}. Check the path, or give extensions=…')
+    "The files below `path`, by name, with a warning that counts those left out. `FileNotFoundError` if it is not there, `ValueError` if it has none."
+    given = cls.extensions if extensions is None else extensions
+    wanted, every = None if given is None else _endings(given), get_files(path, recurse=recurse, include=include)
+    files = [f for f in every if wanted is None or f.suffix.lower() in wanted]
+    if not files: raise ValueError(f'{path} has no files for {cls.__name__}; it holds {_kinds(every)}. Check the path, or give extensions=…')
+    if extensions is None: _warn_of_others(cls, path, files, every)
     return cls(files, path)
 
 ItemList.from_folder = classmethod(_from_folder)
@@ -223,8 +268,7 @@ class ImageList(ItemList):
         if isinstance(item, (torch.Tensor, np.ndarray)): return _from_numbers(item)
         if isinstance(item, _BYTES) or hasattr(item, 'read'): return _open_image(item)
         if not isinstance(item, (str, os.PathLike)): raise TypeError(f'a {type(item).__name__} is no image; give one path, bytes, an open file, an array or a PIL image')
-        if os.path.isabs(item): return _open_image(item)
-        return _open_image(item if Path(item).exists() else self.path/item)
+        return _open_image(user_path(item, self.path))
 
     def text(self, obj): return f'{type(obj).__name__} {tuple(obj.shape) if hasattr(obj, "shape") else obj.size}'
     def show(self, obj, ax, title=None):
@@ -239,6 +283,12 @@ class GreyImageList(ImageList):
 
 # %% ../nbs/13_data_block.ipynb #4f168ac0
 ItemList._spec_args = property(lambda self: {}, lambda self, given: None)
+
+@patch
+def is_one(self: ImageList, array):
+    "An array h×w or h×w×c or a tensor c×h×w is one image; one dimension more, or grey ones in a row, are several."
+    channels, kinds = (array.shape[0], (1, 3)) if isinstance(array, torch.Tensor) else (array.shape[-1], (1, 3, 4))
+    return array.ndim == 2 or array.ndim == 3 and channels in kinds
 
 # %% ../nbs/13_data_block.ipynb #af2c9863
 class SplitData:
@@ -261,15 +311,15 @@ class SplitData:
 
 # %% ../nbs/13_data_block.ipynb #f64cea19
 def _split(items, is_valid, how, is_train=None):
-    "A `SplitData` by a function of an item that is true for validation. `ValueError` if a side is empty."
-    valid = [o for o in items.items if is_valid(o)]
-    train = [o for o in items.items if (is_train(o) if is_train else not is_valid(o))]
+    "A `SplitData` by a list that is true for validation items, and perhaps one for training. `ValueError` if a side is empty."
+    if is_train is None: is_train = [not v for v in is_valid]
+    train, valid = ([i for i, v in enumerate(flags) if v] for flags in (is_train, is_valid))
     for name, part, other in (('training', train, valid), ('validation', valid, train)):
         if part: continue
         rest = len(items) - len(other)
         raise ValueError(f'{how} leaves nothing for {name}: of {len(items)} items {len(other)} are in the other set'
                          + (f' and {rest} in none' if rest else '') + '. Split in another way; split_none says that there is no validation set')
-    return SplitData(items.new(train), items.new(valid))
+    return SplitData(items._at(train), items._at(valid))
 
 # %% ../nbs/13_data_block.ipynb #b63bde71
 @patch
@@ -277,20 +327,26 @@ def split_by_func(self: ItemList,
     func: Callable, # of an item: is it for validation?
 ) -> SplitData:
     "By a function that is true for validation items."
-    return _split(self, func, f'the function {getattr(func, "__name__", func)}')
+    return _split(self, list(map(func, self.items)), f'the function {getattr(func, "__name__", func)}')
+
+def _mask(chosen, n):
+    "A list of `n` truth values from such a list or column, one of 0 and 1 for each of more than two, or from places."
+    chosen = [v.item() if hasattr(v, 'item') else v for v in _list_of(chosen)]
+    if chosen and all(isinstance(v, bool) for v in chosen) or len(chosen) == n > 2 and set(chosen) <= {0, 1}:
+        if len(chosen) != n: raise IndexError(f'a mask of {len(chosen)} for {n} items')
+        return chosen
+    mask = [False]*n
+    for i in map(operator.index, chosen):
+        if not -n <= i < n: raise IndexError(f'there is no item {i}; there are {n}')
+        mask[i] = True
+    return mask
 
 @patch
 def split_by_index(self: ItemList,
-    valid_idx, # places of the validation items
+    valid_idx, # places of the validation items, or a mask: True (or 1) for validation, False (or 0) for training
 ) -> SplitData:
     "The items at these places for validation, the rest for training."
-    chosen = set()
-    for i in map(operator.index, valid_idx):
-        if not -len(self) <= i < len(self): raise IndexError(f'there is no item {i}; there are {len(self)}')
-        chosen.add(i % len(self))
-    if not 0 < len(chosen) < len(self):
-        raise ValueError(f'{len(chosen)} of {len(self)} items for validation leave nothing for {"training" if chosen else "validation"}')
-    return SplitData(self.new([o for i, o in enumerate(self.items) if i not in chosen]), self.new([self.items[i] for i in sorted(chosen)]))
+    return _split(self, _mask(valid_idx, len(self)), 'the index')
 
 # %% ../nbs/13_data_block.ipynb #5800128b
 @patch
@@ -307,16 +363,17 @@ def split_random(self: ItemList,
 @patch
 def split_none(self: ItemList) -> SplitData:
     "All items for training, none for validation."
-    return SplitData(self.new(self.items), None)
+    return SplitData(self._at(range(len(self))), None)
 
 # %% ../nbs/13_data_block.ipynb #a3783be7
 def _split_by_names(items, name_of, train, valid, where):
     "By a name of each item: those in `train` and those in `valid`; the others are left out."
-    train, valid = set(listify(train)), set(listify(valid))
+    train, valid = set(_list_of(train)), set(_list_of(valid))
     if train & valid: raise ValueError(f'{", ".join(sorted(train & valid))} cannot be for training and for validation')
-    there = ', '.join(sorted({name_of(o) for o in items.items})[:8])
+    names = [name_of(o) for o in items.items]
+    there = ', '.join(sorted(set(names))[:8])
     how = f'splitting by folder ({" or ".join(sorted(train))} for training, {" or ".join(sorted(valid))} for validation; {where}: {there})'
-    return _split(items, lambda o: name_of(o) in valid, how, lambda o: name_of(o) in train)
+    return _split(items, [name in valid for name in names], how, [name in train for name in names])
 
 @patch
 def split_by_folder(self: ItemList,
@@ -333,26 +390,34 @@ def split_by_grandparent(self: ItemList,
     valid=('valid', 'val'), # likewise
 ) -> SplitData:
     "By the folder above the file's own: `train` in train/dog/1.jpg; files of other folders are left out."
-    return _split_by_names(self, lambda o: Path(o).parent.parent.name, train, valid, 'two above the files are')
+    return _split_by_names(self, lambda o: user_path(o, self.path).parent.parent.name, train, valid, 'two above the files are')
 
 # %% ../nbs/13_data_block.ipynb #f366ffe2
+def _slashed(name): "A file's name as a list or table has it, with / between folders."; return str(name).strip().replace('\\', '/')
+
+def _key(name, path):
+    "A file's name from the folder `path`, in one spelling whichever system wrote it."
+    return unicodedata.normalize('NFC', _relative(_slashed(name), path).as_posix())
+
+def _bare(key): return key.rsplit('/', 1)[-1]
+
 @patch
 def split_by_files(self: ItemList,
     names, # file names for validation, or the path of a text file with one in each line
 ) -> SplitData:
     "The files of these names, or paths from the list's folder, for validation. `ValueError` for a name that no item has, or several."
     if isinstance(names, (str, Path)):
-        file = Path(names) if Path(names).is_file() else self.path/names
+        file = user_path(names, self.path)
         if not file.is_file(): raise FileNotFoundError(f'{file} does not exist; it should hold a file name in each line')
-        names = file.read_text(encoding='utf-8').splitlines()
-    wanted = {Path(n.strip()).as_posix() for n in map(str, names) if n.strip()}
-    known = lambda o: {Path(o).name, _relative(o, self.path).as_posix()}
-    found = Counter(name for o in self.items for name in known(o) & wanted)
+        names = read_text(file).split('\n')
+    wanted = {_key(n, self.path) for n in _list_of(names) if str(n).strip()}
+    known = [wanted & {key, _bare(key)} for key in (_key(o, self.path) for o in self.items)]
+    found = Counter(name for names in known for name in names)
     if missing := sorted(wanted - found.keys()):
         raise ValueError(f'{missing[0]!r} is none of the items' + (f', nor are {len(missing) - 1} other names' if len(missing) > 1 else ''))
     name, times = found.most_common(1)[0] if found else ('', 0)
     if times > 1: raise ValueError(f'{name!r} is the name of {times} items; give paths from {self.path} in place of bare names')
-    return _split(self, lambda o: bool(known(o) & wanted), 'the list of file names')
+    return _split(self, known, 'the list of file names')
 
 # %% ../nbs/13_data_block.ipynb #855d8897
 class Processor:
@@ -373,7 +438,7 @@ class CategoryProcessor(Processor):
         other=None,   # a last class, for names that the training set has not; None: they are an error
     ):
         self.other, self._given = other, classes is not None
-        self._set(list(classes) if classes is not None else [])
+        self._set(_list_of(classes))
 
     def _set(self, classes):
         if len(set(classes)) < len(classes): raise ValueError(f'a class is named twice: {Counter(classes).most_common(1)[0][0]!r}')
@@ -431,8 +496,8 @@ class FloatList(LabelList):
     "A number, or several, for each item: float32 of shape (c,)."
     kind, loss_func = 'number', SquaredLoss()
     c = property(lambda self: len(np.ravel(self.items[0])) if self.items else None, doc='How many numbers an item has.')
-    def open(self, item): return torch.tensor(np.ravel(item), dtype=torch.float32)
-    def column(self): return torch.tensor(np.array([np.ravel(o) for o in self.items]), dtype=torch.float32)
+    def open(self, item): return torch.tensor(np.ravel(item).astype(np.float32))
+    def column(self): return torch.tensor(np.array([np.ravel(o) for o in self.items]).astype(np.float32))
     def decode(self, y): "A number, or a list of several."; return y.tolist() if len(y) > 1 else y.item()
     def text(self, obj): return ', '.join(f'{v:.4g}' for v in obj.tolist())
 
@@ -504,27 +569,30 @@ def label_from_func(self: SplitData,
     other=None,     # for categories: a last class, for names that the training set has not
 ) -> SplitData:     # itself
     "Label every item by a function of it; processors learn from the training set alone. `ValueError` for a label that is None or NaN."
-    if self.labeled: raise ValueError('these items have labels already; start from the split once more')
     def label(item):
         y = func(item)
         if y is None or isinstance(y, float) and y != y: raise ValueError(f'{y} is no label; does the function return one for every item?')
         return y
+    return self._label(lambda part: _each(label, part.items, part), label, label_cls, classes, other)
+
+@patch
+def _label(self: SplitData, labels_of, label, label_cls, classes, other):
+    "Label each set by a function of it; `label`, of an item, is for a test set that comes later."
+    if self.labeled: raise ValueError('these items have labels already; start from the split once more')
     items = self.train, self.valid
-    labels = [None if p is None else _label_list(_each(label, p.items, p), label_cls, self.path, classes, other) for p in items]
+    labels = [None if p is None else _label_list(labels_of(p), label_cls, self.path, classes, other) for p in items]
     pairs = zip(_processed(items, items, 'This was '), _processed(labels, items))
     self.train, self.valid = (None if x is None else LabeledData(x, y) for x, y in pairs)
     self._labeler = label
     return self
 
 # %% ../nbs/13_data_block.ipynb #9b478cdd
-def _folder_name(path): return Path(path).parent.name
-
 @patch
 def label_from_folder(self: SplitData,
     label_cls=None, *, classes=None, other=None,   # as in `label_from_func`
 ) -> SplitData:
     "Label every file by the name of its folder."
-    return self.label_from_func(_folder_name, label_cls, classes=classes, other=other)
+    return self.label_from_func(lambda o: user_path(o, self.path).parent.name, label_cls, classes=classes, other=other)
 
 @patch
 def label_from_re(self: SplitData,
@@ -540,29 +608,60 @@ def label_from_re(self: SplitData,
     return self.label_from_func(label, label_cls, classes=classes, other=other)
 
 # %% ../nbs/13_data_block.ipynb #693b0196
-def _read_csv(path, sep, names=None):
-    "A table. The column `names`, by name or number, stays text: a file called 007 is not called 7."
-    if not Path(path).is_file(): raise FileNotFoundError(f'{path} does not exist; a table is expected there')
-    try:
-        there = list(pd.read_csv(path, sep=sep, nrows=0).columns)
-        if isinstance(names, int) and names not in there and -len(there) <= names < len(there): names = there[names]
-        return pd.read_csv(path, sep=sep, dtype={names: str} if names in there else None)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise ValueError(f'{path} cannot be read as a table: {e}') from None
+_WHOLE = r'0|-?[1-9]\d{0,17}'
+_NUMBER = _WHOLE + r'|[+-]?((0|[1-9]\d*)\.\d*|\.\d+)([eE][+-]?\d+)?|[+-]?\d+[eE][+-]\d+'
+
+def _numbers(column, text):
+    "A column of cells as numbers, if all are such; `text` leaves those with a point as they are written."
+    if column.str.fullmatch(_WHOLE).all(): return pd.to_numeric(column)
+    given = column[column.notna() & ~column.isin(['NA', 'N/A', 'NaN', 'nan', 'null', 'None'])]
+    if text or given.str.fullmatch(_WHOLE).all() or not given.str.fullmatch(_NUMBER).all(): return column
+    return pd.to_numeric(column.where(column.isin(given)))
+
+def _read_csv(path, sep, text=()):
+    "A table. Cells are text, columns of plain numbers become numbers; those in `text`, by name or number, only whole ones."
+    if not path.is_file(): raise FileNotFoundError(f'{path} does not exist; a table is expected there')
+    with open(path, 'rb') as f: encoding = text_encoding(f.read(4))
+    try: df = pd.read_csv(path, sep=sep, encoding=encoding, dtype=str, keep_default_na=False, na_values=[''], skipinitialspace=True)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as e: raise ValueError(f'{path} cannot be read as a table: {e}') from None
+    text = {_pick(df, col).name for col in text}
+    return df.assign(**{name: _numbers(df[name], name in text) for name in df.columns})
+
+def _pick(df, col):
+    "The column of a table by its name, or its number if there is no such name. `ValueError` if it is not there."
+    there = ', '.join(map(str, df.columns))
+    if col in df.columns: return df[col]
+    if isinstance(col, (int, np.integer)) and -len(df.columns) <= col < len(df.columns): return df.iloc[:, col]
+    raise ValueError(f'the table has no column {col!r}{did_you_mean(str(col), map(str, df.columns)) or "."} It has {there}; was the separator right?')
 
 def _column(df, col):
-    "The column of a table by its name, or its number if there is no such name. `ValueError` if it is not there, or has holes."
-    there = ', '.join(map(str, df.columns))
-    if col in df.columns: column = df[col]
-    elif isinstance(col, int) and -len(df.columns) <= col < len(df.columns): column = df.iloc[:, col]
-    else: raise ValueError(f'the table has no column {col!r}{did_you_mean(str(col), map(str, df.columns)) or "."} It has {there}; was the separator right?')
+    "The column of a table, as `_pick` finds it. `ValueError` if it has holes."
+    column = _pick(df, col)
     if column.isna().any():
         raise ValueError(f'the column {column.name!r} is empty in {int(column.isna().sum())} rows, the first of them row {int(column.isna().argmax())}')
     return column
 
 # %% ../nbs/13_data_block.ipynb #85e01395
+def _tags(cell, sep):
+    "The labels in one cell, each once; none in an empty one."
+    tags = [] if pd.isna(cell) else [tag.strip() for tag in str(cell).split(sep)]
+    return [tag for tag in dict.fromkeys(tags) if tag]
+
+def _labels(df, label_col, label_sep):
+    "The label of each row; a tuple of several for a list of columns."
+    of = lambda c: _column(df, c).tolist() if label_sep is None else [_tags(cell, label_sep) for cell in _pick(df, c)]
+    columns = list(map(of, _list_of(label_col)))
+    return columns[0] if isinstance(label_col, str) or not isinstance(label_col, Iterable) else list(zip(*columns))
+
+@patch
+def _rows(self: ItemList):
+    "The table that the items came from. `ValueError` if there is none, or not a row for each."
+    if self._in_step(): return self.table
+    raise ValueError('these items have no table with a row for each; make them by from_df or from_csv, or give a table')
+
 @patch
 def label_from_df(self: SplitData,
-    df,                  # a table with a row for each item
+    df=None,             # a table with a row for each item; None, or the name of a column with labels: the one that the items came from
     *,
     col=0,               # name or number of the column with file names
     label_col=1,         # of the column with labels; a list of columns makes the label a tuple
@@ -572,16 +671,19 @@ def label_from_df(self: SplitData,
     label_cls=None, classes=None, other=None,   # as in `label_from_func`
 ) -> SplitData:
     "Label every item by its row in a table. `ValueError` naming an item that has no row, or a name that has two."
-    names = [(Path(folder)/f'{n}{suffix}').as_posix() for n in _column(df, col).tolist()]
+    if not isinstance(df, pd.DataFrame):
+        def later(item): raise ValueError('the labels are from the table of the other items; it has no row for this one')
+        column = label_col if df is None else df
+        return self._label(lambda part: _labels(part._rows(), column, label_sep), later, label_cls, classes, other)
+    names = [_key(Path(folder)/f'{_slashed(n)}{suffix}', self.path) for n in _column(df, col)]
     if len(set(names)) < len(names): raise ValueError(f'{Counter(names).most_common(1)[0][0]!r} has more than one row in the table')
-    columns = [_column(df, c).tolist() for c in listify(label_col)]
-    labels = list(zip(*columns)) if isinstance(label_col, (list, tuple)) else columns[0]
-    if label_sep is not None: labels = [str(v).split(label_sep) for v in labels]
-    rows = dict(zip(names, labels))
+    rows, taken = dict(zip(names, _labels(df, label_col, label_sep))), {}
     def label(item):
-        for key in (_relative(item, self.path).as_posix(), Path(item).name):
-            if key in rows: return rows[key]
-        raise ValueError(f'{Path(item).as_posix()} has no row in the table, whose names begin {", ".join(names[:3])}. Check folder and suffix')
+        key = _key(item, self.path)
+        row = key if key in rows else _bare(key)
+        if row not in rows: raise ValueError(f'{Path(item).as_posix()} has no row in the table, whose names begin {", ".join(names[:3])}. Check folder and suffix')
+        if (other_key := taken.setdefault(row, key)) != key: raise ValueError(f'{other_key} and {key} share the row {row!r}; give their paths from {self.path}')
+        return rows[row]
     return self.label_from_func(label, label_cls, classes=classes, other=other)
 
 @patch
@@ -591,8 +693,10 @@ def label_from_csv(self: SplitData,
     sep=',',             # between columns
     col=0, label_col=1, folder='', suffix='', label_sep=None, label_cls=None, classes=None, other=None,   # as in `label_from_df`
 ) -> SplitData:
-    "Label every item by its row in a CSV file, as `label_from_df`."
-    return self.label_from_df(_read_csv(self.path/csv, sep, col), col=col, label_col=label_col, folder=folder, suffix=suffix,
+    "Label every item by its row in a CSV file, as `label_from_df`. Labels with a point are numbers unless they are to be categories."
+    categories = isinstance(label_cls, type) and issubclass(label_cls, CategoryList) or (label_sep, classes, other) != (None, None, None)
+    df = _read_csv(user_path(csv, self.path), sep, [col, *_list_of(label_col)] if categories else [col])
+    return self.label_from_df(df, col=col, label_col=label_col, folder=folder, suffix=suffix,
                               label_sep=label_sep, label_cls=label_cls, classes=classes, other=other)
 
 # %% ../nbs/13_data_block.ipynb #a4d477bd
@@ -611,12 +715,14 @@ def _from_df(cls,
     suffix='',   # added to the name, as '.jpg'
 ):
     "The items in a column of a table. `FileNotFoundError` if the class reads files and one is missing."
-    items = _column(df, col).tolist()
+    items, path = _column(df, col).tolist(), user_path(path)
     if not items: raise ValueError('the table has no rows')
     if cls.extensions is not None:
-        items = [Path(path)/folder/f'{name}{suffix}' for name in items]
+        items = [user_path(Path(folder)/f'{_slashed(name)}{suffix}', path) for name in items]
         _check_files(items)
-    return cls(items, path)
+    items = cls(items, path)
+    items._keep_rows(df)
+    return items
 
 def _from_csv(cls,
     path,             # a folder
@@ -626,9 +732,24 @@ def _from_csv(cls,
     sep=',',          # between columns
 ):
     "The items in a column of a CSV file, as `from_df`."
-    return cls.from_df(_read_csv(Path(path)/csv, sep, None if cls.extensions is None else col), path, col=col, folder=folder, suffix=suffix)
+    df = _read_csv(user_path(csv, user_path(path)), sep, () if cls.extensions is None else [col])
+    return cls.from_df(df, path, col=col, folder=folder, suffix=suffix)
 
 ItemList.from_df, ItemList.from_csv = classmethod(_from_df), classmethod(_from_csv)
+
+# %% ../nbs/13_data_block.ipynb #0225a1df
+_PARTS = {'valid': ('true', '1', '1.0', 'valid', 'val'), 'train': ('false', '0', '0.0', 'train'), 'neither': ('test',)}
+
+@patch
+def split_by_col(self: ItemList,
+    col='is_valid', # name or number of a column of the table that the items came from
+) -> SplitData:
+    "By a column: True, 1 or 'valid' for validation, False, 0 or 'train' for training; 'test' is left out. `ValueError` for another word."
+    words = [str(v).strip().lower() for v in _column(self._rows(), col)]
+    if unknown := set(words).difference(*_PARTS.values()):
+        raise ValueError(f"the column {col!r} has {min(unknown)!r}; True, 1 or 'valid', False, 0 or 'train' are expected")
+    is_valid, is_train = ([w in _PARTS[part] for w in words] for part in ('valid', 'train'))
+    return _split(self, is_valid, f'the column {col!r}', is_train)
 
 # %% ../nbs/13_data_block.ipynb #decb2337
 @patch
@@ -643,7 +764,7 @@ def add_test(self: SplitData,
 ) -> SplitData:            # itself
     "Add a test set, processed as the others."
     self._check_labeled()
-    x, y = self.train.x.new(listify(items.items if isinstance(items, ItemList) else items)), None
+    x, y = self.train.x.new(items), None
     raw = x.new(x.items)
     if labeled: y = self.train.y.new(_each(self._labeler, raw.items, raw))
     for part in (x, y):
@@ -659,7 +780,7 @@ def add_test_folder(self: SplitData,
 ) -> SplitData:            # itself
     "Add the files below `folder` as a test set. `FileNotFoundError` or `ValueError` if there are none."
     self._check_labeled()
-    return self.add_test(type(self.train.x).from_folder(self.path/folder, self.train.x.extensions), labeled=labeled)
+    return self.add_test(type(self.train.x).from_folder(user_path(folder, self.path), self.train.x.extensions), labeled=labeled)
 
 # %% ../nbs/13_data_block.ipynb #4e3ed6ad
 def _no_such_item_method(self, name):

@@ -25,7 +25,7 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from .core import atomic_path, checkout, did_you_mean, exercise, settings
+from .core import atomic_path, checkout, did_you_mean, exercise, is_clutter, settings, text_encoding, user_path
 
 try: import fcntl              # POSIX
 except ImportError: fcntl = None
@@ -50,7 +50,7 @@ def read_idx(
     path, # a file in IDX format, compressed with gzip or not
 ) -> torch.Tensor:
     "The tensor in an IDX file. `ValueError` that names the file if it is damaged, cut short, too long, or of another format."
-    path = Path(path)
+    path = user_path(path)
     with open(path, 'rb') as f: packed = f.read(2) == b'\x1f\x8b'
     try:
         with (gzip.open if packed else open)(path, 'rb') as f:
@@ -149,7 +149,7 @@ def file_sums(
 ) -> dict[str, str]:                  # kind → 'kind:hexadecimal digits'
     "Checksums of a file, in one pass and little memory."
     if isinstance(f, (str, os.PathLike)):
-        with open(f, 'rb') as opened: return file_sums(opened, kinds)
+        with open(user_path(f), 'rb') as opened: return file_sums(opened, kinds)
     sums = {kind: hashlib.new(kind, usedforsecurity=False) for kind in kinds}
     while block := f.read(2**20):
         for s in sums.values(): s.update(block)
@@ -171,7 +171,7 @@ def atomic_folder(
     path, # where the folder shall be; nothing may be there yet
 ):
     "A `with` block that fills a new folder beside `path`; renamed to `path` at its end, removed if it fails."
-    path = Path(path)
+    path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent))
     try:
@@ -233,15 +233,23 @@ def _tar_members(f, archive, budget):
             yield m.name, None if m.isdir() else tar.extractfile(m)
     while stream.read(2**20): pass
 
+def _zip_name(m):
+    "The name of a zip's member. Without the flag for UTF-8 it may be in UTF-8 all the same, as Macs write it, or in DOS' code page."
+    name = m.orig_filename.replace('\\', '/')   # as older programs of Windows part folders
+    if m.flag_bits & 0x800: return name
+    try: return name.encode('cp437').decode('utf-8')
+    except UnicodeDecodeError: return name
+
 def _zip_members(f, archive, budget):
     "(name, stream, or None for a folder) of each member of the zip in `f`."
     with zipfile.ZipFile(f) as z:
         for m in z.infolist():
+            name = _zip_name(m)
             if stat.S_IFMT(m.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise ArchiveError(f'{archive} is refused: its member {m.orig_filename!r} is a link or a device, not a file')
-            if m.is_dir(): yield m.orig_filename, None
+                raise ArchiveError(f'{archive} is refused: its member {name!r} is a link or a device, not a file')
+            if name.endswith('/'): yield name, None
             else:
-                with z.open(m) as stream: yield m.orig_filename, _Metered(stream, budget)
+                with z.open(m) as stream: yield name, _Metered(stream, budget)
 
 # %% ../nbs/01_datasets.ipynb #dfbbdb82
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError, struct.error, UnicodeError,
@@ -259,7 +267,9 @@ def _unpack_into(f, folder, archive):
     try:
         for name, stream in read(f, archive, budget):
             budget.spend(0, 1)
-            path = Path(folder).joinpath(*_safe_parts(name, archive))
+            parts = _safe_parts(name, archive)
+            if any(map(is_clutter, parts)): continue
+            path = Path(folder).joinpath(*parts)
             (path if stream is None else path.parent).mkdir(parents=True, exist_ok=True)
             if stream is not None:
                 with open(path, 'xb') as out: shutil.copyfileobj(stream, out, 2**18)
@@ -274,7 +284,7 @@ def unpack(
     folder,  # where to; nothing may be there yet
 ):
     "Unpack `archive` into the new `folder`. `ArchiveError` for a damaged or unsafe one, and then nothing is left behind."
-    with open(archive, 'rb') as f, atomic_folder(folder) as new: _unpack_into(f, new, archive)
+    with open(user_path(archive), 'rb') as f, atomic_folder(folder) as new: _unpack_into(f, new, archive)
 
 # %% ../nbs/01_datasets.ipynb #9c554988
 def _try_lock(f):
@@ -293,7 +303,7 @@ def file_lock(
     waiting='',   # printed once if another process holds the lock for more than two seconds
 ):
     "A `with` block that only one process or thread is in at a time. The lock of one that was killed is free."
-    with open(path, 'ab') as f:
+    with open(user_path(path), 'ab') as f:
         start = time.monotonic()
         while not _try_lock(f):
             if waiting and time.monotonic() - start > 2: print(waiting); waiting = ''
@@ -422,7 +432,7 @@ def download(
 ) -> Path:          # `path`
     """Fetch a file. It grows as `path`.part, from which a later call goes on.
     `OSError` if it cannot be had, `ArchiveError` for a wrong size."""
-    path = Path(path)
+    path = user_path(path)
     if path.exists(): return path
     part, note = (path.with_name(path.name + end) for end in ('.part', '.part.json'))
     _knock(url)
@@ -567,7 +577,7 @@ def data_kind(
     folder, # what `untar_data` answered, or a folder within it
 ) -> str:   # 'real', 'mirror' (a variant that a mirror offers) or 'stand-in'
     "What kind of data a folder holds. `ValueError` for a folder that is not from `untar_data`."
-    folder = Path(folder).absolute()
+    folder = user_path(folder).absolute()
     for parent in folder.parents:
         if (parent/_MARKER).is_file(): return _read_marker(parent)['kind']
     published = [*map(Path, _SYSTEM_FOLDERS)] + ([checkout()/'data'] if checkout() else [])
@@ -583,15 +593,15 @@ def _mirror_sums(mirror):
         url = f'{mirror.rstrip("/")}/SHA256SUMS'
         _knock(url)
         try:
-            with _request(url) as r: text = r.read(2**24).decode('utf-8', 'replace')
+            with _request(url) as r: raw = r.read(2**24)
         except http.client.HTTPException as e: raise ConnectionError(f'{type(e).__name__}: {e}') from None
-    else: text = (Path(mirror).expanduser()/'SHA256SUMS').read_text(encoding='utf-8', errors='replace')
+    else: raw = (user_path(mirror)/'SHA256SUMS').read_bytes()
     sums = {}
-    for line in filter(str.strip, text.splitlines()):
-        m = re.fullmatch(r'([0-9a-fA-F]{64}) [ *](?:\./)?(.+)', line.rstrip())
+    for line in filter(str.strip, raw.decode(text_encoding(raw), 'replace').splitlines()):
+        m = re.fullmatch(r'\\?([0-9a-fA-F]{64}) [ *](.+)', line.rstrip())
         if not m:
             raise ArchiveError(f'{mirror}: SHA256SUMS has a line that is not a sum and a name: {line[:80]!r}')
-        sums[m[2]] = f'sha256:{m[1].lower()}'
+        sums[re.sub(r'\\+', '/', m[2]).removeprefix('./')] = f'sha256:{m[1].lower()}'
     return sums
 
 # %% ../nbs/01_datasets.ipynb #f3809ec4
@@ -782,7 +792,7 @@ def _from_mirrors(source, tried):
             if absent:
                 tried.append((f'the mirror {mirror}', f'its SHA256SUMS does not list {absent[0]}')); continue
             by_url = _get_by_url(lambda f: f'{mirror.rstrip("/")}/{names[f.name]}')
-            get = by_url if _is_url(mirror) else lambda f, home: Path(mirror).expanduser()/names[f.name]
+            get = by_url if _is_url(mirror) else lambda f, home: user_path(mirror)/names[f.name]
             return _obtain(source, get, {f: sums[n] for f, n in names.items()}, mirror)
         except CacheError: raise
         except OSError as e: tried.append((f'the mirror {mirror}', _why(e)))
@@ -882,7 +892,7 @@ def _whole(rng, low, high):
 
 def _empty(folder):
     "`folder` as a path, after a look that it is there and empty."
-    folder = Path(folder)
+    folder = user_path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f'{folder} is no folder; a stand-in fills one that exists and is empty')
     if any(folder.iterdir()): raise ValueError(f'{folder} is not empty; a stand-in would mix its files with those that are there')
     return folder
@@ -896,7 +906,7 @@ def imagenette_names(
     path, # the folder of Imagenette, of any size, or of its stand-in
 ) -> dict: # {'n01440764': 'tench', …}; for the stand-in the clothes that take their places
     "What the folders of Imagenette hold, in words."
-    clothes = any((Path(path)/'train'/next(iter(_IMAGENETTE))).glob('*.png'))   # the photographs are all .JPEG
+    clothes = any((user_path(path)/'train'/next(iter(_IMAGENETTE))).glob('*.png'))   # the photographs are all .JPEG
     return dict(zip(_IMAGENETTE, FASHION_CLASSES)) if clothes else dict(_IMAGENETTE)
 
 # %% ../nbs/01_datasets.ipynb #be4a3e4d

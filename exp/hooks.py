@@ -297,6 +297,9 @@ def share(self: ActivationStats,
     return {name: counts[:, i:j].sum(1)/counts.sum(1) for name, counts in self._columns(slice(3, None)).items()}
 
 # %% ../nbs/09_cuda_hooks.ipynb #fc7b630a
+def _legend(ax):
+    for text in ax.legend(fontsize=7, title='layer', title_fontsize=7).get_texts(): text.set_parse_math(False)
+
 def _lines(ax, batches, values, ylabel, style='-', label=True):
     "A line for each layer, from dark to light."
     for i, (name, v) in enumerate(values.items()):
@@ -322,7 +325,7 @@ def plot_means_stds(self: ActivationStats,
     axs = plt.subplots(1, 2, figsize=(10, 2.8))[1] if axs is None else _in_a_row(axs, 2)
     _lines(axs[0], self.batches, means, 'mean')
     _lines(axs[1], self.batches, self.stds, 'standard deviation')
-    if len(means) <= 12: axs[0].legend(fontsize=7, title='layer', title_fontsize=7)
+    if len(means) <= 12: _legend(axs[0])
     return axs
 
 # %% ../nbs/09_cuda_hooks.ipynb #2ce4ef69
@@ -336,7 +339,7 @@ def plot_near_zero(self: ActivationStats,
     _lines(ax, self.batches, near_zero, 'share')
     _lines(ax, self.batches, self.dead, 'share', style=':', label=False)
     ax.set(ylim=(-0.03, 1.03)); ax.set_title('near zero (dotted: dead units)', fontsize=9)
-    if len(near_zero) <= 12: ax.legend(fontsize=7, title='layer', title_fontsize=7)
+    if len(near_zero) <= 12: _legend(ax)
     return ax
 
 # %% ../nbs/09_cuda_hooks.ipynb #7aab9794
@@ -369,7 +372,7 @@ def plot_hists(self: ActivationStats,
     for ax, (name, counts) in zip(axs, hists.items()):
         drawn = _hist_image(ax, counts, self.batches[name], self.every, low, high, bins)
         if own: ax.figure.colorbar(drawn, ax=ax, pad=0.02, label='log(1 + count)')
-        ax.set_title(f'layer {name}', fontsize=9)
+        ax.set_title(f'layer {name}', fontsize=9, parse_math=False)
     axs[0].figure.tight_layout()
     return axs
 

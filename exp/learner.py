@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .callbacks import AvgStats, Callback, CancelFitException, NanCheck, Recorder, Runner, TrainEvalCallback, _check_rate, _n_items, _read
-from .core import exercise, from_spec, get_grid, listify, load_state, patch, save_state, set_seed, to_cpu, to_spec
+from .core import exercise, from_spec, get_grid, listify, load_state, patch, save_state, set_seed, to_cpu, to_spec, user_path
 from .data_block import ImageList, LabeledData, Normalize, _as_transform, _OnBatch, _rows
 from .dataloader import DataBunch, DataLoader, Dataset, _check_dl, collate, make_data
 from .hooks import BatchTransform, DeviceCallback, Hooks
@@ -72,7 +72,7 @@ class Learner(Runner):
         path='.',          # folder for files
     ):
         cbs = listify(cbs)
-        self.splitter, self.metrics, self.path, self._frozen_norms = splitter, listify(metrics), Path(path), ()
+        self.splitter, self.metrics, self.path, self._frozen_norms = splitter, listify(metrics), user_path(path), ()
         super().__init__(data, model, loss_func=loss_func, opt_func=adam_opt if opt_func is None else opt_func, lr=lr,
                          cbs=[*_comforts(cbs, self.metrics), *cbs])
         if splitter is not None: self.layer_groups()   # what is wrong with it shows here
@@ -503,8 +503,9 @@ def plot_confusion_matrix(self: Learner,
     ax.imshow(table.values, cmap='Blues')
     for i, j in itertools.product(range(len(table)), repeat=2):
         if table.values[i, j]: ax.text(j, i, table.values[i, j], ha='center', va='center', fontsize=7, color='w' if table.values[i, j] > table.values.max()/2 else 'k')
-    ax.set(xlabel='prediction', ylabel='truth', xticks=range(len(table)), yticks=range(len(table)), yticklabels=table.index)
-    ax.set_xticklabels(table.columns, rotation=90 if max(len(str(c)) for c in table.columns) > 2 else 0)
+    ax.set(xlabel='prediction', ylabel='truth', xticks=range(len(table)), yticks=range(len(table)))
+    ax.set_yticklabels(table.index, parse_math=False)
+    ax.set_xticklabels(table.columns, rotation=90 if max(len(str(c)) for c in table.columns) > 2 else 0, parse_math=False)
     return ax
 
 # %% ../nbs/16_learner.ipynb #50759305
@@ -587,7 +588,7 @@ def _check_opt(opt, state, path):
 
 @patch
 def _file(self: Learner, name):
-    path = self.path/name
+    path = user_path(name, self.path)
     return path if path.suffix else path.with_suffix('.pth')
 
 # %% ../nbs/16_learner.ipynb #b42a82fd
@@ -673,7 +674,7 @@ class Checkpoint(Callback):
     ):
         if isinstance(every, bool) or not isinstance(every, int): raise TypeError(f'every should be a whole number, not {every!r}')
         if every < 1: raise ValueError(f'every is {every}; it should be 1 or more')
-        self.path, self.every, self._seen = Path(path), every, None
+        self.path, self.every, self._seen = user_path(path), every, None
 
     def before_fit(self):
         if self.path.is_dir(): raise IsADirectoryError(f'{self.path} is a folder; Checkpoint needs the path of a file')
@@ -698,7 +699,7 @@ class Checkpoint(Callback):
 class _Resume(Callback):
     "Puts a fit where its checkpoint was written."
     order = 10**6   # after the others have begun
-    def __init__(self, path): self.path, self._state = Path(path), load_state(path)
+    def __init__(self, path): self.path, self._state = user_path(path), load_state(path)
 
     def before_fit(self):
         state = self._state
@@ -807,7 +808,7 @@ def export(self: Learner,
     """Write one file with all that `predict` needs: weights, classes and means, transforms and loss as names and plain arguments.
 
     `TypeError` that names a transform or item list that is not registered."""
-    path, ds = self.path/path, getattr(self.data, 'item_data', None)
+    path, ds = user_path(path, self.path), getattr(self.data, 'item_data', None)
     items = None if ds is None else _named_specs('item lists and transforms', ds.state)
     tfms = _named_specs('batch transforms', lambda: [{'tfm': to_spec(getattr(t, 'tfm', t)), 'placed': isinstance(t, _OnBatch)} for t in self.data.batch_tfms[1]])
     save_state(path, {'kind': 'exp learner 1', 'model': self.model.state_dict(), 'architecture': _spec_or_name(self.model), 'loss': _spec_or_name(self.loss_func),
@@ -822,7 +823,7 @@ def load_learner(
     loss_func=None,  # the loss, where it is not registered
 ) -> Learner:
     "A learner that predicts, without a data set. `ValueError` for a damaged file, another architecture, or what must be given again."
-    path = Path(path)
+    path = user_path(path)
     state = load_state(path)
     if not isinstance(state, dict) or state.get('kind') != 'exp learner 1': raise ValueError(f'{path} was not written by Learner.export')
     model     = _again(state['architecture'], model, path, 'model')

@@ -20,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .callbacks import AvgStats, Callback, DelayedRead, Runner, smoothed
-from .core import atomic_path, exercise, near, patch
+from .core import atomic_path, exercise, near, patch, user_path
 from .dataloader import DataLoader, Dataset
 
 # %% ../nbs/15_progress.ipynb #94495706
@@ -459,7 +459,7 @@ class CSVLog(Callback):
         append: bool = False, # add to the file
     ):
         if not isinstance(append, bool): raise TypeError(f'append should be True or False, not {append!r}')
-        self.path, self.append, self._loaded = Path(path), append, None
+        self.path, self.append, self._loaded = user_path(path), append, None
         self._rows, self._before, self._active = [], [], False   # rows of this fit, as dicts; earlier ones in the file, as lists
 
     def __repr__(self): return f'CSVLog({str(self.path)!r}{", append=True" if self.append else ""})'

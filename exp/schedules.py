@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .callbacks import AvgStats, Callback, CancelFitException, smoothed
-from .core import did_you_mean, exercise, load_state, patch, save_state
+from .core import did_you_mean, exercise, load_state, patch, save_state, user_path
 
 # %% ../nbs/08_schedules.ipynb #40b5ca4a
 def _check_ends(**ends):
@@ -496,7 +496,7 @@ class SaveBest(_Tracker):
         load_best: bool = False,     # at the end of the fit the model has its best weights
     ):
         super().__init__(monitor, min_delta, 1, mode)
-        self.path, self.load_best = Path(path), load_best
+        self.path, self.load_best = user_path(path), load_best
 
     def before_fit(self):
         if self.path.is_dir(): raise IsADirectoryError(f'{self.path} is a folder; SaveBest needs the path of a file')

@@ -53,7 +53,8 @@ def fingerprint():
 def torch_index():
     "Another index for torch: EXP_TORCH_INDEX, or torch_index in settings.ini."
     ini = configparser.ConfigParser(interpolation=None)
-    ini.read(ROOT/'settings.ini', encoding='utf-8')
+    raw = (ROOT/'settings.ini').read_bytes() if (ROOT/'settings.ini').is_file() else b''
+    ini.read_string(raw.decode(json.detect_encoding(raw)))   # UTF-8, or what Windows' editors make of it
     return os.environ.get('EXP_TORCH_INDEX') or ini.get('exp', 'torch_index', fallback='').strip()
 
 def announce_download():
