@@ -362,7 +362,7 @@ Runner.stateful, Runner.modules = property(_stateful), property(_modules)
 # %% ../nbs/07_callbacks.ipynb #b7927f9d
 def _state(o):
     "What `_put` needs: an object's `state_dict`, or the tensors among its attributes."
-    return o.state_dict() if hasattr(o, 'state_dict') else {k: v for k, v in vars(o).items() if isinstance(v, torch.Tensor)}
+    return o.state_dict() if hasattr(o, 'state_dict') else {k: v.detach() for k, v in vars(o).items() if isinstance(v, torch.Tensor)}
 
 def _shapes(state): return {k: getattr(v, 'shape', None) for k, v in state.items()}
 
