@@ -344,6 +344,8 @@ class LRFinder(Callback):
         self.run.data.train_dl = _Endless(self.data.train_dl, self.max_iter)
 
 # %% ../nbs/08_schedules.ipynb #bbf3bce8
+_FEW = 9   # batches of which the mean is one of few
+
 @patch
 def _rate(self: LRFinder): return sched_exp(self.min_lr, self.max_lr)(len(self.losses)/(self.max_iter - 1))
 
@@ -355,7 +357,7 @@ def after_loss(self: LRFinder):
     self.lrs.append(self._rate())
     self.losses.append(float(self.loss))   # here we wait for the device
     smooth = smoothed(self.losses)
-    best = min(range(min(9, len(smooth) - 1), len(smooth)), key=smooth.__getitem__)   # the first few are noise
+    best = min(range(min(_FEW, len(smooth) - 1), len(smooth)), key=smooth.__getitem__)   # the first are noise
     limit = smooth[best] + 9*max(abs(smooth[best]), max(map(abs, smooth[:best + 1]))/10)
     if len(smooth) == self.max_iter or not smooth[-1] <= limit < math.inf: raise CancelFitException
 
@@ -393,13 +395,13 @@ def _before_rise(lrs, losses):
     smooth = [v if math.isfinite(v) else math.inf for v in smoothed(losses)]
     middle = statistics.median_low(smooth)
     last = max(i for i, v in enumerate(smooth) if v <= middle)
-    flat, rest = smooth[:last + 1], smooth[last + 1:]
+    flat, rest = smooth[:last + 1][_FEW:] or smooth[:last + 1], smooth[last + 1:]
     return lrs[last]/10 if rest and max(rest) - middle > max(0.02*abs(middle), 2*(max(flat) - min(flat))) else None
 
 def _best(lrs, losses):
     smooth, valley = _falling(losses)
     noise = statistics.median_low(abs(v - s) for v, s in zip(losses, smooth))
-    deep = valley and valley[-1] >= 9 and statistics.median_low(smooth[:valley[-1] + 1]) - smooth[valley[-1]] > noise
+    deep = valley and valley[-1] >= _FEW and statistics.median_low(smooth[_FEW:valley[-1] + 1]) - smooth[valley[-1]] > noise
     return (_into_valley if deep else _before_rise)(lrs, losses)
 
 _RULES = {None: _best, 'valley': _into_valley, 'steep': _steepest, 'rise': _before_rise}
