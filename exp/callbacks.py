@@ -7,7 +7,7 @@ __all__ = ['EVENTS', 'CancelStepException', 'CancelBatchException', 'CancelEpoch
            'TrainEvalCallback', 'Runner', 'AvgStats', 'Recorder', 'smoothed', 'DelayedRead', 'NanCheck']
 
 # %% ../nbs/07_callbacks.ipynb #b59c3435
-import copy, difflib, functools, time, warnings
+import copy, difflib, functools, inspect, time, warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -69,6 +69,7 @@ class Callback:
     order = 0    # callbacks run by order, those of one order as they were added
     run = None   # the runner, while this is one of its callbacks
     transforms_batches = False   # does it apply the data's `batch_tfms`? (lesson 09)
+    keeps_records = False        # does it only write down what happens? A trial does not undo that (lesson 08)
 
     @property
     def name(self):
@@ -105,14 +106,21 @@ def _methods(cb):
 
 # %% ../nbs/07_callbacks.ipynb #bba2d069
 class TrainEvalCallback(Callback):
-    "Training mode for training, evaluation mode for validation; afterwards each module has the mode that it had before."
+    """Training mode for training, evaluation mode for validation; afterwards each module has the mode that it had before.
+
+    The modules of a loss train in the mode that they came with."""
     order, _modes = -100, ()
-    def before_fit(self): self._modes = [(m, m.training) for m in self.model.modules()]
-    def before_train(self): self.model.train()
-    def before_validate(self): self.model.eval()
+    def before_fit(self): self._modes = [(m, m.training) for part in self.run.modules for m in part.modules()]
+    def before_train(self):
+        self._as_before()
+        self.model.train()
+    def before_validate(self):
+        for part in self.run.modules: part.eval()
     def after_fit(self):
-        for m, training in self._modes: m.training = training
+        self._as_before()
         self._modes = ()
+    def _as_before(self):
+        for m, training in self._modes: m.training = training
 
 # %% ../nbs/07_callbacks.ipynb #4e337fc6
 def _bunch(data):
@@ -219,7 +227,7 @@ class Runner:
         self('before_backward');                 self.backward()
         try: self('after_backward');             self('before_step')
         except CancelStepException: return self('after_cancel_step')
-        self.step();                             self('after_step')
+        if self.step() is not False: self('after_step')   # False: it was left out
         self.zero_grad()
 
     def _section(self, what, body):
@@ -248,7 +256,9 @@ class Runner:
 
     def get_pred(self):  return _apply(self.model, self.xb)
     def get_loss(self):  return self.loss_func(self.pred, self.yb)
-    def backward(self):  self.loss_grad.backward()
+    def backward(self):
+        if not self.loss_grad.requires_grad: raise ValueError('the loss depends on no parameter that learns; unfreeze some, or compute it from pred')
+        self.loss_grad.backward()
     def step(self):      self.opt.step()
     def zero_grad(self): self.opt.zero_grad()
 
@@ -323,6 +333,62 @@ def _ready_opt(self: Runner, lr):
         self._made = self.opt, self.opt_func, groups
     else:
         for group in self.opt.param_groups: group['lr'] = lr
+
+# %% ../nbs/07_callbacks.ipynb #ba57fb84
+def _with_state(o, seen):
+    "The objects in a loss that have a state."
+    if inspect.ismethod(o): o = o.__self__
+    elif not callable(o) and not isinstance(o, (list, tuple, Mapping)): return []
+    if id(o) in seen or isinstance(o, (type, Runner, Callback)): return []
+    seen.add(id(o))
+    if isinstance(o, nn.Module) or hasattr(o, 'state_dict') and hasattr(o, 'load_state_dict'): return [o]
+    if   isinstance(o, functools.partial): inside = [o.func, *o.args, *o.keywords.values()]
+    elif isinstance(o, Mapping):           inside = list(o.values())
+    elif isinstance(o, (list, tuple)):     inside = o
+    elif inspect.isfunction(o):            inside = [cell.cell_contents for cell in o.__closure__ or ()]
+    else:                                  inside = list(getattr(o, '__dict__', {}).values())
+    own = [o] if hasattr(o, '__dict__') and any(isinstance(v, torch.Tensor) for v in vars(o).values()) else []
+    return own + [part for v in inside for part in _with_state(v, seen)]
+
+def _stateful(self):
+    "What has a state that a training may change: the model, then the parts of the loss."
+    own = set(self.model.modules())
+    return [self.model, *(o for o in _with_state(self.loss_func, set()) if not (isinstance(o, nn.Module) and o in own))]
+
+def _modules(self): "Those of `stateful` that are modules."; return [o for o in self.stateful if isinstance(o, nn.Module)]
+
+Runner.stateful, Runner.modules = property(_stateful), property(_modules)
+
+# %% ../nbs/07_callbacks.ipynb #b7927f9d
+def _state(o):
+    "What `_put` needs: an object's `state_dict`, or the tensors among its attributes."
+    return o.state_dict() if hasattr(o, 'state_dict') else {k: v.detach() for k, v in vars(o).items() if isinstance(v, torch.Tensor)}
+
+def _shapes(state): return {k: getattr(v, 'shape', None) for k, v in state.items()}
+
+def _put(o, state):
+    if hasattr(o, 'load_state_dict'): return o.load_state_dict(state)
+    for k, v in state.items():
+        own = vars(o).get(k)
+        if isinstance(own, nn.Parameter): own.data.copy_(v)   # the optimizer knows this very object
+        else: vars(o)[k] = v.to(getattr(own, 'device', v.device), copy=True)
+
+@patch
+def loss_state(self: Runner) -> dict:
+    "The states of the loss's parts, by their place in `stateful`; those that are empty are left out."
+    return {i: state for i, o in enumerate(self.stateful) if i > 0 and (state := _state(o))}
+
+@patch
+def load_loss_state(self: Runner,
+    states, # what `loss_state` returned
+):
+    "Put them back. `ValueError` if they are of another loss; nothing has changed then."
+    parts, own = dict(enumerate(self.stateful)), self.loss_state()
+    for i in own.keys() | states.keys():
+        fixed = not hasattr(parts.get(i), 'state_dict') or isinstance(parts[i], nn.Module)   # else it may hold what it likes
+        if i not in parts or fixed and _shapes(own.get(i, {})) != _shapes(states.get(i, {})):
+            raise ValueError(f'the state of the loss is of another loss; here it has {", ".join(own.get(i, ())) or "none"} in place {i}')
+    for i, state in states.items(): _put(parts[i], state)
 
 # %% ../nbs/07_callbacks.ipynb #057616ed
 def _listed(cancel): return ', '.join(e for e in EVENTS if e in cancel.places)
@@ -452,7 +518,7 @@ Runner.rank, Runner.ranks = 0, 1   # which of how many processes this is
 # %% ../nbs/07_callbacks.ipynb #e4412325
 class AvgStats(Callback):
     "Means of the loss and of `metrics` over each epoch, in training and in validation; `history` has a row for each epoch."
-    order = 40
+    order, keeps_records = 40, True
     def __init__(self,
         *metrics, # functions of (pred, yb), or objects with `reset`, `update(pred, yb)` and `compute`
     ):
@@ -515,7 +581,7 @@ def _go_on(self: AvgStats):
 # %% ../nbs/07_callbacks.ipynb #ae3a84dd
 class Recorder(Callback):
     "The last fit's losses and rates, batch by batch, and its validation losses, kept on the device until they are asked for."
-    order = 50
+    order, keeps_records = 50, True
     def __init__(self):
         self._mean = MeanMetric(lambda pred, yb: self.loss, lambda yb: self.batch_weight())
         self._clear()

@@ -19,9 +19,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .callbacks import AvgStats, Callback, NanCheck, Recorder
-from .core import default_device, exercise, near, patch, save_state, settings
+from .core import default_device, exercise, near, patch, save_state, settings, to_cpu
 from .dataloader import DataLoader, Rng
-from .learner import Checkpoint, Learner, _checkpoint, _Resume
+from .learner import Checkpoint, Learner, _checkpoint, _Resume, _strangers
 from .losses import Metric
 from .precision import _adds_up, _divisor
 from .schedules import LRFinder, SaveBest, _Endless
@@ -284,7 +284,9 @@ class Distributed(Callback):
         self.options = {**flags, 'bucket_cap_mb': bucket_cap_mb}
         self._forget()
 
-    def _forget(self): self._on, self._ddp, self._learning, self._data, self._random, self._weight = False, None, None, None, None, None
+    def _forget(self):
+        self._on, self._ddp, self._learning, self._data, self._random, self._weight = False, None, None, None, None, None
+        self._parts, self._strangers = [], []   # of the loss, and parameters that are not the model's
 
     def before_fit(self):
         self._forget()
@@ -391,28 +393,55 @@ class _Pass(nn.Module):
         self.model, self.get_pred = model, get_pred
     def forward(self): return self.get_pred()
 
+def _buffers(part):
+    "A module's buffers, or the tensors among an object's attributes that are no parameters."
+    if isinstance(part, nn.Module): return list(part.buffers())
+    return [t for t in getattr(part, '__dict__', {}).values() if isinstance(t, torch.Tensor) and not isinstance(t, nn.Parameter)]
+
+def _send(tensors):
+    "All ranks get rank 0's."
+    for t in tensors:
+        here = t.detach().to(_home(t), copy=True).contiguous()
+        dist.broadcast(here, 0)
+        t.data.copy_(here)
+
 @patch
 def _wrap(self: Distributed, get_pred):
     "DistributedDataParallel around the model, anew when other parameters learn."
     learning = [id(p) for p in self.run.model.parameters() if p.requires_grad]
-    if self._ddp is not None and learning == self._learning: return
-    self._ddp = None   # the old one's hooks go first
+    if learning == self._learning: return
+    self._ddp, self._learning = None, learning   # the old one's hooks go first
+    _send([t for part in self._parts for t in (part.parameters() if isinstance(part, nn.Module) else ())] + self._strangers)
+    if not learning: return _send([*self.run.model.parameters(), *_buffers(self.run.model)])   # DDP would refuse it
+    self._send_buffers()
     options = dict(self.options)
     if 'forward_sync_buffers' in _DDP_OPTIONS: options['forward_sync_buffers'] = options.pop('broadcast_buffers')   # its name from PyTorch 2.13 on
-    self._ddp, self._learning = DistributedDataParallel(_Pass(self.run.model, get_pred), **options), learning   # sends rank 0's parameters to all
-    if not self.options['broadcast_buffers']: self._send_buffers()   # at the beginning all the same
+    self._ddp = DistributedDataParallel(_Pass(self.run.model, get_pred), **options)   # sends rank 0's parameters to all
 
 _DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
 
 # %% ../nbs/20_distributed.ipynb #ca2d5abf
 @patch
 def _send_buffers(self: Distributed):
-    "All ranks get rank 0's buffers."
+    "All ranks get rank 0's buffers, and what else a loss remembers."
     if not self._on: return
-    for b in self.run.model.buffers():
-        here = b.detach().to(_home(b), copy=True).contiguous()
-        dist.broadcast(here, 0)
-        with torch.no_grad(): b.copy_(here)
+    _send([b for part in (self.run.model, *self._parts) for b in _buffers(part)])
+    for part in self._parts:
+        if isinstance(part, nn.Module) or not hasattr(part, 'state_dict'): continue
+        state = [to_cpu(part.state_dict())]
+        dist.broadcast_object_list(state, 0)
+        part.load_state_dict(state[0])
+
+@patch
+def before_batch(self: Distributed):   # as DDP does with the model's
+    if self._on and self.run.in_train and self.options['broadcast_buffers']: _send([b for part in self._parts for b in _buffers(part)])
+
+@patch
+def after_backward(self: Distributed):
+    "The gradients of parameters that DDP does not know, as those of a loss, averaged."
+    for p in self._strangers:
+        mean = sum_over_ranks(torch.zeros_like(p) if p.grad is None else p.grad)/world_size()
+        if p.grad is not None or not self.run.dl.own: p.grad = mean
 
 @patch
 def after_train(self: Distributed): self._send_buffers()
@@ -450,10 +479,12 @@ class _Last(Callback):
         if self._get_pred is not None: return
         self._get_pred = inner = run.get_pred
         _check_alike(run)
-        run.get_pred = lambda: owner._ddp() if run.in_train else inner()
+        run.get_pred = lambda: owner._ddp() if run.in_train and owner._ddp is not None else inner()
 
     def before_train(self):
-        self.owner._wrap(self._get_pred)
+        owner, run = self.owner, self.run
+        owner._parts, owner._strangers = run.stateful[1:], [p for p in _strangers(run) if p.requires_grad]
+        owner._wrap(self._get_pred)
         for cb in self.run.cbs:
             if isinstance(cb, NanCheck): cb._read = _EveryNth()
         if not self._drawn: self.owner._own_random()

@@ -37,6 +37,12 @@ def _usable(device):
         raise ValueError(f'device is {device!r}, which cannot be used here ({str(e).splitlines()[0]}); '
                          f'there are {", ".join(available_devices())}') from None
 
+def _move(part, device):
+    "A part of the loss, to `device`: a module, or the tensors among an object's attributes, which stay the same objects."
+    if isinstance(part, nn.Module): return part.to(device)
+    for t in getattr(part, '__dict__', {}).values():
+        if isinstance(t, torch.Tensor): t.data = t.data.to(device)
+
 class DeviceCallback(Callback):
     "Moves model, optimizer state and loss to `device` before a fit, where they stay, and each batch as it comes, without waiting."
     order = -90
@@ -50,7 +56,7 @@ class DeviceCallback(Callback):
         if before != [id(p) for p in self.model.parameters()]:
             raise RuntimeError(f'moving the model to {self.device} made new parameters, which the optimizer does not know; '
                                'move the model before the Runner is made')
-        if isinstance(self.loss_func, nn.Module): self.loss_func.to(self.device)
+        for part in self.run.stateful[1:]: _move(part, self.device)
         if self.opt is not None: _move_opt_state(self.opt)
 
     def before_batch(self): self.run.xb, self.run.yb = to_device((self.xb, self.yb), self.device)

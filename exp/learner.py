@@ -6,7 +6,7 @@
 __all__ = ['Learner', 'Prediction', 'Summary', 'Checkpoint', 'CheckpointError', 'load_learner']
 
 # %% ../nbs/16_learner.ipynb #f88d5330
-import copy, glob, itertools
+import copy, glob, itertools, warnings
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -114,7 +114,7 @@ def layer_groups(self: Learner) -> list:   # lists of parameters, from the input
     "The model's parameters by layer group, as `splitter` says. `ValueError` if one is missing or comes twice."
     if self.splitter is None: return [list(self.model.parameters())]
     named = {id(p): name for name, p in self.model.named_parameters()}
-    groups = [_params_of([part]) for part in self.splitter(self.model)]
+    groups = [list({id(p): p for p in _params_of([part])}.values()) for part in self.splitter(self.model)]   # tied weights once
     counts = Counter(id(p) for g in groups for p in g)
     for i, n in counts.items():
         if i not in named: raise ValueError('the splitter answered a parameter that is not of the model')
@@ -212,10 +212,11 @@ def lr_find(self: Learner,
     min_lr: float = 1e-6, # rate of the first
     max_lr: float = 10,   # rate of the last
     show: bool = True,    # draw losses against rates
-) -> float:               # the suggested rate
-    "Try rates and suggest one (`LRFinder`); afterwards all is as it was. `ValueError` if the loss falls nowhere."
+    rule=None,            # 'valley', 'steep', 'rise' or a function of (lrs, losses), as `LRFinder.suggest` takes it
+) -> float|None:          # the suggested rate
+    "Try rates and suggest one (`LRFinder`); afterwards all is as it was. None, with a warning, where the losses suggest nothing."
     if self.fitting: raise RuntimeError('lr_find was called within a fit; find the rate before')
-    finder, before = LRFinder(max_iter, min_lr, max_lr), self.cbs
+    finder, before = LRFinder(max_iter, min_lr, max_lr, rule), self.cbs
     self._set_cbs([cb for cb in before if not _keeps_records(cb)])
     try: Runner.fit(self, 1, None, finder)
     finally: self._set_cbs(before)
@@ -592,16 +593,39 @@ def _file(self: Learner, name):
     return path if path.suffix else path.with_suffix('.pth')
 
 # %% ../nbs/16_learner.ipynb #b42a82fd
+def _strangers(run):
+    "Parameters of the optimizer that are not the model's, in its order."
+    own = {id(p) for p in run.model.parameters()}
+    return [p for group in run.opt.param_groups for p in group['params'] if id(p) not in own] if run.opt is not None else []
+
+def _check_kept(run):
+    "`CheckpointError` if the optimizer holds a parameter that neither the model nor the loss would keep."
+    parts = run.stateful
+    if not all(isinstance(o, nn.Module) or not hasattr(o, 'state_dict') for o in parts): return   # one says itself what it keeps
+    kept = {id(v) for o in parts for v in (o.parameters() if isinstance(o, nn.Module) else vars(o).values())}
+    for p in _strangers(run):
+        if id(p) not in kept:
+            raise CheckpointError(f'the optimizer holds a parameter {tuple(p.shape)} that no file would keep; make it a part of the model or the loss')
+
+def _put_loss(run, state, path, needed=True):
+    "Give the loss the state that a file holds; where it holds that of another loss, raise, or warn if it is not `needed`."
+    if state is None and not run.loss_state(): return   # an older file
+    try: run.load_loss_state({} if state is None else state)
+    except ValueError as e:
+        if needed and state is not None: raise ValueError(f'{path} is of another training: {e}') from None
+        warnings.warn(f'the loss stays as it is: {path} holds {"no state of it" if state is None else "the state of another"}', stacklevel=3)
+
 def _saved(run):
+    _check_kept(run)
     opt = {'opt': None, 'opt_kind': None} if run.opt is None else {'opt': run.opt.state_dict(), 'opt_kind': _opt_kind(run.opt)}
-    return {'kind': 'exp weights 1', 'model': run.model.state_dict(), **opt, 'epoch': run.epoch, 'n_iter': run.n_iter}
+    return {'kind': 'exp weights 1', 'model': run.model.state_dict(), **opt, 'loss': run.loss_state(), 'epoch': run.epoch, 'n_iter': run.n_iter}
 
 @patch
 def save(self: Learner,
     name,                  # of a file in `path`; .pth is added
     with_opt: bool = True, # the optimizer's state too
 ) -> Path:
-    "Write weights and optimizer state, beside the file first, then renamed."
+    "Write weights, the loss's state and the optimizer's, beside the file first, then renamed. `CheckpointError` for a parameter of no part."
     path = self._file(name)
     save_state(path, _saved(self) if with_opt else {**_saved(self), 'opt': None})
     return path
@@ -611,14 +635,18 @@ def load(self: Learner,
     name,                  # of a file in `path`; .pth is added
     with_opt: bool = True, # the optimizer's state too, if the file has it
 ) -> Learner:              # itself
-    "Read what `save` wrote, or a state dict. `ValueError` for a damaged file, or one of another architecture or optimizer; all is then as it was."
+    """Read what `save` wrote, or a state dict. `ValueError` for a damaged file, or one of another architecture, optimizer or loss; all is then as it was.
+
+    With `with_opt=False` another loss stays as it is, with a warning."""
     path = self._file(name)
     state = load_state(path)
-    if not (isinstance(state, dict) and 'kind' in state): state = {'kind': None, 'model': state}   # a bare state dict
+    if not (isinstance(state, dict) and 'kind' in state): state = {'kind': None, 'model': state, 'loss': {}}   # a bare state dict
     _check_weights(self.model, state.get('model'), path)
     if with_opt and state.get('opt') is not None:
         if self.opt is None: self._ready_opt(self.lr)
         _check_opt(self.opt, state, path)
+    if state['kind'] is not None: _put_loss(self, state.get('loss'), path, with_opt)
+    if with_opt and state.get('opt') is not None:
         self.opt.load_state_dict(state['opt'])
         self.epoch, self.n_iter = state['epoch'], state['n_iter']
     self.model.load_state_dict(state['model'])
@@ -647,17 +675,23 @@ def _loader_facts(dl):
 
 def _loader_generators(dl): return [g for o in _loader_parts(dl) if isinstance(g := getattr(o, 'generator', None), torch.Generator)]
 
-def _hidden(model):
-    "Buffers that a state dict leaves out."
-    shown = model.state_dict().keys()
-    return {name: b for name, b in model.named_buffers() if name not in shown}
+def _hidden(run):
+    "Buffers that the state dicts of model and loss leave out."
+    hidden = {}
+    for i, o in enumerate(run.stateful):
+        if not isinstance(o, nn.Module): continue
+        shown, prefix = o.state_dict().keys(), f'loss {i}: ' if i else ''
+        hidden.update({prefix + name: b for name, b in o.named_buffers() if name not in shown})
+    return hidden
+
+def _learnable(run): return {**dict(run.model.named_parameters()), **{f'optimizer {i}': p for i, p in enumerate(_strangers(run))}}
 
 # %% ../nbs/16_learner.ipynb #5a42e770
 def _checkpoint(run, epoch, items, batches, ended=False):
     "The state of a fit after `items` items, in `batches` batches, of an epoch; `ended`: a callback has ended it before its time."
-    return {**_saved(run), 'kind': 'exp checkpoint 1', 'epoch': epoch, 'hidden': _hidden(run.model),
-            'learn': [name for name, p in run.model.named_parameters() if p.requires_grad],
-            'grads': {name: p.grad for name, p in run.model.named_parameters() if p.grad is not None},
+    return {**_saved(run), 'kind': 'exp checkpoint 1', 'epoch': epoch, 'hidden': _hidden(run),
+            'learn': [name for name, p in _learnable(run).items() if p.requires_grad],
+            'grads': {name: p.grad for name, p in _learnable(run).items() if p.grad is not None},
             'position': {'items': items, 'batches': batches, 'first_epoch': run.first_epoch, 'epochs': run.epochs, 'ended': ended},
             'loader': _loader_facts(run.data.train_dl), 'loader_random': [g.get_state() for g in _loader_generators(run.data.train_dl)],
             'random': _plain_generators(), 'callbacks': {name: cb.state_dict() for name, cb in _state_names(run.cbs).items()}}
@@ -678,6 +712,7 @@ class Checkpoint(Callback):
 
     def before_fit(self):
         if self.path.is_dir(): raise IsADirectoryError(f'{self.path} is a folder; Checkpoint needs the path of a file')
+        _check_kept(self.run)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for left in self.path.parent.glob(f'.{glob.escape(self.path.name)}.*.part'): left.unlink(missing_ok=True)   # of a process that was killed
 
@@ -706,8 +741,8 @@ class _Resume(Callback):
         self.opt.load_state_dict(state['opt'])
         self.model.load_state_dict(state['model'])
         with torch.no_grad():
-            for name, b in _hidden(self.model).items(): b.copy_(state['hidden'][name])
-        for name, p in self.model.named_parameters():
+            for name, b in _hidden(self.run).items(): b.copy_(state['hidden'][name])
+        for name, p in _learnable(self.run).items():
             g = state['grads'].get(name)
             p.grad = None if g is None else g.to(p.device)
         for name, cb in _state_names(self.cbs).items(): cb.load_state_dict(state['callbacks'][name])
@@ -757,10 +792,12 @@ class _Belongs(Callback):
         self._check_callbacks(state)
         _check_weights(self.model, state['model'], self.path)
         _check_opt(self.opt, state, self.path)
-        learn = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        learn = {name for name, p in _learnable(self.run).items() if p.requires_grad}
         if odd := learn ^ set(state['learn']):
             self._refuse(f'is of a training in which other parameters learn ({len(odd)} differ, {sorted(odd)[0]} among them); freeze as it did')
-        if not _hidden(self.model).keys() <= state['hidden'].keys(): self._refuse('is of a model with other buffers that its state dict leaves out')
+        if not _hidden(self.run).keys() <= state['hidden'].keys(): self._refuse('is of a model with other buffers that its state dict leaves out')
+        try: _put_loss(self.run, state.get('loss'), self.path)   # now that all else fits
+        except ValueError as e: raise CheckpointError(str(e)) from None
 
 # %% ../nbs/16_learner.ipynb #8a1d284c
 @patch
@@ -811,7 +848,7 @@ def export(self: Learner,
     path, ds = user_path(path, self.path), getattr(self.data, 'item_data', None)
     items = None if ds is None else _named_specs('item lists and transforms', ds.state)
     tfms = _named_specs('batch transforms', lambda: [{'tfm': to_spec(getattr(t, 'tfm', t)), 'placed': isinstance(t, _OnBatch)} for t in self.data.batch_tfms[1]])
-    save_state(path, {'kind': 'exp learner 1', 'model': self.model.state_dict(), 'architecture': _spec_or_name(self.model), 'loss': _spec_or_name(self.loss_func),
+    save_state(path, {'kind': 'exp learner 1', 'model': self.model.state_dict(), 'architecture': _spec_or_name(self.model), 'loss': _spec_or_name(self.loss_func), 'loss_state': self.loss_state(),
                       'items': items, 'batch_tfms': tfms, 'classes': None if self.data.classes is None else list(self.data.classes), 'c': self.data.c})
     return path
 
@@ -834,7 +871,9 @@ def load_learner(
     data = DataBunch(None, loss_func=loss_func, c=state['c'], classes=state['classes'])
     if ds is not None: data.item_data, data.kind = ds, ds.kind
     for place, t in enumerate(state['batch_tfms']): _add_batch_tfm(data, from_spec(t['tfm']), place if t['placed'] else None, 'image' if ds is None else ds.x_kind)
-    return Learner(data, model, loss_func=loss_func, path=path.parent)
+    learn = Learner(data, model, loss_func=loss_func, path=path.parent)
+    _put_loss(learn, state.get('loss_state'), path, needed=False)
+    return learn
 
 def _add_batch_tfm(data, tfm, place, x_kind):
     if isinstance(tfm, Normalize): return data.normalize((tfm.mean, tfm.std))   # as it was added there

@@ -18,7 +18,6 @@ from torch import nn
 from .callbacks import Callback, CancelStepException, _n_items
 from .core import _on_each, did_you_mean, exercise, near, patch
 from .learner import CheckpointError, Learner
-from .schedules import LRFinder
 
 # %% ../nbs/19_mixed_precision.ipynb #cb3237a9
 _HALVES = torch.float16, torch.bfloat16
@@ -63,7 +62,7 @@ class MixedPrecision(Callback):
         if dtype == torch.bfloat16 and loss_scale == 'dynamic': loss_scale = None
         self.dtype, self.loss_scale, self.skipped, self._interval = dtype, loss_scale, 0, int(growth_interval)
         self._first = None if loss_scale is None else float(init_scale if loss_scale == 'dynamic' else loss_scale)
-        self._scaler, self._stepping, self._before, self._unscaled = None, None, None, False
+        self._scaler, self._stepping, self._unscaled = None, None, False
 
     @property
     def scale(self) -> float: "The factor of the loss; waits for the device."; return (self._first or 1.) if self._scaler is None else self._scaler.get_scale()
@@ -73,8 +72,8 @@ class MixedPrecision(Callback):
 def _only_one(cb):
     if sum(isinstance(o, type(cb)) for o in cb.run.cbs) > 1: raise ValueError(f'two callbacks of this fit are {type(cb).__name__}; take one off')
 
-def _check_weights(model):
-    for name, p in model.named_parameters():
+def _check_weights(modules):
+    for name, p in [named for m in modules for named in m.named_parameters()]:
         if p.requires_grad and p.dtype in _HALVES:
             raise ValueError(f'{name} is {p.dtype}; the weights that learn stay in float32, and their copies are cast; call model.float()')
 
@@ -82,7 +81,7 @@ def _check_weights(model):
 @patch
 def before_fit(self: MixedPrecision):
     _only_one(self)
-    _check_weights(self.model)
+    _check_weights(self.run.modules)
     device = next(self.model.parameters(), torch.empty(0)).device.type   # the batches' too
     run, get_pred, get_loss = self.run, self.run.get_pred, self.run.get_loss
     def cast(): return torch.autocast(device, dtype=self.dtype)
@@ -109,7 +108,6 @@ def _scaled(self: MixedPrecision, device):
         finally: run.loss_grad = loss
     def clear(): zero_grad(); self._unscaled = False
     run.backward, run.step, run.zero_grad = scaled_backward, self._step, clear
-    self._before = self.state_dict() if any(isinstance(cb, LRFinder) for cb in self.cbs) else None
 
 @patch
 def _new_scaler(self: MixedPrecision, device):
@@ -132,6 +130,7 @@ def _step(self: MixedPrecision):
     self.skipped += not self._stepping.taken
     self._scaler.update()
     if self.loss_scale != 'dynamic': self._scaler.update(float(self.loss_scale))   # it stays what it is
+    return self._stepping.taken
 
 # %% ../nbs/19_mixed_precision.ipynb #32d1a354
 def _multiply(opt, factor):
@@ -166,9 +165,7 @@ def load_state_dict(self: MixedPrecision,
     self._scaler.load_state_dict(state['scaler'])
 
 @patch
-def after_fit(self: MixedPrecision):
-    if self._before is not None: self.load_state_dict(self._before)
-    self._before = self._stepping = None
+def after_fit(self: MixedPrecision): self._stepping = None
 
 # %% ../nbs/19_mixed_precision.ipynb #0e71f621
 @patch

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['sched_lin', 'sched_cos', 'sched_exp', 'sched_no', 'combine_scheds', 'cos_1cycle', 'get_hyper', 'set_hyper',
-           'ParamScheduler', 'LRFinder', 'EarlyStopping', 'SaveBest', 'ReduceLROnPlateau']
+           'ParamScheduler', 'LRFinder', 'EarlyStopping', 'SaveBest', 'EMA', 'ReduceLROnPlateau']
 
 # %% ../nbs/08_schedules.ipynb #85d00f71
-import copy, itertools, math, random
+import copy, itertools, math, random, statistics, warnings
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .callbacks import AvgStats, Callback, CancelFitException, smoothed
-from .core import did_you_mean, exercise, load_state, patch, save_state, user_path
+from .core import _on_each, did_you_mean, exercise, load_state, patch, save_state, user_path
 
 # %% ../nbs/08_schedules.ipynb #40b5ca4a
 def _check_ends(**ends):
@@ -216,11 +216,13 @@ def _set_generators(states):
 
 # %% ../nbs/08_schedules.ipynb #267d4abb
 class _ModelState:
-    "A copy of a model's parameters and buffers, those that `state_dict` leaves out too."
+    "A copy of a model's parameters and buffers, those that `state_dict` leaves out too; or of the tensors among an object's attributes."
     def __init__(self, model):
+        modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+        places = [slots for m in modules for slots in (m._parameters, m._buffers)] or [vars(model)]
         self.slots = [(slots, name, t, None if t is None else t.detach().clone())
-                      for m in model.modules() for slots in (m._parameters, m._buffers) for name, t in slots.items()]
-        self.extra = [(m, copy.deepcopy(m.get_extra_state())) for m in model.modules()
+                      for slots in places for name, t in slots.items() if t is None or isinstance(t, torch.Tensor)]
+        self.extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules
                       if type(m).get_extra_state is not torch.nn.Module.get_extra_state]
 
     def put_back(self):
@@ -251,16 +253,39 @@ class _LoaderState:
             if generator: generator[0].set_state(generator[1])
 
 # %% ../nbs/08_schedules.ipynb #b7c01582
+class _OwnState:
+    "A copy of what an object's `state_dict` says, and of its plain attributes."
+    def __init__(self, o):
+        self.o, self.names = o, set(vars(o))
+        self.plain = {k: v for k, v in vars(o).items() if v is None or type(v) in (bool, int, float, str)}
+        try: self.state = copy.deepcopy(_on_each(torch.Tensor.detach, o.state_dict()))
+        except AttributeError: self.state = None   # it has none before its first fit
+
+    def put_back(self):
+        if self.state is not None: self.o.load_state_dict(self.state)
+        vars(self.o).update(self.plain)
+        for name in set(vars(self.o)) - self.names: del vars(self.o)[name]
+
+class _Undo(Callback):
+    "Puts back what a trial has changed, when all others have ended."
+    order = 10**7
+    def __init__(self, trial): self.trial = trial
+    def after_fit(self): self.trial.put_back()
+
 class _Trial:
     "What a trial training changes, copied, so that `put_back` makes it undone to the bit."
     def __init__(self, run):
-        self.run, self.model, self.data = run, _ModelState(run.model), run.data
+        self.run, self.data = run, run.data
+        self.parts = [_ModelState(o) if isinstance(o, torch.nn.Module) or not hasattr(o, 'state_dict') else _OwnState(o) for o in run.stateful]
+        self.parts += [_OwnState(cb) for cb in run.cbs if hasattr(type(cb), 'state_dict') and not cb.keeps_records]
+        self.params = [(p, p.detach().clone()) for group in run.opt.param_groups for p in group['params']]
         self.opt, self.generators = copy.deepcopy(run.opt.state_dict()), _generators()
         self.loaders = [_LoaderState(dl) for dl in (run.data.train_dl, run.data.valid_dl) if dl is not None]
         self.counts = {k: getattr(run, k) for k in ('epoch', 'n_iter', 'pct_fit')}
 
     def put_back(self):
-        self.model.put_back()
+        for p, saved in self.params: p.data.copy_(saved)
+        for part in self.parts: part.put_back()
         self.run.opt.load_state_dict(self.opt)
         for loader in self.loaders: loader.put_back()
         for k, v in self.counts.items(): setattr(self.run, k, v)
@@ -290,32 +315,37 @@ class LRFinder(Callback):
     """Tries rates from `min_lr` to `max_lr`, a higher one for each batch, and suggests one: `run.fit(1, cbs=(finder := LRFinder()))`.
 
     The rate grows by the same factor, in all parameter groups (Smith 2015, 1506.01186). The fit ends after `max_iter` batches, over as
-    many epochs as they take and without validation, or when the smoothed loss is ten times its best, or NaN. Parameters, buffers,
-    optimizer, counts, data order and random states are then what they were, to the bit, also if the fit fails.
+    many epochs as they take and without validation, or when the smoothed loss is ten times its best, or NaN. Model, loss, optimizer,
+    callbacks with a `state_dict`, counts, data order and random states are then what they were, to the bit, also if the fit fails.
     It waits for the device at each batch. `ValueError` for arguments that make no sense and a fit of no epochs."""
     order = -200   # the first to see the state of things
     def __init__(self,
         max_iter: int = 100,   # batches; at least 10
         min_lr: float = 1e-6,  # rate of the first batch
         max_lr: float = 10,    # rate of the last batch
+        rule=None,             # of `suggestion`: as `suggest` takes it
     ):
         if isinstance(max_iter, bool) or not isinstance(max_iter, Integral): raise TypeError(f'max_iter should be a whole number, not {max_iter!r}')
         if max_iter < 10: raise ValueError(f'max_iter is {max_iter}; it should be at least 10')
         _check_ends(min_lr=min_lr, max_lr=max_lr)
         if not 0 < min_lr < max_lr: raise ValueError(f'the rate should rise from more than 0; it goes from {min_lr} to {max_lr}')
-        self.max_iter, self.min_lr, self.max_lr = int(max_iter), min_lr, max_lr
-        self.lrs, self.losses, self._trial = [], [], None
+        _check_rule(rule)
+        self.max_iter, self.min_lr, self.max_lr, self.rule = int(max_iter), float(min_lr), float(max_lr), rule
+        self.lrs, self.losses = [], []
 
     def __repr__(self): return f'LRFinder({self.max_iter}, {self.min_lr:g}, {self.max_lr:g})'
 
     def before_fit(self):
         if self.epochs == 0: raise ValueError('a fit of 0 epochs tries no rate; use run.fit(1, cbs=LRFinder())')
         get_hyper(self.opt, 'lr')   # raises if there is none
-        self._trial, self._best, self.lrs, self.losses = _Trial(self.run), math.inf, [], []
+        self.lrs, self.losses = [], []
+        self.run.add_cbs(_Undo(_Trial(self.run)))
         self.run.data = copy.copy(self.data)
         self.run.data.train_dl = _Endless(self.data.train_dl, self.max_iter)
 
 # %% ../nbs/08_schedules.ipynb #bbf3bce8
+_FEW = 9   # batches of which the mean is one of few
+
 @patch
 def _rate(self: LRFinder): return sched_exp(self.min_lr, self.max_lr)(len(self.losses)/(self.max_iter - 1))
 
@@ -326,17 +356,13 @@ def after_pred(self: LRFinder): set_hyper(self.opt, 'lr', self._rate())
 def after_loss(self: LRFinder):
     self.lrs.append(self._rate())
     self.losses.append(float(self.loss))   # here we wait for the device
-    smooth = smoothed(self.losses)[-1]
-    self._best = min(self._best, smooth)
-    if len(self.losses) == self.max_iter or not smooth <= 10*self._best: raise CancelFitException
+    smooth = smoothed(self.losses)
+    best = min(range(min(_FEW, len(smooth) - 1), len(smooth)), key=smooth.__getitem__)   # the first are noise
+    limit = smooth[best] + 9*max(abs(smooth[best]), max(map(abs, smooth[:best + 1]))/10)
+    if len(smooth) == self.max_iter or not smooth[-1] <= limit < math.inf: raise CancelFitException
 
 @patch
 def after_train(self: LRFinder): raise CancelFitException   # other callbacks cancelled batches; still, no epoch ends
-
-@patch
-def after_fit(self: LRFinder):
-    if self._trial is not None: self._trial.put_back()
-    self._trial = None
 
 # %% ../nbs/08_schedules.ipynb #11541964
 def _valley(smooth):
@@ -350,46 +376,76 @@ def _valley(smooth):
     return max(new_lows, key=lambda run: run[1] - run[0], default=(0, 0))
 
 # %% ../nbs/08_schedules.ipynb #4ffdbf22
-@patch
-def _run(self: LRFinder):
-    "The smoothed losses, and the first and last index of their valley."
-    if not self.losses: raise ValueError('this finder has tried no rate yet; use run.fit(1, cbs=finder) first')
-    smooth = smoothed(self.losses)
+def _falling(losses):
+    "The smoothed losses, and the indices of their valley; of none, if it is too shallow."
+    smooth = smoothed(losses)
     first, last = _valley(smooth)
     low = min(smooth[:first + 1])
-    if not low - smooth[last] > 0.02*abs(low):
-        raise ValueError('the loss falls nowhere by more than 2 %, so there is no rate to suggest; look at losses against lrs. '
-                         'The network may start badly (initialisation), or the rates may begin too high')
-    return smooth, first, last
+    return smooth, range(first, last + 1) if low - smooth[last] > 0.02*abs(low) else range(0)
 
-def _suggestion(self):
-    "The rate 95 % of the way into the valley: the longest descending run of the smoothed losses. `ValueError` if there is none."
-    _, first, last = self._run()
-    return self.lrs[round(first + 0.95*(last - first))]
+def _into_valley(lrs, losses):
+    _, valley = _falling(losses)
+    return lrs[round(valley[0] + 0.95*(len(valley) - 1))] if valley else None
 
-def _steepest(self):
-    "The rate in the valley at which the smoothed loss falls most. `ValueError` if there is no valley."
-    smooth, first, last = self._run()
-    return self.lrs[max(range(first + 1, last + 1), key=lambda i: smooth[i - 1] - smooth[i])]
+def _steepest(lrs, losses):
+    smooth, valley = _falling(losses)
+    return lrs[max(valley[1:], key=lambda i: smooth[i - 1] - smooth[i])] if valley else None
 
-LRFinder.suggestion, LRFinder.steepest = property(_suggestion), property(_steepest)
+def _before_rise(lrs, losses):
+    smooth = [v if math.isfinite(v) else math.inf for v in smoothed(losses)]
+    middle = statistics.median_low(smooth)
+    last = max(i for i, v in enumerate(smooth) if v <= middle)
+    flat, rest = smooth[:last + 1][_FEW:] or smooth[:last + 1], smooth[last + 1:]
+    return lrs[last]/10 if rest and max(rest) - middle > max(0.02*abs(middle), 2*(max(flat) - min(flat))) else None
+
+def _best(lrs, losses):
+    smooth, valley = _falling(losses)
+    noise = statistics.median_low(abs(v - s) for v, s in zip(losses, smooth))
+    deep = valley and valley[-1] >= _FEW and statistics.median_low(smooth[_FEW:valley[-1] + 1]) - smooth[valley[-1]] > noise
+    return (_into_valley if deep else _before_rise)(lrs, losses)
+
+_RULES = {None: _best, 'valley': _into_valley, 'steep': _steepest, 'rise': _before_rise}
+
+def _check_rule(rule):
+    if callable(rule) or rule in _RULES: return
+    raise ValueError(f"rule is {rule!r}; it should be 'valley', 'steep', 'rise', a function of (lrs, losses), or None")
+
+# %% ../nbs/08_schedules.ipynb #ece08cbb
+@patch
+def suggest(self: LRFinder,
+    rule=None, # 'valley' (95 % of the way into the longest fall), 'steep' (where it falls most), 'rise' (a tenth of the last rate before
+               # the loss rises), or a function of (lrs, losses); None: the valley or, where there is none worth the name, the rise
+) -> float|None:
+    "A rate by a rule; None, with a warning, where it finds none. `ValueError` before any rate was tried, and for an unknown rule."
+    _check_rule(rule)
+    if not self.losses: raise ValueError('this finder has tried no rate yet; use run.fit(1, cbs=finder) first')
+    found = _RULES.get(rule, rule)(list(self.lrs), list(self.losses))
+    if found is not None: return float(found)
+    warnings.warn('these losses suggest no rate: look at plot(). The network may start badly, or the rates begin too high', stacklevel=2)
+
+LRFinder.suggestion = property(lambda self: self.suggest(self.rule), doc="The rate by the finder's own rule (`suggest`).")
+LRFinder.steepest = property(lambda self: self.suggest('steep'), doc="The rate at which the smoothed loss falls most; None, with a warning, if it does not fall.")
 
 # %% ../nbs/08_schedules.ipynb #4e5c10b8
 @patch
 def plot(self: LRFinder,
     ax=None, # matplotlib axes; None: a new figure
 ):           # the axes
-    "The losses against the rates, smoothed too, with the valley, the suggestion and the steepest slope. `ValueError` if there is no valley."
-    smooth, first, last = self._run()
+    "The losses against the rates, smoothed too, with the valley, the suggestion and the steepest slope, as far as there are such."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')   # a picture without a point says it too
+        found = {'steepest': self.steepest, 'suggestion': self.suggestion}
+    smooth, valley = _falling(self.losses)
     if ax is None: _, ax = plt.subplots(figsize=(6, 3))
     ax.semilogx(self.lrs, self.losses, lw=0.6, alpha=0.5, label='loss')
     ax.semilogx(self.lrs, smooth, c='C0', label='smoothed')
-    ax.semilogx(self.lrs[first:last + 1], smooth[first:last + 1], c='C1', lw=3, alpha=0.7, label='valley')
-    for name, style in (('steepest', dict(marker='s', ms=13, mfc='none', mew=2)), ('suggestion', dict(marker='o', ms=8))):
-        lr = getattr(self, name)
-        ax.plot(lr, smooth[self.lrs.index(lr)], ls='none', label=f'{name}: {lr:.2g}', **style)
-    low, high = min(self.losses), max(smooth[:last + 1])
-    ax.set(xlabel='learning rate', ylabel='loss', ylim=(low - 0.1*(high - low), high + 0.3*(high - low)))
+    if valley:
+        low, high, part = min(self.losses), max(smooth[:valley[-1] + 1]), slice(valley[0], valley[-1] + 1)
+        ax.semilogx(self.lrs[part], smooth[part], c='C1', lw=3, alpha=0.7, label='valley')
+        ax.set_ylim(low - 0.1*(high - low), high + 0.3*(high - low))
+    for (name, lr), style in zip(found.items(), (dict(marker='s', ms=13, mfc='none', mew=2), dict(marker='o', ms=8))):
+        if lr is not None: ax.plot(lr, np.interp(lr, self.lrs, smooth), ls='none', label=f'{name}: {lr:.2g}', **style)
+    ax.set(xlabel='learning rate', ylabel='loss')
     ax.legend(fontsize=8)
     return ax
 
@@ -409,14 +465,14 @@ def _mode(monitor, mode):
 class _Tracker(Callback):
     "What the next three share: a number of `AvgStats.history`, read once an epoch, its best and the epochs without a better one."
     order = 60   # after AvgStats has its row
-    def __init__(self, monitor, min_delta, patience, mode):
+    def __init__(self, monitor, min_delta, patience, mode, reset_on_fit=True):
         if not isinstance(monitor, str): raise TypeError(f'monitor should be the name of a column, not {monitor!r}')
         _check_ends(min_delta=min_delta)
         if min_delta < 0: raise ValueError(f'min_delta is {min_delta}; it should be 0 or more')
         if isinstance(patience, bool) or not isinstance(patience, Integral): raise TypeError(f'patience should be a whole number, not {patience!r}')
         if patience < 1: raise ValueError(f'patience is {patience}; it should be at least 1')
         self.monitor, self.min_delta, self.patience, self.mode = monitor, min_delta, int(patience), _mode(monitor, mode)
-        self._loaded = False
+        self.reset_on_fit, self._loaded = reset_on_fit, False
         self._reset()
 
     def _reset(self): self.best, self.best_epoch, self.bad = None, None, 0
@@ -453,7 +509,7 @@ def before_fit(self: _Tracker):
     if self.monitor not in columns:
         raise ValueError(f'{self.monitor!r} is no column of AvgStats{did_you_mean(self.monitor, columns) or "."} There are {", ".join(columns)}')
     if self.mode is None: raise ValueError(f"is a small {self.monitor} better, or a large one? The name does not tell; give mode='min' or mode='max'")
-    if not self._loaded: self._reset()
+    if self.reset_on_fit and not self._loaded: self._reset()
 
 @patch
 def after_fit(self: _Tracker): self._loaded = False
@@ -472,13 +528,14 @@ def load_state_dict(self: _Tracker, state):
 class EarlyStopping(_Tracker):
     """Ends the fit when the monitored number has not improved for `patience` epochs in a row.
 
-    Each fit begins anew, unless a state was loaded. `ValueError` in `before_fit` without `AvgStats`, for an unknown column, or a mode that its name does not tell."""
+    Each fit begins anew, unless a state was loaded or `reset_on_fit` is False. `ValueError` in `before_fit` without `AvgStats`, for an unknown column, or a mode that its name does not tell."""
     def __init__(self,
         monitor: str = 'valid_loss', # a column of AvgStats' history
         min_delta: float = 0.,       # what is better must be so by more than this
         patience: int = 3,           # epochs without improvement after which the fit ends
         mode: str|None = None,       # 'min' or 'max' is better; None: as the name says ('loss': min, 'accuracy': max, …)
-    ): super().__init__(monitor, min_delta, patience, mode)
+        reset_on_fit: bool = True,   # False: the next fit goes on with the best and the patience of this one
+    ): super().__init__(monitor, min_delta, patience, mode, reset_on_fit)
 
     def _waited(self): raise CancelFitException
 
@@ -486,17 +543,18 @@ class EarlyStopping(_Tracker):
 class SaveBest(_Tracker):
     """Writes the model's `state_dict` to `path` whenever the monitored number improves: beside it first, then renamed.
 
-    `load_best` puts the best weights of the fit back at its end, also after an error or Ctrl-C. Each fit begins anew, unless a state was
-    loaded. `ValueError` in `before_fit` as `EarlyStopping`; `IsADirectoryError` if `path` is a folder."""
+    `load_best` puts the best weights of the fit back at its end, also after an error or Ctrl-C, and the state that the loss had with
+    them. Each fit begins anew, unless a state was loaded or `reset_on_fit` is False. `ValueError` in `before_fit` as `EarlyStopping`; `IsADirectoryError` if `path` is a folder."""
     def __init__(self,
         path,                        # the file; `exp.core.load_state` reads it
         monitor: str = 'valid_loss', # a column of AvgStats' history
         min_delta: float = 0.,       # what is better must be so by more than this
         mode: str|None = None,       # 'min' or 'max' is better; None: as the name says
         load_best: bool = False,     # at the end of the fit the model has its best weights
+        reset_on_fit: bool = True,   # False: the next fit must improve on the best of this one
     ):
-        super().__init__(monitor, min_delta, 1, mode)
-        self.path, self.load_best = user_path(path), load_best
+        super().__init__(monitor, min_delta, 1, mode, reset_on_fit)
+        self.path, self.load_best, self._loss = user_path(path), load_best, {}
 
     def before_fit(self):
         if self.path.is_dir(): raise IsADirectoryError(f'{self.path} is a folder; SaveBest needs the path of a file')
@@ -504,9 +562,84 @@ class SaveBest(_Tracker):
 
     def _improved(self): save_state(self.path, self.model.state_dict())
 
+    def after_epoch(self):
+        super().after_epoch()
+        if self.best_epoch == self.epoch: self._loss = copy.deepcopy(_on_each(torch.Tensor.detach, self.run.loss_state()))
+
     def after_fit(self):
         super().after_fit()
-        if self.load_best and self.best is not None: self.model.load_state_dict(load_state(self.path))
+        if not self.load_best or self.best is None: return
+        self.model.load_state_dict(load_state(self.path))
+        if self._loss: self.run.load_loss_state(self._loss)
+
+    def state_dict(self): "The best value, its epoch, the number of epochs since, and the loss's state then."; return {**super().state_dict(), 'loss': self._loss}
+    def load_state_dict(self, state):
+        "Go on from a `state_dict`, in the fit that runs or in the next."
+        super().load_state_dict(state)
+        self._loss = state.get('loss', {})
+
+# %% ../nbs/08_schedules.ipynb #6d8f389d
+class EMA(Callback):
+    """Keeps an exponential moving average of the parameters that the optimizer moves; validation and `SaveBest` see it, training does not.
+
+    It moves after each real step, and is debiased: the n-th step's weights count (1 − decay)/(1 − decayⁿ), the first ones fully. Buffers are
+    the model's own. Averages of halves are kept in float32. Each fit begins anew, unless a state was loaded."""
+    order = 70   # after SaveBest, before checkpoints
+    def __init__(self,
+        decay: float = 0.999,       # weight of the past in each step; 0 up to, not including, 1
+        load_average: bool = False, # at the end of the fit the model has the averages, also after an error; False: its raw weights
+    ):
+        if not 0 <= decay < 1: raise ValueError(f'decay is {decay}; the weight of the past is at least 0 and less than 1')
+        self.decay, self.load_average = float(decay), load_average
+        self.n, self.averages, self._params, self._raw, self._loaded = 0, [], [], None, False
+
+    def before_fit(self):
+        self._params = [p for group in self.opt.param_groups for p in group['params']]
+        if not self._loaded: self.n, self.averages = 0, []
+
+    def before_epoch(self): self.averages = [a.to(p.device) for a, p in zip(self.averages, self._params)]   # where a loaded state was elsewhere
+
+    @torch.no_grad()
+    def after_step(self):
+        self.n += 1
+        if not self.averages: self.averages = [_widened(p.detach()).clone() for p in self._params]
+        now = [p.to(a.dtype) for a, p in zip(self.averages, self._params)]
+        torch._foreach_lerp_(self.averages, now, (1 - self.decay)/(1 - self.decay**self.n))
+
+    def before_validate(self): self._swap_in()
+    def after_epoch(self): self._swap_out()
+    def after_fit(self):
+        self._loaded = False
+        if self.load_average and not any(isinstance(cb, SaveBest) and cb.load_best for cb in self.run.cbs): self._swap_in()
+        self._raw = None
+
+    def __repr__(self): return f'EMA({self.decay:g})'
+
+# %% ../nbs/08_schedules.ipynb #c91c2d59
+def _widened(t): return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+@patch
+@torch.no_grad()
+def _swap_in(self: EMA):
+    if not self.averages: return   # no step yet
+    self._raw = [p.detach().clone() for p in self._params]
+    torch._foreach_copy_(self._params, self.averages)
+
+@patch
+@torch.no_grad()
+def _swap_out(self: EMA):
+    if self._raw is not None: torch._foreach_copy_(self._params, self._raw)
+    self._raw = None
+
+@patch
+def state_dict(self: EMA): "The averages, in the optimizer's order, and the steps so far."; return {'n': self.n, 'averages': self.averages}
+
+@patch
+def load_state_dict(self: EMA,
+    state, # what `state_dict` returned
+):
+    "Go on from there, in the fit that runs or in the next."
+    self.n, self.averages, self._loaded = state['n'], [a.clone() for a in state['averages']], True
 
 # %% ../nbs/08_schedules.ipynb #0b0c01f7
 class ReduceLROnPlateau(_Tracker):
