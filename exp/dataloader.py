@@ -77,7 +77,7 @@ def _place(i, n):
     if isinstance(i, torch.Tensor) and i.dtype == torch.int64 and i.ndim == 1: return i
     if isinstance(i, range) and i.step == 1 and 0 <= i.start <= i.stop <= n: return slice(i.start, i.stop)
     if isinstance(i, bool): raise TypeError(f'{i} is no place of an item; a mask has one for each of {n} items')
-    i = _places(i.to_numpy() if hasattr(i, 'to_numpy') else i, n)
+    i = _places(np.array(i) if hasattr(i, 'to_numpy') else i, n)
     several = isinstance(i, (list, tuple, range)) or isinstance(i, (np.ndarray, torch.Tensor)) and i.ndim
     if not several: return operator.index(i)
     i = torch.as_tensor(i)
@@ -231,7 +231,7 @@ def _describe(p): return f'shape {tuple(p.shape)}' if hasattr(p, 'shape') else f
 
 def _stack(parts, what, items):
     "One batch of `parts`, the values of `what` in each of `items`."
-    parts = [p.to_numpy() if hasattr(p, 'to_numpy') else p for p in parts]   # of pandas
+    parts = [np.array(p) if hasattr(p, 'to_numpy') else p for p in parts]   # of pandas
     first = parts[0]
     odd = next((i for i, p in enumerate(parts) if _describe(p) != _describe(first)), None)
     if odd is not None and not all(isinstance(p, (int, float)) for p in parts):
@@ -254,6 +254,7 @@ def _stack(parts, what, items):
                                  f'of item {items[i]} {len(p)}')
         return _like(first, [_stack(list(col), f'{what}[{k}]', items) for k, col in enumerate(zip(*inside))])
     try:
+        if isinstance(first, PackedSequence): raise TypeError   # a batch already
         if isinstance(first, (torch.Tensor, str, bytes)): return utils.data.default_collate(parts)
         return _tensor(utils.data.default_collate(parts))
     except TypeError:
@@ -467,7 +468,7 @@ def _order(sampler, epoch, seed):
 def _indices(given, n=0):
     "A list of whole numbers, of a mask of `n` the places; a range where each is its neighbour's successor."
     given = given.tolist() if hasattr(given, 'tolist') else list(given)
-    if given and isinstance(given[0], (bool, np.bool_)): given = _places(given, n)
+    if not {bool, np.bool_}.isdisjoint(map(type, given)): given = _places(given, n)
     ints = [operator.index(i) for i in given]
     run = range(ints[0], ints[0] + len(ints)) if ints else range(0)
     return run if ints == list(run) else ints
