@@ -458,6 +458,7 @@ def _seeded(sampler, epoch, seed):
 # %% ../nbs/05_minibatches.ipynb #08cb4ca1
 def _order(sampler, epoch, seed):
     "What `sampler` gives in `epoch`: a range, list or tensor."
+    if type(sampler) is Sampler: return sampler.order(epoch)   # which draws from nothing else
     for o in _loader_parts(sampler):
         if hasattr(o, 'set_epoch'): o.set_epoch(epoch)
     with _seeded(sampler, epoch, seed):
@@ -595,7 +596,7 @@ def _batches(self: DataLoader, epoch, skip_items):
     "One pass over the batches of `epoch`."
     plan = self._plan(epoch, skip_items)
     if self.collate is None and getattr(self.ds, 'sliceable', False):
-        for rows in plan: yield Batch(self.ds[rows], rows)
+        for rows in plan: yield Batch(self.ds[torch.tensor(rows) if isinstance(rows, list) else rows], rows)
     elif self.num_workers: yield from self._from_workers([(epoch, _ints(rows)) for rows in plan])
     else:
         fetch = _Fetcher(self.ds, self.collate, self.seed)
