@@ -15,9 +15,10 @@ from numbers import Integral, Real
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
-from .core import _on_each, camel2snake, did_you_mean, exercise, listify, near, patch
-from .dataloader import DataBunch, DataLoader, Dataset, History
+from .core import _first_size, _on_each, camel2snake, did_you_mean, exercise, listify, near, patch
+from .dataloader import DataBunch, DataLoader, Dataset, History, _loader_parts
 from .losses import CrossEntropy, MeanMetric, as_metric
 
 # %% ../nbs/07_callbacks.ipynb #91ec39eb
@@ -132,9 +133,14 @@ def _bunch(data):
 
 # %% ../nbs/07_callbacks.ipynb #a9e5be0d
 def _set_epoch(dl, epoch):
-    "Tell a loader, or its sampler, which epoch begins."
-    for o in (dl, getattr(dl, 'sampler', None)):
-        if hasattr(o, 'set_epoch'): return o.set_epoch(epoch)
+    "Tell a loader, and the samplers in it at any depth, which epoch begins."
+    for o in _loader_parts(dl):
+        if hasattr(o, 'set_epoch'): o.set_epoch(epoch)
+
+def _n_batches(dl):
+    "The length of a loader. `TypeError` if it has none."
+    try: return len(dl)
+    except TypeError: raise TypeError(f'this {type(dl).__name__} has no length, which says where in a fit we are; give its data set a __len__') from None
 
 # %% ../nbs/07_callbacks.ipynb #3bcc9fbf
 def _unpack(batch):
@@ -148,7 +154,7 @@ def _unpack(batch):
 def _apply(model, xb):
     "The model's output; a tuple gives it several arguments, a dict named ones."
     if isinstance(xb, Mapping): return model(**xb)
-    return model(*xb) if isinstance(xb, (tuple, list)) else model(xb)
+    return model(*xb) if isinstance(xb, (tuple, list)) and not isinstance(xb, PackedSequence) else model(xb)
 
 # %% ../nbs/07_callbacks.ipynb #9ee1f976
 def _check_rate(lr):
@@ -207,7 +213,7 @@ class Runner:
         if self.data.valid_dl is not None: self._one_pass('validate', self.data.valid_dl)
 
     def _one_pass(self, what, dl):
-        self.in_train, self.dl, self.iter, self.iters = what == 'train', dl, 0, len(dl)
+        self.in_train, self.dl, self.iter, self.iters = what == 'train', dl, 0, _n_batches(dl)
         _set_epoch(dl, self.epoch)
         self(f'before_{what}')
         with torch.set_grad_enabled(self.in_train):
@@ -469,9 +475,9 @@ def _weight(e):
 # %% ../nbs/07_callbacks.ipynb #1fb472ae
 def _n_items(xb):
     "The number of items in a batch: the first dimension of its first tensor."
-    while isinstance(xb, (Mapping, tuple, list)) and len(xb): xb = next(iter(xb.values() if isinstance(xb, Mapping) else xb))
-    if isinstance(xb, torch.Tensor): return len(xb)
-    raise TypeError(f'the size of a batch cannot be seen from an xb that begins with a {type(xb).__name__}; give the loss a count(yb)')
+    n = _first_size(xb)
+    if n is None: raise TypeError(f'the size of a batch cannot be seen from this {type(xb).__name__} without tensors; give the loss a count(yb)')
+    return n
 
 @patch
 def batch_weight(self: Runner):

@@ -10,11 +10,11 @@ __all__ = ['test_eq', 'near', 'test_close', 'expect_error', 'did_you_mean', 'use
            'register', 'to_spec', 'from_spec', 'Report', 'report', 'Verdict', 'exercise', 'check_exercise']
 
 # %% ../nbs/00_core.ipynb #a3e41cc3
-import configparser, difflib, errno, functools, hashlib, importlib.util, inspect, json, math, os, pickle, random, re, sys, tempfile, typing, warnings, zipfile
+import configparser, copy, difflib, errno, functools, hashlib, importlib.util, inspect, json, math, os, pickle, random, re, sys, tempfile, typing, warnings, zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import PackedSequence
 
 # %% ../nbs/00_core.ipynb #f52d15ea
 def _tensor(o):
@@ -245,13 +246,39 @@ def default_device() -> torch.device:
     return device
 
 # %% ../nbs/00_core.ipynb #b1e42341
+def _children(x):
+    "The parts of a tuple, list, mapping or dataclass; none of anything else."
+    if isinstance(x, Mapping): return list(x.values())
+    if isinstance(x, PackedSequence): return [x.data, x.sorted_indices, x.unsorted_indices]   # its batch_sizes stay as they are
+    if isinstance(x, (tuple, list)): return list(x)
+    return [getattr(x, f.name) for f in fields(x)] if is_dataclass(x) and not isinstance(x, type) else []
+
+def _like(x, parts):
+    "A container of the type of `x` with other parts, in the order of `_children`."
+    if isinstance(x, PackedSequence): return type(x)(parts[0], x.batch_sizes, *parts[1:])
+    if hasattr(x, '_fields'): return type(x)(*parts)   # a named tuple
+    if isinstance(x, (tuple, list)):
+        try: new = type(x)(parts)
+        except TypeError: return parts   # its type makes none of a list
+        if hasattr(new, '__dict__'): vars(new).update(vars(x))
+        return new
+    if type(x) is dict or not hasattr(x, '__setitem__') and isinstance(x, Mapping): return dict(zip(x, parts))
+    new = copy.copy(x)
+    for k, v in zip(x, parts) if isinstance(x, Mapping) else (): new[k] = v
+    for f, v in () if isinstance(x, Mapping) else zip(fields(x), parts): object.__setattr__(new, f.name, v)   # it may be frozen
+    return new
+
 def _on_each(f, x):
-    "`f` of every tensor in `x`, which may be nested in tuples, named tuples, lists and dicts; anything else stays."
+    "`f` of every tensor in `x`, which may be nested in tuples, lists, mappings and dataclasses; each keeps its type, anything else stays."
     if isinstance(x, torch.Tensor): return f(x)
-    if isinstance(x, Mapping): return {k: _on_each(f, v) for k, v in x.items()}
-    if isinstance(x, tuple) and hasattr(x, '_fields'): return type(x)(*(_on_each(f, o) for o in x))
-    if isinstance(x, (tuple, list)): return (tuple if isinstance(x, tuple) else list)(_on_each(f, o) for o in x)
-    return x
+    parts = _children(x)
+    return _like(x, [_on_each(f, part) for part in parts]) if parts else x
+
+def _first_size(x):
+    "The first dimension of the first tensor in `x`, which may be nested; None if there is none."
+    if isinstance(x, torch.Tensor): return len(x) if x.ndim else None
+    if isinstance(x, PackedSequence): return int(x.batch_sizes[0])   # of so many sequences
+    return next((n for n in map(_first_size, _children(x)) if n is not None), None)
 
 def to_device(
     x,           # a tensor, or tensors nested in tuples, lists and dicts
@@ -292,6 +319,13 @@ def listify(
     return [o]
 
 # %% ../nbs/00_core.ipynb #cf58dde7
+def _places(i, n):
+    "A mask of `n` truth values (list, tuple, array, tensor or Series) as the list of places where it is true; anything else as it is."
+    if any(kind in str(getattr(i, 'dtype', '')) for kind in ('bool', 'object')): i = i.tolist()
+    if not isinstance(i, (list, tuple)) or not any(isinstance(o, (bool, np.bool_)) for o in i): return i
+    if len(i) != n or not all(isinstance(o, (bool, np.bool_)) for o in i): raise IndexError(f'a mask of {len(i)} for {n} items')
+    return [j for j, keep in enumerate(i) if keep]
+
 class ListContainer:
     "A list with a short repr that takes an int, a slice, a list of places or a boolean mask as its index."
     def __init__(self,
@@ -299,13 +333,10 @@ class ListContainer:
     ): self.items = listify(items)
 
     def __getitem__(self, i):
-        "One element for an int; a list of elements for a slice, a list of ints or a mask (list, array or tensor)."
-        if isinstance(i, (torch.Tensor, np.ndarray)): i = i.tolist()
-        if isinstance(i, slice) or not isinstance(i, list): return self.items[i]
-        if i and isinstance(i[0], bool):
-            if len(i) != len(self): raise IndexError(f'a mask of {len(i)} for {len(self)} items')
-            return [o for o, keep in zip(self.items, i) if keep]
-        return [self.items[j] for j in i]
+        "One element for an int; a list of elements for a slice, or for several ints or a mask (list, tuple, array, tensor, Series)."
+        if hasattr(i, 'tolist'): i = i.tolist()
+        if isinstance(i, (list, tuple, range)): return [self.items[j] for j in _places(i, len(self))]
+        return self.items[i]
 
     def __len__(self): return len(self.items)
     def __iter__(self): return iter(self.items)

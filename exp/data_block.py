@@ -19,9 +19,10 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFile, ImageOps
+from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 from tqdm import tqdm
 
-from .core import image_array, show_image, text_encoding, to_spec, user_path
+from .core import _children, _like, image_array, show_image, text_encoding, to_spec, user_path
 from .dataloader import BatchContext, DataBunch, DataLoader, Rng, collate
 from .losses import CrossEntropy, SquaredLoss
 
@@ -1204,8 +1205,9 @@ def _rows(b, n):
     "The first `n` items of a batch: of tensors, or tuples or dicts of them."
     if b is None: return [None]*n
     if isinstance(b, torch.Tensor): return list(b[:n])
-    if isinstance(b, dict): return [dict(zip(b, vs)) for vs in zip(*(_rows(v, n) for v in b.values()))]
-    return list(zip(*(_rows(v, n) for v in b)))
+    if isinstance(b, PackedSequence): return unpack_sequence(b)[:n]
+    rows = zip(*(_rows(v, n) for v in _children(b)))
+    return list(rows) if isinstance(b, list) else [_like(b, row) for row in rows]
 
 @patch
 def show_batch(self: DataBunch,

@@ -7,26 +7,41 @@ __all__ = ['Dataset', 'Rng', 'Sampler', 'BatchSampler', 'collate', 'TransformedD
            'BatchContext', 'DataBunch', 'make_data', 'eval_simple', 'History', 'fit_simple']
 
 # %% ../nbs/05_minibatches.ipynb #d33d18fa
-import functools, operator, os, random, time, weakref
+import functools, operator, os, random, time, warnings, weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, is_dataclass
 from hashlib import blake2b
 
 import numpy as np
 import torch
 import torch.utils.data
 from torch import nn, utils
+from torch.nn.utils.rnn import PackedSequence
 
-from .core import default_device, exercise, listify, patch, settings, to_device
+from .core import _children, _first_size, _like, _places, default_device, exercise, listify, patch, settings, to_device
 
 # %% ../nbs/05_minibatches.ipynb #fac287f9
+def _tensor(a):
+    "Numbers, or an array of them, as a tensor; NumPy's float64 as PyTorch's default type, float32."
+    t = torch.as_tensor(a)
+    return t.to(torch.get_default_dtype()) if t.dtype == torch.float64 else t
+
+_NUMBERS = bool, int, float, np.number, np.bool_
+
+def _array(x):
+    "An array, or what pandas holds, as a tensor; as a list where it holds no numbers."
+    a = np.array(x.to_numpy()) if hasattr(x, 'to_numpy') else x   # a copy: pandas' own memory is for reading
+    if a.dtype == object and all(isinstance(v, _NUMBERS) for v in a.flat): a = np.array(a.tolist())
+    return a.tolist() if a.dtype.kind in 'OUS' else _tensor(a)
+
 def _columns(x):
     "`x` with arrays as tensors; a tuple or dict of tensors stays one, any other sequence is a list of items."
-    if isinstance(x, np.ndarray): return torch.as_tensor(x)
-    if isinstance(x, Mapping): return {k: _columns(v) for k, v in x.items()}
-    if isinstance(x, tuple) and x and all(isinstance(o, (torch.Tensor, np.ndarray)) for o in x):
-        return tuple(map(_columns, x))
+    if isinstance(x, np.ndarray) or hasattr(x, 'to_numpy'): return _array(x)
+    if isinstance(x, Mapping): return _like(x, [_columns(v) for v in x.values()])
+    if isinstance(x, tuple) and x and all(isinstance(o, (torch.Tensor, np.ndarray)) or hasattr(o, 'to_numpy') for o in x):
+        return _like(x, [_columns(o) for o in x])
     return x
 
 def _parts(x):
@@ -37,9 +52,14 @@ def _parts(x):
 
 def _labels(y):
     "`y` as `_columns` has it, and a list of plain numbers as a tensor."
-    if isinstance(y, (list, tuple)) and y and all(isinstance(v, (int, float, np.number)) for v in y):
-        return torch.as_tensor(y)
-    return _columns(y)
+    y = _columns(y)
+    if isinstance(y, (list, tuple)) and y and all(isinstance(v, (int, float, np.number)) for v in y): return _tensor(y)
+    return y
+
+def _check_words(y):
+    "`TypeError` for labels that are words."
+    if isinstance(y, (list, tuple)) and y and isinstance(y[0], str):
+        raise TypeError(f'a label is {y[0]!r}; number them: classes, y = np.unique(labels, return_inverse=True)')
 
 def _lengths(x, what):
     "The number of rows of each part of `x`; an error for what has none."
@@ -56,12 +76,13 @@ def _place(i, n):
     if isinstance(i, slice): return i
     if isinstance(i, torch.Tensor) and i.dtype == torch.int64 and i.ndim == 1: return i
     if isinstance(i, range) and i.step == 1 and 0 <= i.start <= i.stop <= n: return slice(i.start, i.stop)
+    if isinstance(i, bool): raise TypeError(f'{i} is no place of an item; a mask has one for each of {n} items')
+    i = _places(np.array(i) if hasattr(i, 'to_numpy') else i, n)
     several = isinstance(i, (list, tuple, range)) or isinstance(i, (np.ndarray, torch.Tensor)) and i.ndim
     if not several: return operator.index(i)
     i = torch.as_tensor(i)
-    if i.dtype != torch.bool: return i.long()
-    if len(i) != n: raise IndexError(f'a mask of {len(i)} for {n} items')
-    return i.nonzero().flatten()
+    if i.is_floating_point() and len(i): raise TypeError(f'an index should be whole numbers, not {i.dtype}')
+    return i.long()
 
 # %% ../nbs/05_minibatches.ipynb #56cb2c54
 def _rows(x, i):
@@ -71,8 +92,8 @@ def _rows(x, i):
             try: return x.index_select(0, i)   # twice as fast as x[i]
             except IndexError: pass            # a negative index, which only x[i] takes, or a wrong one
         return x[i]
-    if isinstance(x, Mapping): return {k: _rows(v, i) for k, v in x.items()}
-    if isinstance(x, tuple) and x and isinstance(x[0], torch.Tensor): return tuple(_rows(v, i) for v in x)
+    if isinstance(x, Mapping) or isinstance(x, tuple) and x and isinstance(x[0], torch.Tensor):
+        return _like(x, [_rows(v, i) for v in _children(x)])
     return None if x is None else [x[j] for j in i.tolist()] if isinstance(i, torch.Tensor) else x[i]
 
 # %% ../nbs/05_minibatches.ipynb #d276496e
@@ -81,7 +102,7 @@ class Dataset:
 
     `ValueError` for lengths that differ, a single number or no part; `TypeError` for what has no rows."""
     def __init__(self,
-        x,      # a tensor with a row for each item, a tuple or dict of such, or a list of items
+        x,      # a tensor, array or table with a row for each item, a tuple or dict of such, or a list of items
         y=None, # labels, likewise, or a list of numbers; None: there are none, and every y is None
     ):
         if x is None: raise TypeError('x is None; a data set needs items: tensors, arrays or a list')
@@ -210,6 +231,7 @@ def _describe(p): return f'shape {tuple(p.shape)}' if hasattr(p, 'shape') else f
 
 def _stack(parts, what, items):
     "One batch of `parts`, the values of `what` in each of `items`."
+    parts = [np.array(p) if hasattr(p, 'to_numpy') else p for p in parts]   # of pandas
     first = parts[0]
     odd = next((i for i, p in enumerate(parts) if _describe(p) != _describe(first)), None)
     if odd is not None and not all(isinstance(p, (int, float)) for p in parts):
@@ -217,20 +239,24 @@ def _stack(parts, what, items):
                          f'of item {items[odd]} {_describe(parts[odd])}, and a batch needs them alike. '
                          'Resize or pad the items, or give the loader its own collate')
     if first is None: return None
+    if what == 'y': _check_words(parts)
     if isinstance(first, Mapping):
         for i, p in enumerate(parts):
             if p.keys() != first.keys():
                 raise ValueError(f'{what} of item {items[0]} has the keys {list(first)}, '
                                  f'of item {items[i]} {list(p)}')
-        return {k: _stack([p[k] for p in parts], f'{what}[{k!r}]', items) for k in first}
-    if isinstance(first, (tuple, list)):
-        for i, p in enumerate(parts):
-            if len(p) != len(first):
-                raise ValueError(f'{what} of item {items[0]} has {len(first)} parts, '
+        return _like(first, [_stack([p[k] for p in parts], f'{what}[{k!r}]', items) for k in first])
+    if is_dataclass(first) or isinstance(first, (tuple, list)) and not isinstance(first, PackedSequence):
+        inside = [_children(p) for p in parts]
+        for i, p in enumerate(inside):
+            if len(p) != len(inside[0]):
+                raise ValueError(f'{what} of item {items[0]} has {len(inside[0])} parts, '
                                  f'of item {items[i]} {len(p)}')
-        columns = [_stack(list(col), f'{what}[{k}]', items) for k, col in enumerate(zip(*parts))]
-        return type(first)(*columns) if hasattr(first, '_fields') else type(first)(columns)
-    try: return utils.data.default_collate(parts)
+        return _like(first, [_stack(list(col), f'{what}[{k}]', items) for k, col in enumerate(zip(*inside))])
+    try:
+        if isinstance(first, PackedSequence): raise TypeError   # a batch already
+        if isinstance(first, (torch.Tensor, str, bytes)): return utils.data.default_collate(parts)
+        return _tensor(utils.data.default_collate(parts))
     except TypeError:
         raise TypeError(f'{what} of item {items[0]} is {_describe(first)}, which no batch can be made of; '
                         'turn it into a tensor in the data set, or give the loader its own collate') from None
@@ -331,7 +357,9 @@ class _Pieces:
 # %% ../nbs/05_minibatches.ipynb #37ae4bbe
 class _Fetcher(utils.data.Dataset):
     "Maps a task (epoch, items) to a `Batch`: what a worker does, and the loader itself without workers."
-    def __init__(self, ds, join, seed): self.ds, self.join, self.seed, self.shared = ds, join, seed, _Pieces()
+    def __init__(self, ds, join, seed):
+        self.ds, self.join, self.seed, self.shared = ds, join, seed, _Pieces()
+        self.n = len(ds)
 
     @property
     def shares(self): return self.join is None and hasattr(self.ds, 'get_many')
@@ -361,26 +389,87 @@ class _Fetcher(utils.data.Dataset):
         if isinstance(pair, (tuple, list)) and len(pair) == 2: return Batch(pair, items)
         raise TypeError(f'the collate function returned {_describe(pair)}; it should be a pair (xb, yb)')
 
-# %% ../nbs/05_minibatches.ipynb #08cb4ca1
-def _order(sampler, epoch, skip_items, seed):
-    "What `sampler` gives in `epoch` after the first `skip_items`: a range, list or tensor."
-    if callable(getattr(sampler, 'order', None)):
-        _check_skip(skip_items, len(sampler))
-        return sampler.order(epoch, skip_items)
-    for s in (sampler, getattr(sampler, 'sampler', None)):
-        if hasattr(s, 'set_epoch'): s.set_epoch(epoch)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(Rng(seed, epoch).number)
-        given = list(sampler)
-    _check_skip(skip_items, len(given))
-    return given[skip_items:]
+# %% ../nbs/05_minibatches.ipynb #e071a113
+def _held(o):
+    "The values of an object's attributes, and those in short lists and dicts."
+    for name, v in list(getattr(o, '__dict__', {}).items()):
+        if name == '_idle': continue   # workers that wait are no part of the order
+        few = isinstance(v, (list, tuple, dict)) and len(v) <= 16
+        yield from (v.values() if isinstance(v, dict) else v) if few else (v,)
 
-def _check_skip(skip_items, n):
-    if skip_items > n: raise ValueError(f'skip_items is {skip_items}, but the epoch has only {n} items')
+def _loader_parts(dl):
+    "A loader, or a sampler, and the samplers and data sets in it, at any depth."
+    found = {id(dl): dl}
+    for o in (todo := [dl]):
+        for v in _held(o):
+            if id(v) in found or isinstance(v, (type, torch.Tensor)) or not hasattr(v, '__dict__'): continue
+            if not (hasattr(v, '__iter__') or hasattr(v, '__getitem__')): continue
+            found[id(v)] = v
+            todo.append(v)
+    return todo
+
+_GENERATORS = torch.Generator, random.Random, np.random.Generator, np.random.RandomState
+
+def _loader_generators(dl):
+    "The random generators that a loader, or a sampler, holds at any depth, each once."
+    held = [v for o in _loader_parts(dl) for v in _held(o) if isinstance(v, _GENERATORS) and not isinstance(v, random.SystemRandom)]
+    return list({id(g): g for g in held}.values())
+
+# %% ../nbs/05_minibatches.ipynb #db9a5682
+def _plain(o):
+    if isinstance(o, dict): return {k: _plain(v) for k, v in o.items()}
+    return o.tolist() if isinstance(o, np.ndarray) else o
+
+def _generator_state(g):
+    "Where a random generator is, as plain data."
+    if isinstance(g, torch.Generator): return g.get_state()
+    if isinstance(g, random.Random): return g.getstate()
+    return _plain(g.bit_generator.state if isinstance(g, np.random.Generator) else g.get_state(legacy=False))
+
+def _set_generator(g, state):
+    "Put a random generator where it was."
+    if isinstance(g, np.random.Generator): g.bit_generator.state = state
+    elif isinstance(g, random.Random): g.setstate(state)
+    else: g.set_state(state)
+
+def _seed_generator(g, number):
+    if isinstance(g, torch.Generator): g.manual_seed(number)
+    elif isinstance(g, np.random.Generator): g.bit_generator.state = type(g.bit_generator)(number).state
+    else: g.seed(number % 2**32)
+
+def _own_seed(g):
+    "What distinguishes a generator from others of its kind: the seed it was given or, where it does not say, where it is."
+    return g.initial_seed() if isinstance(g, torch.Generator) else repr(_generator_state(g))
+
+_GLOBAL = torch.default_generator, np.random.get_state.__self__, random.getstate.__self__   # behind torch.rand, np.random.rand, random.random
+
+@contextmanager
+def _seeded(sampler, epoch, seed):
+    "In this block all generators that `sampler` may draw from are seeded by (seed, epoch)."
+    own = _loader_generators(sampler)
+    before = [(g, _generator_state(g)) for g in (*own, *_GLOBAL)]
+    try:
+        for place, g in enumerate(own): _seed_generator(g, Rng(seed, epoch, place, _own_seed(g)).number)
+        for g in _GLOBAL: _seed_generator(g, Rng(seed, epoch).number)
+        yield
+    finally:
+        for g, state in before: _set_generator(g, state)
+
+# %% ../nbs/05_minibatches.ipynb #08cb4ca1
+def _order(sampler, epoch, seed):
+    "What `sampler` gives in `epoch`: a range, list or tensor."
+    if type(sampler) is Sampler: return sampler.order(epoch)   # which draws from nothing else
+    for o in _loader_parts(sampler):
+        if hasattr(o, 'set_epoch'): o.set_epoch(epoch)
+    with _seeded(sampler, epoch, seed):
+        if callable(getattr(sampler, 'order', None)): return sampler.order(epoch, 0)
+        return [list(o) if isinstance(o, list) else o for o in sampler]   # a batch may be one list, filled again and again
 
 # %% ../nbs/05_minibatches.ipynb #a63dc042
-def _indices(given):
-    "A list of whole numbers; a range where each is its neighbour's successor."
+def _indices(given, n=0):
+    "A list of whole numbers, of a mask of `n` the places; a range where each is its neighbour's successor."
+    given = given.tolist() if hasattr(given, 'tolist') else list(given)
+    if not {bool, np.bool_}.isdisjoint(map(type, given)): given = _places(given, n)
     ints = [operator.index(i) for i in given]
     run = range(ints[0], ints[0] + len(ints)) if ints else range(0)
     return run if ints == list(run) else ints
@@ -398,25 +487,39 @@ def _after(batches, skip_items):
 class DataLoader:
     """Batches `(xb, yb)` of a data set, with `items`. Order and random changes depend on (seed, epoch) alone.
 
+    What is set later (`dl.bs = 32`) holds from the next pass on, as do items that the data set has gained.
     `TypeError` or `ValueError` for arguments that make no sense, alone or together."""
+    sharded = False   # does each process of a group get a part of its own?
     def __init__(self,
         ds,                      # a data set: `__len__` and `__getitem__` or, if it is random, `get(i, rng)`
         bs: int|None = None,     # items in a batch
         shuffle: bool = False,   # a new order in each epoch
-        sampler=None,            # an iterable of indices with a length, in place of `shuffle`
+        sampler=None,            # an iterable of indices with a length, or a mask, in place of `shuffle`
         batch_sampler=None,      # an iterable of lists of indices, in place of all that decides about batches
         collate: Callable|None = None, # a function of a list of items, in place of slicing and of `collate`
         drop_last: bool = False, # leave out a last batch that is shorter
         num_workers: int = 0,    # processes that load; data in memory is sliced without them
         seed: int|None = None,   # None: the setting `seed`
     ):
-        _check_loader(ds, bs, shuffle, sampler, batch_sampler, collate, drop_last, num_workers, seed)
-        self.ds, self.bs, self.collate, self.num_workers = ds, bs, collate, num_workers
+        self.ds, self.bs, self.shuffle, self.drop_last = ds, bs, shuffle, drop_last
+        self.collate, self.num_workers, self.seed = collate, num_workers, seed
+        self._sampler, self._batch_sampler = sampler, batch_sampler
+        _check_loader(self)
         self.seed = settings().seed if seed is None else int(seed)
-        self.sampler = sampler if sampler is not None else Sampler(len(ds), shuffle, self.seed)
-        if batch_sampler is None: batch_sampler = BatchSampler(self.sampler, bs, drop_last)
-        self.batch_sampler = batch_sampler
+        if sampler is not None: self._sampler = _places(sampler, len(ds))
         self.epoch, self._next, self._idle = 0, (0, 0), None
+        self._order, self._told = None, set()   # of the pass that goes on; what was warned of
+
+    @property
+    def sampler(self):
+        "What decides about the order: what was given, or a `Sampler` of all items that there are."
+        return Sampler(len(self.ds), self.shuffle, self.seed) if self._sampler is None else self._sampler
+
+    @property
+    def batch_sampler(self):
+        "What decides about the batches: what was given, or a `BatchSampler` of `sampler`."
+        if self._batch_sampler is not None: return self._batch_sampler
+        return BatchSampler(self.sampler, self.bs, self.drop_last)
 
     def set_epoch(self,
         epoch: int,          # which epoch the next pass is
@@ -431,8 +534,10 @@ class DataLoader:
 
     def __len__(self): return len(self.batch_sampler)
     def __iter__(self):
+        _check_loader(self)
         (self.epoch, skip_items), self._next = self._next, (self._next[0] + 1, 0)
-        return self._batches(self.epoch, skip_items)
+        batches = self._batches(self.epoch, skip_items)
+        return batches if self._is_sharded() else self._warned(batches)
 
     def __repr__(self):
         size = f'of {self.bs} ' if self.bs else ''
@@ -443,12 +548,47 @@ class DataLoader:
 @patch
 def _plan(self: DataLoader, epoch, skip_items):
     "The indices of each of the epoch's batches: a tensor, range or list."
-    if isinstance(self.batch_sampler, BatchSampler):
-        order = _order(self.batch_sampler.sampler, epoch, skip_items, self.seed)
-        return self.batch_sampler.cut(_indices(order) if isinstance(order, list) else order)
-    batches = [_indices(b) for b in _order(self.batch_sampler, epoch, 0, self.seed)]
-    _check_skip(skip_items, sum(map(len, batches)))
-    return _after(batches, skip_items)
+    self._order = order = self._drawn(epoch)
+    self._check_repeats(epoch)
+    cuts = _cuts(self.batch_sampler)
+    n = len(order) if cuts else sum(map(len, order))
+    if skip_items > n: raise ValueError(f'skip_items is {skip_items}, but the epoch has only {n} items')
+    return self.batch_sampler.cut(order[skip_items:]) if cuts else _after(order, skip_items)
+
+@patch
+def _drawn(self: DataLoader, epoch):
+    "The order of an epoch's items or, where a batch sampler is somebody else's, its batches."
+    batches, n = self.batch_sampler, len(self.ds)
+    if not _cuts(batches): return [_indices(b, n) for b in _order(batches, epoch, self.seed)]
+    order = _order(batches.sampler, epoch, self.seed)
+    return _indices(order, n) if isinstance(order, list) else order
+
+def _cuts(batch_sampler):
+    "Does it cut an order as ours does?"
+    return isinstance(batch_sampler, BatchSampler) and type(batch_sampler).__iter__ is BatchSampler.__iter__
+
+# %% ../nbs/05_minibatches.ipynb #8fd8d160
+def _fingerprint(order):
+    "A short number for an order of items, or for batches of them."
+    if isinstance(order, list) and order and not isinstance(order[0], int): order = [i for batch in order for i in batch]
+    return blake2b(np.asarray(order, dtype=np.int64).tobytes(), digest_size=8).hexdigest()
+
+@patch
+def _drawn_again(self: DataLoader, epoch):
+    "The fingerprint of the order of an epoch, drawn for the purpose; what the samplers count stays as it is."
+    before = [(o, dict(vars(o))) for o in _loader_parts(self)[1:]]
+    try: return _fingerprint(self._drawn(epoch))
+    finally:
+        for o, values in before: vars(o).update(values)
+
+@patch
+def _check_repeats(self: DataLoader, epoch):
+    "Warn, once, if the order of an epoch does not come a second time."
+    given = self._sampler if self._batch_sampler is None else self._batch_sampler
+    if given is None or 'order' in self._told: return   # ours
+    self._told.add('order')
+    if self._drawn_again(epoch) != _fingerprint(self._order):
+        warnings.warn(f'no order of {type(given).__name__} comes twice; let it draw from a generator that is an attribute of it', stacklevel=2)
 
 # %% ../nbs/05_minibatches.ipynb #8947de77
 @patch
@@ -456,11 +596,28 @@ def _batches(self: DataLoader, epoch, skip_items):
     "One pass over the batches of `epoch`."
     plan = self._plan(epoch, skip_items)
     if self.collate is None and getattr(self.ds, 'sliceable', False):
-        for rows in plan: yield Batch(self.ds[rows], rows)
+        for rows in plan: yield Batch(self.ds[torch.tensor(rows) if isinstance(rows, list) else rows], rows)
     elif self.num_workers: yield from self._from_workers([(epoch, _ints(rows)) for rows in plan])
     else:
         fetch = _Fetcher(self.ds, self.collate, self.seed)
         for rows in plan: yield fetch[epoch, _ints(rows)]
+
+@patch
+def _is_sharded(self: DataLoader):
+    "Is this process alone, or does it get a part of its own?"
+    group = torch.distributed
+    if self.sharded or not (group.is_available() and group.is_initialized() and group.get_world_size() > 1): return True
+    return any(getattr(o, 'num_replicas', getattr(o, 'num_processes', 1)) > 1 for o in _loader_parts(self))
+
+@patch
+def _warned(self: DataLoader, batches):
+    "The batches, where every process of a group gets all of them; in training that is said once."
+    for number, batch in enumerate(batches):
+        if number == 1 and torch.is_grad_enabled() and 'group' not in self._told:   # the first alone may be only looked at
+            self._told.add('group')
+            warnings.warn(f'each of {torch.distributed.get_world_size()} processes gets all items of this loader; '
+                          'wrap it in RankLoader (exp.distributed), or give a DistributedSampler', stacklevel=2)
+        yield batch
 
 # %% ../nbs/05_minibatches.ipynb #a96ad12a
 class _Tasks(list):
@@ -491,6 +648,7 @@ def _copies(batches, n):
 def _from_workers(self: DataLoader, tasks):
     "The batches of `tasks`, made by idle workers or new ones."
     if not tasks: return
+    if self._idle is not None and not self._fits(self._idle): self.close()
     engine, self._idle = self._start_workers() if self._idle is None else self._idle, None
     engine.sampler[:] = tasks
     try: yield from (_copies(engine, 4*self.num_workers) if engine.dataset.shares and not engine.pin_memory else engine)
@@ -592,9 +750,9 @@ def _check_dl(name, dl):
 
 # %% ../nbs/05_minibatches.ipynb #f8ff9e53
 def make_data(
-    train_ds,        # data set for training
-    valid_ds,        # data set for validation
-    test_ds=None,    # data set for the test
+    train_ds,        # data set for training, or a tuple (x, y) for one
+    valid_ds,        # data set for validation, likewise; None: there is none
+    test_ds=None,    # data set for the test, likewise
     *,
     bs: int = 64,         # items in a training batch; the others take twice as many
     num_workers: int = 0, # for each loader
@@ -604,6 +762,8 @@ def make_data(
     loss_func=None,          # as in `DataBunch`
 ) -> DataBunch:
     "A `DataBunch` of loaders for these data sets: training shuffled, the rest in order. Raises as those do."
+    train_ds, valid_ds, test_ds = (Dataset(*ds) if isinstance(ds, tuple) and len(ds) == 2 else ds for ds in (train_ds, valid_ds, test_ds))
+    for ds in (train_ds, valid_ds, test_ds): _check_words(getattr(ds, 'y', None))
     loader = functools.partial(DataLoader, num_workers=num_workers, seed=seed)
     rest = [None if ds is None else loader(ds, 2*bs) for ds in (valid_ds, test_ds)]
     train = loader(train_ds, bs, shuffle=True, drop_last=drop_last)
@@ -667,7 +827,7 @@ def _passes(data, dl, train, model):
     for batch in dl:
         xb, yb = to_device(tuple(batch), device)
         xb, yb = data.transform_batch(xb, yb, train=train, items=getattr(batch, 'items', None))
-        yield xb, yb, len(_parts(xb)[0])
+        yield xb, yb, _first_size(xb)
 
 # %% ../nbs/05_minibatches.ipynb #8491a0b6
 def eval_simple(
@@ -738,10 +898,14 @@ def fit_simple(
     return history
 
 # %% ../nbs/05_minibatches.ipynb #3b943484
-def _check_loader(ds, bs, shuffle, sampler, batch_sampler, collate, drop_last, num_workers, seed):
-    "Raise for arguments of `DataLoader` that make no sense, alone or together."
+def _check_loader(dl):
+    "Raise for what makes no sense in a `DataLoader`, alone or together."
+    ds, bs, sampler, batch_sampler, collate = dl.ds, dl.bs, dl._sampler, dl._batch_sampler, dl.collate
+    shuffle, drop_last, num_workers, seed = dl.shuffle, dl.drop_last, dl.num_workers, dl.seed
     has_items = hasattr(ds, '__getitem__') or hasattr(ds, 'get')
-    if isinstance(ds, utils.data.IterableDataset) or not (hasattr(ds, '__len__') and has_items):
+    if isinstance(ds, utils.data.IterableDataset):
+        raise TypeError(f"a data set needs items by number; give {type(ds).__name__} a __len__, and to PyTorch's DataLoader")
+    if not (hasattr(ds, '__len__') and has_items):
         raise TypeError(f'a data set needs __len__ and __getitem__; {type(ds).__name__} lacks one')
     if len(ds) == 0: raise ValueError('the data set is empty')
     if collate is not None and not callable(collate):
@@ -784,6 +948,13 @@ def _keep(self: DataLoader, engine):
     else: _stop(engine)
 
 # %% ../nbs/05_minibatches.ipynb #6f752a73
+@patch
+def _fits(self: DataLoader, engine):
+    "Were these workers started for what the loader is now?"
+    f = engine.dataset
+    return (f.ds is self.ds and f.n == len(self.ds) and f.join is self.collate and f.seed == self.seed
+            and engine.num_workers == self.num_workers)
+
 @patch
 def close(self: DataLoader):
     "End the idle workers; the next pass starts new ones, with the data set as it is then."

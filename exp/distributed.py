@@ -8,7 +8,6 @@ __all__ = ['rank', 'world_size', 'is_first', 'barrier', 'sum_over_ranks', 'gathe
 
 # %% ../nbs/20_distributed.ipynb #c11156b2
 import copy, inspect, os, socket, sys
-from collections.abc import Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from numbers import Real
@@ -19,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .callbacks import AvgStats, Callback, NanCheck, Recorder
-from .core import default_device, exercise, near, patch, save_state, settings, to_cpu
+from .core import _children, default_device, exercise, near, patch, save_state, settings, to_cpu
 from .dataloader import DataLoader, Rng
 from .learner import Checkpoint, Learner, _checkpoint, _Resume, _strangers
 from .losses import Metric
@@ -178,6 +177,7 @@ class RankLoader(DataLoader):
     """A view of a `DataLoader`: of each of its batches the part of one rank, contiguous; sizes differ by at most one.
 
     A rank for which nothing is left gets the batch's first item, with `own` 0. `TypeError` for another loader, `ValueError` for a rank that there is not."""
+    sharded = True
     def __init__(self,
         dl: DataLoader,         # the loader of the whole, which keeps epoch and workers
         rank: int|None = None,  # None: this process's
@@ -186,15 +186,16 @@ class RankLoader(DataLoader):
         if not isinstance(dl, DataLoader):
             raise TypeError(f"several processes need exp's DataLoader, whose batches can be cut, not {type(dl).__module__}.{type(dl).__name__}; "
                             'make one with exp.dataloader.DataLoader(ds, bs, shuffle=…), make_data or databunch')
-        if isinstance(dl, RankLoader): dl = dl.dl
-        vars(self).update({k: v for k, v in vars(dl).items() if k not in _SHARED})
-        self.dl, (self.rank, self.ranks) = dl, _place(rank, ranks)
+        self.dl, (self.rank, self.ranks) = dl.dl if isinstance(dl, RankLoader) else dl, _place(rank, ranks)
         if not 0 <= self.rank < self.ranks: raise ValueError(f'rank is {self.rank} of {self.ranks}; ranks are counted from 0')
         self.own = self.whole = 0   # items of the last batch: this rank's, and all
 
     def __repr__(self): return f'RankLoader (rank {self.rank} of {self.ranks}) of {self.dl!r}'
+    def __getattr__(self, name):
+        if name == 'dl' or name.startswith('__'): raise AttributeError(name)   # not there yet, as when it is copied
+        return getattr(self.dl, name)
 
-_SHARED = 'epoch', '_next', '_idle'   # the loader keeps these for all its views: epoch, position, waiting workers
+_SHARED = 'epoch', '_next', '_idle', '_order'   # the loader keeps these for all its views: epoch, position, waiting workers, order
 
 def _of_the_loader(name): return property(lambda self: getattr(self.dl, name), lambda self, value: setattr(self.dl, name, value))
 for _name in _SHARED: setattr(RankLoader, _name, _of_the_loader(_name))
@@ -244,8 +245,7 @@ class _Whole(torch.autograd.Function):
 def _nothing_of(pred):
     "Zero, as a function of all predictions: a loss to which no item contributes."
     if isinstance(pred, torch.Tensor): return (pred*0).sum() if pred.is_floating_point() else 0.
-    parts = pred.values() if isinstance(pred, Mapping) else pred if isinstance(pred, (tuple, list)) else ()
-    return sum(_nothing_of(p) for p in parts)
+    return sum(_nothing_of(p) for p in _children(pred))
 
 def _shared_loss(loss, pred, own, weight, divisor=None, adds_up=False):
     "(loss of the whole batch, its weight); the former's gradient, averaged over ranks, is that of the whole batch's loss."

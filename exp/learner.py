@@ -9,6 +9,7 @@ __all__ = ['Learner', 'Prediction', 'Summary', 'Checkpoint', 'CheckpointError', 
 import copy, glob, itertools, warnings
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,17 +19,18 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
-from .callbacks import AvgStats, Callback, CancelFitException, NanCheck, Recorder, Runner, TrainEvalCallback, _check_rate, _n_items, _read
-from .core import exercise, from_spec, get_grid, listify, load_state, patch, save_state, set_seed, to_cpu, to_spec, user_path
+from .callbacks import AvgStats, Callback, CancelFitException, NanCheck, Recorder, Runner, TrainEvalCallback, _check_rate, _n_batches, _n_items, _read
+from .core import _children, _like, exercise, from_spec, get_grid, listify, load_state, patch, save_state, set_seed, to_cpu, to_spec, user_path
 from .data_block import ImageList, LabeledData, Normalize, _as_transform, _OnBatch, _rows
-from .dataloader import DataBunch, DataLoader, Dataset, _check_dl, collate, make_data
+from .dataloader import DataBunch, DataLoader, Dataset, _check_dl, _fingerprint, _generator_state, _loader_generators, _set_generator, collate, make_data
 from .hooks import BatchTransform, DeviceCallback, Hooks
 from .losses import _check_numbers, item_losses, loss_parts
 from .norms import NORMS
 from .optimizers import adam_opt
 from .progress import CSVLog, Progress, quiet
-from .schedules import LRFinder, ParamScheduler, _generators, _loader_parts, _set_generators, _Tracker, cos_1cycle, get_hyper
+from .schedules import LRFinder, ParamScheduler, _generators, _set_generators, _Tracker, cos_1cycle, get_hyper
 
 # %% ../nbs/16_learner.ipynb #9ef70e48
 class _DataTransform(BatchTransform):
@@ -265,7 +267,7 @@ def _looks_too(cb):
 def _look(self: Learner, dl, cb):
     "A pass over `dl` in evaluation mode, with the callback `cb`: the one loop, without training."
     if self.fitting: raise RuntimeError('this cannot be asked for within a fit; a callback of the fit sees its batches')
-    if len(dl) == 0: raise ValueError('the loader has no batches')
+    if _n_batches(dl) == 0: raise ValueError('the loader has no batches')
     before, generators = {k: v for k, v in vars(self).items() if k in _OF_A_PASS}, _generators()
     self.epochs, self.first_epoch = 1, self.epoch
     try:
@@ -336,8 +338,10 @@ def _join(parts):
     "Batches end to end, which empties `parts`: tensors, tuples or dicts of them; a list of items where their sizes differ."
     first = parts[0]
     if first is None: return None
-    if isinstance(first, Mapping): return {k: _join([p[k] for p in parts]) for k in first}
-    if isinstance(first, (tuple, list)): return tuple(_join(list(column)) for column in zip(*parts))
+    if isinstance(first, PackedSequence): return [item for p in parts for item in unpack_sequence(p)]
+    if isinstance(first, Mapping): return _like(first, [_join([p[k] for p in parts]) for k in first])
+    if isinstance(first, list): return tuple(_join(list(column)) for column in zip(*parts))
+    if isinstance(first, tuple) or is_dataclass(first): return _like(first, [_join(list(column)) for column in zip(*map(_children, parts))])
     if any(p.shape[1:] != first.shape[1:] for p in parts): return [item for p in parts for item in p]
     out, at = first.new_empty(sum(map(len, parts)), *first.shape[1:]), 0
     parts.reverse()
@@ -441,8 +445,8 @@ def _show_batch(self: Learner, batch, n, imsize, notes=None):
 # %% ../nbs/16_learner.ipynb #6e9e4e19
 def _at(b, i):
     "Item `i` of joined batches."
-    if isinstance(b, Mapping): return {k: _at(v, i) for k, v in b.items()}
-    return tuple(_at(v, i) for v in b) if isinstance(b, tuple) else b[i]
+    if isinstance(b, (torch.Tensor, list)): return b[i]
+    return _like(b, [_at(v, i) for v in _children(b)])
 
 @patch
 def top_losses(self: Learner,
@@ -529,7 +533,7 @@ class Summary(list):
 # %% ../nbs/16_learner.ipynb #7d33bf2d
 def _tensors(o):
     if isinstance(o, torch.Tensor): return [o]
-    return [t for v in (o.values() if isinstance(o, Mapping) else o) for t in _tensors(v)] if isinstance(o, (tuple, list, Mapping)) else []
+    return [t for v in _children(o) for t in _tensors(v)]
 
 def _new_bytes(outp, inp):
     "The bytes of an output that are not its input's, as those of a view or of an activation in place."
@@ -673,7 +677,10 @@ def _loader_facts(dl):
     ds = getattr(dl, 'ds', getattr(dl, 'dataset', None))
     return {'items': len(ds) if hasattr(ds, '__len__') else None, 'bs': getattr(dl, 'bs', getattr(dl, 'batch_size', None)), 'seed': getattr(dl, 'seed', None)}
 
-def _loader_generators(dl): return [g for o in _loader_parts(dl) if isinstance(g := getattr(o, 'generator', None), torch.Generator)]
+def _order_of(dl):
+    "The fingerprint of the order of the epoch that goes on, where the loader is ours."
+    order = getattr(dl, '_order', None)
+    return None if order is None else _fingerprint(order)
 
 def _hidden(run):
     "Buffers that the state dicts of model and loss leave out."
@@ -693,7 +700,8 @@ def _checkpoint(run, epoch, items, batches, ended=False):
             'learn': [name for name, p in _learnable(run).items() if p.requires_grad],
             'grads': {name: p.grad for name, p in _learnable(run).items() if p.grad is not None},
             'position': {'items': items, 'batches': batches, 'first_epoch': run.first_epoch, 'epochs': run.epochs, 'ended': ended},
-            'loader': _loader_facts(run.data.train_dl), 'loader_random': [g.get_state() for g in _loader_generators(run.data.train_dl)],
+            'loader': {**_loader_facts(run.data.train_dl), 'order': _order_of(run.data.train_dl) if items else None},
+            'loader_random': [_generator_state(g) for g in _loader_generators(run.data.train_dl)],
             'random': _plain_generators(), 'callbacks': {name: cb.state_dict() for name, cb in _state_names(run.cbs).items()}}
 
 # %% ../nbs/16_learner.ipynb #83ac8758
@@ -766,7 +774,7 @@ def before_train(self: _Resume):
 
 @patch
 def _random(self: _Resume):
-    for g, s in zip(_loader_generators(self.data.train_dl), self._state['loader_random']): g.set_state(s)
+    for g, s in zip(_loader_generators(self.data.train_dl), self._state['loader_random']): _set_generator(g, s)
     _set_generators(self._state['random'])
 
 # %% ../nbs/16_learner.ipynb #6f998a52
@@ -807,6 +815,19 @@ def _check_loader(self: _Belongs, state):
         if here[k] != there[k]: self._refuse(f'is of a training with {there[k]} {what}; here it is {here[k]}')
     if state['position']['items'] and not isinstance(self.data.train_dl, DataLoader):
         self._refuse("is from the middle of an epoch, to which only exp's DataLoader can go on")
+    if there.get('order') is not None and self._orders(state) != {there['order']}:
+        self._refuse('is from the middle of an epoch whose order of items does not come again; resume with the same sampler, seeded alike')
+
+@patch
+def _orders(self: _Belongs, state):
+    "The fingerprints of the epoch's order here, drawn twice, with the loader's generators where they were."
+    dl, generators = self.data.train_dl, _loader_generators(self.data.train_dl)
+    before = [_generator_state(g) for g in generators]
+    try:
+        for g, s in zip(generators, state['loader_random']): _set_generator(g, s)
+        return {dl._drawn_again(state['epoch']) for _ in range(2)}
+    finally:
+        for g, s in zip(generators, before): _set_generator(g, s)
 
 @patch
 def _check_callbacks(self: _Belongs, state):

@@ -8,14 +8,14 @@ __all__ = ['Loss', 'SquaredLoss', 'AbsoluteLoss', 'HuberLoss', 'nll', 'accuracy'
 
 # %% ../nbs/04_linear_models.ipynb #36cdb409
 import copy, functools, inspect, math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import camel2snake, did_you_mean, exercise, near, patch, register
+from .core import _first_size, camel2snake, did_you_mean, exercise, near, patch, register
 from .tensors import softmax
 
 # %% ../nbs/04_linear_models.ipynb #279ba393
@@ -355,11 +355,10 @@ class Rmse(Metric):
 # %% ../nbs/04_linear_models.ipynb #fc0576cf
 def _items(yb):
     "The first dimension of the first tensor in `yb`, which may be nested."
-    while not isinstance(yb, torch.Tensor):
-        if not isinstance(yb, (Mapping, list, tuple)) or not len(yb): raise TypeError(f'the size of a batch cannot be seen from targets of type {type(yb).__name__}')
-        yb = next(iter(yb.values() if isinstance(yb, Mapping) else yb))
-    if yb.ndim == 0: raise ValueError('the targets are a single number; a batch has a first dimension')
-    return len(yb)
+    n = _first_size(yb)
+    if n is not None: return n
+    if isinstance(yb, torch.Tensor): raise ValueError('the targets are a single number; a batch has a first dimension')
+    raise TypeError(f'the size of a batch cannot be seen from targets of type {type(yb).__name__}')
 
 def _as_one(values, device):
     "One tensor of many numbers, or tensors of one number."

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from .callbacks import _apply
 from .core import exercise, near, to_device
 from .dataloader import Batch, DataBunch
 from .hooks import Hooks
@@ -94,8 +95,6 @@ def _as_layer(module, names):
     return _checked(_Layer(name, owners[0], act, module if norm is None else act or owners[0]))
 
 # %% ../nbs/12_lsuv.ipynb #e628cf8f
-def _apply(model, xb): return model(xb) if isinstance(xb, torch.Tensor) else model(**xb) if isinstance(xb, Mapping) else model(*xb)
-
 def _generators(device):
     "The states of the random generators that a model on `device` may draw from."
     accelerator = getattr(torch, device.type).get_rng_state() if device.type in ('cuda', 'mps') else None

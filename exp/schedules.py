@@ -16,8 +16,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from .callbacks import AvgStats, Callback, CancelFitException, smoothed
+from .callbacks import AvgStats, Callback, CancelFitException, _set_epoch, smoothed
 from .core import _on_each, did_you_mean, exercise, load_state, patch, save_state, user_path
+from .dataloader import _generator_state, _loader_generators, _loader_parts, _set_generator
 
 # %% ../nbs/08_schedules.ipynb #40b5ca4a
 def _check_ends(**ends):
@@ -234,23 +235,19 @@ class _ModelState:
                 elif now is not t: slots[name] = saved if now is None or saved is None else saved.to(now.device)
 
 # %% ../nbs/08_schedules.ipynb #534c1192
-def _loader_parts(dl):
-    "A loader and its samplers."
-    return [o for o in (dl, *(getattr(dl, name, None) for name in ('sampler', 'batch_sampler'))) if o is not None]
-
 class _LoaderState:
-    "Which epoch a loader and its samplers are at, and the states of generators of their own."
+    "Which epoch a loader is at, what its samplers count, and the states of generators of their own."
     def __init__(self, dl):
-        self.parts = [(o, {k: vars(o)[k] for k in ('epoch', '_next') if k in vars(o)}, self.generator(o)) for o in _loader_parts(dl) if hasattr(o, '__dict__')]
+        self.parts = [(o, self.counts(o)) for o in _loader_parts(dl) if hasattr(o, '__dict__')]
+        self.generators = [(g, _generator_state(g)) for g in _loader_generators(dl)]
 
-    def generator(self, o):
-        g = getattr(o, 'generator', None)
-        return (g, g.get_state()) if isinstance(g, torch.Generator) else None
+    def counts(self, o):
+        whole = not hasattr(o, '__getitem__') and not hasattr(o, 'num_workers')   # a sampler
+        return {k: v for k, v in vars(o).items() if whole or k in ('epoch', '_next')}
 
     def put_back(self):
-        for o, values, generator in self.parts:
-            vars(o).update(values)
-            if generator: generator[0].set_state(generator[1])
+        for o, values in self.parts: vars(o).update(values)
+        for g, state in self.generators: _set_generator(g, state)
 
 # %% ../nbs/08_schedules.ipynb #b7c01582
 class _OwnState:
@@ -302,8 +299,7 @@ class _Endless:
     def _batches(self):
         if len(self.dl) == 0: raise ValueError('the training loader has no batches')
         for epoch in itertools.count(self.first):
-            takes = [o for o in _loader_parts(self.dl)[:2] if hasattr(o, 'set_epoch')]   # the loader or, as PyTorch has it, its sampler
-            if takes: takes[0].set_epoch(epoch)
+            _set_epoch(self.dl, epoch)
             yield from self.dl
 
     def __getattr__(self, name):
