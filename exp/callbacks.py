@@ -322,16 +322,19 @@ def _ready_opt(self: Runner, lr):
     "Make the optimizer if there is none, or if `opt_func` or the groups have changed; set its rates, which for None are the runner's."
     given, lr = lr is not None, self.lr if lr is None else lr
     base, groups = self._base_rate(lr), self.param_groups()
-    made, opt_func, old, *_ = self.__dict__.get('_made', (None, None, ()))
+    made, opt_func, old = self.__dict__.get('_made', (None, None, ()))
     if self.opt is None or self.opt is made and not (opt_func is self.opt_func and _same_groups(groups, old)):
         self.opt = self.opt_func([dict(g) for g in groups], lr=base)
-        self._made = self.opt, self.opt_func, groups, float(base), [_own_rate(g) for g in self.opt.param_groups]
-    elif self.opt is not made and not given: return
+        self._made, self._own_rates = (self.opt, self.opt_func, groups), (self.opt, float(base), _rates_of(self.opt.param_groups))
+    elif self.opt is not made:
+        if self.__dict__.get('_own_rates', (None,))[0] is not self.opt:   # it is new here
+            self._own_rates = self.opt, _rates_of(self.opt.param_groups)[-1], _rates_of(self.opt.param_groups)
+        if not given: return
     for group, rate in zip(self.opt.param_groups, self.group_rates(lr)):
         tensor = isinstance(group.get('lr'), torch.Tensor) and not isinstance(rate, torch.Tensor)
         group['lr'] = torch.full_like(group['lr'], rate) if tensor else rate
 
-def _own_rate(group): return float(group.get('lr', 1.))
+def _rates_of(groups): return [float(group.get('lr', 1.)) for group in groups]
 
 @patch
 def _base_rate(self: Runner, lr):
@@ -348,10 +351,9 @@ def group_rates(self: Runner,
 
 @patch
 def _in_proportion(self: Runner, lrs):
-    "Rates for the parameter groups, by the rates that these have of themselves."
-    groups, (made, *_, base, own) = self.opt.param_groups, self.__dict__.get('_made', (None, 0., []))
-    if self.opt is made: own += map(_own_rate, groups[len(own):])   # groups that were added later
-    else: own, base = list(map(_own_rate, groups)), _own_rate(groups[-1])
+    "Rates for the parameter groups, in the proportion of those that they came with."
+    _, base, own = self._own_rates
+    own += _rates_of(self.opt.param_groups[len(own):])   # of groups that were added later
     return [lr if rate == base or not base else rate*(lr/base) for rate, lr in zip(own, lrs)]
 
 # %% ../nbs/07_callbacks.ipynb #057616ed
@@ -700,7 +702,7 @@ class NanCheck(Callback):
                       'lower the learning rate, clip gradients, or look at the items of that batch', stacklevel=2)
         if self.stop: raise CancelFitException
 
-# %% ../nbs/07_callbacks.ipynb #c07c6800
+# %% ../nbs/07_callbacks.ipynb #6b4bc4a0
 class GradClip(Callback):
     "Before each step, limits each number of the gradients to `value`, and then their common norm to `norm`. `ValueError` without either."
     order = 90   # after those that call the step off
