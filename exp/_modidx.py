@@ -1288,6 +1288,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'exp.optimizers.StepCount.update': ('optimizers.html#stepcount.update', 'exp/optimizers.py'),
                                 'exp.optimizers._Chunk': ('optimizers.html#_chunk', 'exp/optimizers.py'),
                                 'exp.optimizers._Chunk.__init__': ('optimizers.html#_chunk.__init__', 'exp/optimizers.py'),
+                                'exp.optimizers._changing': ('optimizers.html#_changing', 'exp/optimizers.py'),
                                 'exp.optimizers._check_14_1': ('optimizers.html#_check_14_1', 'exp/optimizers.py'),
                                 'exp.optimizers._check_14_2': ('optimizers.html#_check_14_2', 'exp/optimizers.py'),
                                 'exp.optimizers._check_14_3': ('optimizers.html#_check_14_3', 'exp/optimizers.py'),

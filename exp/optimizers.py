@@ -534,13 +534,15 @@ def _laid_out(grads, ps):
     if all(map(torch.Tensor.is_contiguous, grads)) and all(map(torch.Tensor.is_contiguous, ps)): return grads
     return [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for g, p in zip(grads, ps)]
 
+def _changing(lr): return torch.full((), lr, dtype=torch.float64) if torch.compiler.is_compiling() else lr   # a number would be compiled in
+
 def _fused_sgd(ps, grads, grad_avg, lr, mom, wd, nesterov):
-    torch._fused_sgd_(ps, _laid_out(grads, ps), grad_avg if mom else [], lr=lr, momentum=mom, weight_decay=wd,
+    torch._fused_sgd_(ps, _laid_out(grads, ps), grad_avg if mom else [], lr=_changing(lr), momentum=mom, weight_decay=wd,
                       dampening=0., nesterov=nesterov, maximize=False, is_first_step=False)
 
 def _fused_adam(kernel, ps, grads, grad_avg, sqr_avg, step, lr, mom, sqr_mom, eps, wd):
     step = torch.full((), float(step), device=ps[0].device)
-    kernel(ps, _laid_out(grads, ps), grad_avg, sqr_avg, [], [step]*len(ps), lr=lr, beta1=mom, beta2=sqr_mom,
+    kernel(ps, _laid_out(grads, ps), grad_avg, sqr_avg, [], [step]*len(ps), lr=_changing(lr), beta1=mom, beta2=sqr_mom,
            eps=eps, weight_decay=wd, amsgrad=False, maximize=False)
 
 # %% ../nbs/14_optimizers.ipynb #68674105

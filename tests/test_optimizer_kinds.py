@@ -49,7 +49,8 @@ def test_no_gradient_makes_nan_and_none_moves_nothing(name, way, dtype):
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('name', FUSABLE)
 def test_fused_steps_go_as_far_as_those_by_parts_on_tensors_of_any_length(name, dtype):
-    for parts, fused in zip(*(moved(way_of(name, way), dtype, GRADS['ordinary']) for way in ('parts', 'fused'))):
+    def grads(p, step): return torch.randn_like(p).sign()*(0.5 + torch.rand_like(p))   # whose squares float16 holds
+    for parts, fused in zip(*(moved(way_of(name, way), dtype, grads) for way in ('parts', 'fused'))):
         assert (parts - fused).norm() <= 40*torch.finfo(dtype).eps*parts.norm().clamp(min=1.)
         assert fused.norm() > 0.
 
@@ -217,10 +218,11 @@ def graphs(make, scheduled, steps=20):
     torch._dynamo.reset()
     return len(made), ps
 
-@pytest.mark.parametrize('scheduled', (False, True))
-@pytest.mark.parametrize('name, way', [w for w in WAYS if w[0] in ('sgd', 'rmsprop_mom', 'adamw', 'lars', 'lamb', 'lion')])
-def test_a_compiled_step_is_compiled_at_most_twice_and_is_the_same(name, way, scheduled, monkeypatch):
-    n, ps = graphs(way_of(name, way), scheduled)
+@pytest.mark.parametrize('name, way', [w for w in WAYS if w[0] in ('sgd', 'adamw', 'lamb', 'lion')])
+def test_a_compiled_step_is_compiled_at_most_twice_and_is_the_same(name, way, monkeypatch):
+    n, ps = graphs(way_of(name, way), scheduled=True)
     monkeypatch.setattr(torch, 'compile', lambda f, backend: f)
-    for p, q in zip(ps, graphs(way_of(name, way), scheduled)[1]): torch.testing.assert_close(p, q)
+    for p, q in zip(ps, graphs(way_of(name, way), scheduled=True)[1]): torch.testing.assert_close(p, q)
     assert 1 <= n <= 2
+
+def test_at_an_even_rate_momentum_is_compiled_once(): assert graphs(OURS['sgd'], scheduled=False)[0] == 1
