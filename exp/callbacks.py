@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'CancelStepException', 'CancelBatchException', 'CancelEpochException', 'CancelFitException', 'Callback',
-           'TrainEvalCallback', 'Runner', 'AvgStats', 'Recorder', 'smoothed', 'DelayedRead', 'NanCheck']
+           'TrainEvalCallback', 'Runner', 'AvgStats', 'Recorder', 'smoothed', 'DelayedRead', 'NanCheck', 'GradClip']
 
 # %% ../nbs/07_callbacks.ipynb #b59c3435
 import copy, difflib, functools, inspect, time, warnings
@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .core import _first_size, _on_each, camel2snake, did_you_mean, exercise, listify, near, patch
 from .dataloader import DataBunch, DataLoader, Dataset, History, _loader_parts
 from .losses import CrossEntropy, MeanMetric, as_metric
+from .regularization import clip_grad_values, clip_grads
 
 # %% ../nbs/07_callbacks.ipynb #91ec39eb
 _IN_BATCH = ('before_batch', 'after_pred', 'after_loss', 'before_backward', 'after_backward', 'before_step', 'after_step',
@@ -35,7 +36,7 @@ class _Cancel(Exception):
     what, places = '', frozenset()
 
 class CancelStepException(_Cancel):
-    "Skips `step`, `after_step` and `zero_grad`, so that gradients add up. From `after_backward` or `before_step`."
+    "Skips `step`, `after_step` and `zero_grad`, so that gradients add up, to the end of the fit. From `after_backward` or `before_step`."
     what, places = 'step', frozenset(('after_backward', 'before_step'))
 
 class CancelBatchException(_Cancel):
@@ -231,6 +232,10 @@ class Runner:
         self.loss = self.loss_grad.detach();     self('after_loss')
         if not self.in_train: return
         self('before_backward');                 self.backward()
+        self.take_step()
+
+    def take_step(self):
+        "What follows a backward pass, up to `zero_grad`."
         try: self('after_backward');             self('before_step')
         except CancelStepException: return self('after_cancel_step')
         if self.step() is not False: self('after_step')   # False: it was left out
@@ -330,15 +335,42 @@ def _same_groups(a, b):
 
 @patch
 def _ready_opt(self: Runner, lr):
-    "Make the optimizer if there is none, or if `opt_func` or the groups have changed; set its rate."
-    _check_rate(lr)
-    groups = self.param_groups()
+    "Make the optimizer if there is none, or if `opt_func` or the groups have changed; set its rates, which for None are the runner's."
+    given, lr = lr is not None, self.lr if lr is None else lr
+    base, groups = self._base_rate(lr), self.param_groups()
     made, opt_func, old = self.__dict__.get('_made', (None, None, ()))
     if self.opt is None or self.opt is made and not (opt_func is self.opt_func and _same_groups(groups, old)):
-        self.opt = self.opt_func([dict(g) for g in groups], lr=lr)
-        self._made = self.opt, self.opt_func, groups
-    else:
-        for group in self.opt.param_groups: group['lr'] = lr
+        self.opt = self.opt_func([dict(g) for g in groups], lr=base)
+        self._made, self._own_rates = (self.opt, self.opt_func, groups), (self.opt, float(base), _rates_of(self.opt.param_groups))
+    elif self.opt is not made:
+        if self.__dict__.get('_own_rates', (None,))[0] is not self.opt:   # it is new here
+            self._own_rates = self.opt, _rates_of(self.opt.param_groups)[-1], _rates_of(self.opt.param_groups)
+        if not given: return
+    for group, rate in zip(self.opt.param_groups, self.group_rates(lr)):
+        tensor = isinstance(group.get('lr'), torch.Tensor) and not isinstance(rate, torch.Tensor)
+        group['lr'] = torch.full_like(group['lr'], rate) if tensor else rate
+
+def _rates_of(groups): return [float(group.get('lr', 1.)) for group in groups]
+
+@patch
+def _base_rate(self: Runner, lr):
+    "What `opt_func` is given."
+    _check_rate(lr)
+    return lr
+
+@patch
+def group_rates(self: Runner,
+    lr, # the rate of a fit
+) -> list:
+    "The rate of each parameter group in a fit with `lr`."
+    return self._in_proportion([lr]*len(self.opt.param_groups))
+
+@patch
+def _in_proportion(self: Runner, lrs):
+    "Rates for the parameter groups, in the proportion of those that they came with."
+    _, base, own = self._own_rates
+    own += _rates_of(self.opt.param_groups[len(own):])   # of groups that were added later
+    return [lr if rate == base or not base else rate*(lr/base) for rate, lr in zip(own, lrs)]
 
 # %% ../nbs/07_callbacks.ipynb #ba57fb84
 def _with_state(o, seen):
@@ -406,7 +438,7 @@ def _prepared(self: Runner, epochs, lr, cbs):
     if self.fitting: raise RuntimeError('fit was called within a fit; use another Runner there')
     _check_epochs(epochs)
     if self.data.train_dl is None: raise ValueError('data has no training loader')
-    self._ready_opt(self.lr if lr is None else lr)
+    self._ready_opt(lr)
     self.epochs, self.first_epoch, self.pct_fit = epochs, self.epoch, 0.
     with self._with_cbs(self.cbs, cbs): yield
 
@@ -741,6 +773,24 @@ class NanCheck(Callback):
         warnings.warn(f'the loss was NaN or infinite in epoch {self.epoch}, batch {batch}, both counted from 0; '
                       'lower the learning rate, clip gradients, or look at the items of that batch', stacklevel=2)
         if self.stop: raise CancelFitException
+
+# %% ../nbs/07_callbacks.ipynb #6b4bc4a0
+class GradClip(Callback):
+    "Before each step, limits each number of the gradients to `value`, and then their common norm to `norm`. `ValueError` without either."
+    order = 90   # after those that call the step off
+    def __init__(self,
+        norm: float|None = None,  # at most this norm, of all gradients as one vector
+        value: float|None = None, # each number lies in −value … value
+    ):
+        if norm is None and value is None: raise ValueError('GradClip needs a norm, or a value')
+        self.norm, self.value = norm, value
+
+    def before_step(self):
+        params = [p for group in self.opt.param_groups for p in group['params']]
+        if self.value is not None: clip_grad_values(params, self.value)
+        if self.norm is not None: clip_grads(params, self.norm)
+
+    def __repr__(self): return f'GradClip(norm={self.norm}, value={self.value})'
 
 # %% ../nbs/07_callbacks.ipynb #2dfc6c19
 class _PartlyFrozen(nn.Module):

@@ -30,7 +30,8 @@ from .losses import _check_numbers, item_losses, loss_parts
 from .norms import NORMS
 from .optimizers import adam_opt
 from .progress import CSVLog, Progress, quiet
-from .schedules import LRFinder, ParamScheduler, _generators, _set_generators, _Tracker, cos_1cycle, get_hyper
+from .schedules import (LRFinder, ParamScheduler, _check_hyper, _generators, _set_generators, _Tracker, cos_1cycle, get_hyper, sched_no,
+                           set_hyper)
 
 # %% ../nbs/16_learner.ipynb #9ef70e48
 class _DataTransform(BatchTransform):
@@ -68,12 +69,15 @@ class Learner(Runner):
         loss_func=None,    # of (pred, yb); None: `data.loss_func`, else `CrossEntropy()`
         opt_func=None,     # opt_func(groups, lr=lr) makes the optimizer; None: `adam_opt`
         lr: float = 1e-3,  # learning rate where a fit is given none
+        wd: float|None = None, # weight decay, not of biases and norms; None: as `opt_func` has it
         splitter=None,     # of the model: a list of layer groups, each a module, a parameter, or a list of these; None: one group
         metrics=(),        # functions of (pred, yb), or objects with `reset`, `update` and `compute`
         cbs=None,          # callbacks for every fit; one of a kind that a learner has by itself takes its place
         path='.',          # folder for files
     ):
         cbs = listify(cbs)
+        if wd is not None: _check_hyper('wd', wd)
+        self.wd = wd
         self.splitter, self.metrics, self.path, self._frozen_norms = splitter, listify(metrics), user_path(path), ()
         super().__init__(data, model, loss_func=loss_func, opt_func=adam_opt if opt_func is None else opt_func, lr=lr,
                          cbs=[*_comforts(cbs, self.metrics), *cbs])
@@ -154,11 +158,26 @@ def _rates(self: Learner, lr):
 
 # %% ../nbs/16_learner.ipynb #0004b432
 @patch
-def _ready_opt(self: Learner, lr):
+def _base_rate(self: Learner, lr):
     rates = self._rates(lr)
     for rate in rates: _check_rate(rate)
-    Runner._ready_opt(self, rates[-1])
-    for group in self.opt.param_groups: group['lr'] = rates[group.get('layer', -1)]   # no `layer`: an optimizer of the user's own
+    return rates[-1]
+
+@patch
+def group_rates(self: Learner, lr):
+    rates = self._rates(lr)
+    return self._in_proportion([rates[g.get('layer', -1)] for g in self.opt.param_groups])   # no `layer`: an optimizer of the user's own
+
+@patch
+def _ready_opt(self: Learner, lr):
+    Runner._ready_opt(self, lr)
+    if self.wd is not None: set_hyper(self.opt, 'wd', self._decays(self.wd))
+
+@patch
+def _decays(self: Learner, wd):
+    "`wd` for each parameter group, but for those of biases and norms alone, which keep what they have."
+    rest = {id(p) for g in self.param_groups() if g.get('weight_decay') == 0 for p in g['params']}
+    return [g.get('weight_decay') if rest.issuperset(map(id, g['params'])) else wd for g in self.opt.param_groups]
 
 # %% ../nbs/16_learner.ipynb #da264241
 @patch
@@ -167,10 +186,15 @@ def fit(self: Learner,
     lr=None,      # a number, slice(low, high) over the layer groups, or a list; None: the learner's
     cbs=None,     # callbacks for this fit alone
     *,
+    wd=None,      # weight decay in this fit, not of biases and norms; None: the learner's
     resume=None,  # path of a `Checkpoint` of this same fit, to go on from; True: that of the Checkpoint among the callbacks, if it is there
 ):
     "Train for `epochs`, each with a validation pass. A resumed fit ends with the weights of one that was never broken off."
     cbs = listify(cbs)
+    if wd is not None:
+        if self.fitting: raise RuntimeError('fit was called within a fit; use another Learner there')
+        self._ready_opt(lr)   # its groups say how many decays there are
+        cbs = [ParamScheduler('wd', [sched_no(w, w) for w in self._decays(wd)]), *cbs]
     if resume is not None and resume is not False: cbs = [*cbs, *self._resuming(resume, cbs)]
     Runner.fit(self, epochs, lr, cbs)
 
@@ -184,7 +208,7 @@ def fit_one_cycle(self: Learner,
     div: float = 25.,           # it begins at lr/div
     div_final: float = 1e5,     # and ends at lr/div_final
     moms=(0.95, 0.85, 0.95),    # momentum at the beginning, the highest rate, the end; None: as it is. Nothing without momentum
-    cbs=None, resume=None,      # as in `fit`
+    cbs=None, wd=None, resume=None, # as in `fit`
 ):
     "One cycle: the rates rise and fall, momentum falls and rises (Smith & Topin 2017, 1708.07120)."
     for name, v in (('div', div), ('div_final', div_final)):
@@ -192,12 +216,10 @@ def fit_one_cycle(self: Learner,
     if moms is not None and not (len(moms) == 3 and all(0 <= m < 1 for m in moms)):
         raise ValueError(f'moms is {moms}; it should be three numbers from 0 up to, not including, 1, or None')
     if self.fitting: raise RuntimeError('fit_one_cycle was called within a fit; use another Learner there')
-    lr = self.lr if lr is None else lr
     self._ready_opt(lr)   # its groups say how many schedules there are
-    rates = self._rates(lr)
-    scheds = [ParamScheduler('lr', [cos_1cycle(high/div, high, high/div_final, pct_start) for high in (rates[g.get('layer', -1)] for g in self.opt.param_groups)])]
+    scheds = [ParamScheduler('lr', [cos_1cycle(high/div, high, high/div_final, pct_start) for high in map(float, get_hyper(self.opt, 'lr'))])]
     if moms is not None and _has_momentum(self.opt): scheds.append(ParamScheduler('mom', cos_1cycle(*moms, pct_start)))
-    self.fit(epochs, lr, [*scheds, *listify(cbs)], resume=resume)
+    self.fit(epochs, lr, [*scheds, *listify(cbs)], wd=wd, resume=resume)
 
 def _has_momentum(opt):
     try: return all(m > 0 for m in get_hyper(opt, 'mom'))
@@ -584,6 +606,7 @@ def _opt_kind(opt):
 
 def _check_opt(opt, state, path):
     "`ValueError` for a file with the state of another optimizer, or of other groups."
+    if getattr(opt, '_optimizer_load_state_dict_pre_hooks', None): return   # they convert it
     sizes = lambda groups: [len(g['params']) for g in groups]
     kind, here, there = _opt_kind(opt), sizes(opt.param_groups), sizes(state['opt']['param_groups'])
     if state['opt_kind'] != kind: differ = f'there {state["opt_kind"]}; here {kind}'

@@ -269,7 +269,7 @@ def _plan(self: Optimizer, params, grads, idle):
         for key, stat in self._owners.items():
             if key not in state and stat not in idle: state[key] = stat.init(p)
         numbers = tuple(state[key] for key in self._owners if isinstance(state.get(key), Real))
-        fused = self._fused is not None and p.is_floating_point() and p.stride() == torch.empty_like(p).stride()
+        fused = self._fused is not None and _fits_kernel(self._fused[-1][0], p)
         alike.setdefault((p.device, p.dtype, fused, numbers), []).append((i, p, state))
     return [_Chunk(run, fused) for (device, _, fused, _), members in alike.items()
             for run in _runs(members, _CHUNK if device.type == 'cpu' else math.inf)]
@@ -278,6 +278,7 @@ def _plan(self: Optimizer, params, grads, idle):
 def _same(xs, ys): return len(xs) == len(ys) and all(map(operator.is_, xs, ys))
 
 @patch
+@torch._disable_dynamo   # `torch.compile(opt.step)` compiles what is done with a plan, not its making
 def _chunks(self: Optimizer, i, group):
     "The chunks of group `i`, its gradients, its hyper-parameters, and the stats that are idle under these."
     params, hypers = group['params'], self._hypers(group)
@@ -323,27 +324,51 @@ def step(self: Optimizer,
 # %% ../nbs/14_optimizers.ipynb #8e6efe11
 @patch
 def load_state_dict(self: Optimizer,
-    state_dict: dict, # of an optimizer with the same stats, for parameters of the same shapes
+    state_dict: dict, # of an optimizer with the same stats, for parameters of the same shapes; or of PyTorch's SGD or Adam
 ):
-    "Go on from a copy of `state_dict`. `ValueError` if it is another optimizer's or another model's."
-    _check_state(self, state_dict)
-    super(Optimizer, self).load_state_dict(copy.deepcopy(state_dict))
+    """Go on from a copy of `state_dict`, after the pre-hooks. `ValueError` if it is another optimizer's or another model's.
 
-def _check_state(opt, state_dict):
+    A value that its groups do not have stays as it is here. Tensors of a stat have the type that `init` gives them."""
+    fitted = {}
+    last = self.register_load_state_dict_pre_hook(lambda opt, state: fitted.update(_fitted(opt, state)))
+    try: super(Optimizer, self).load_state_dict(copy.deepcopy(state_dict))
+    finally: last.remove()
+    for p, kept in fitted.items():
+        for key in self._owners.keys() & kept.keys():
+            if isinstance(kept[key], torch.Tensor) and kept[key].dtype != p.dtype:   # PyTorch has made it the parameter's
+                self.state[p][key] = kept[key].to(p.device, self._owners[key].init(p).dtype)
+
+def _fitted(opt, state_dict):
+    "{parameter: what is kept of it}, with the gaps in the groups filled. `ValueError` if the state does not belong to `opt`."
     if not isinstance(state_dict, dict) or not {'state', 'param_groups'} <= state_dict.keys():
         raise ValueError('this is no state of an optimizer, which is a dict with state and param_groups')
+    fitted = {}
     for group, saved in zip(opt.param_groups, state_dict['param_groups']):
-        for name, (key, *_) in opt._places.items():
-            if key not in saved: raise ValueError(f'the state has no {name} ({key}); it is of another optimizer, with {", ".join(k for k in saved if k != "params")}')
+        missing = [name for name, (key, *_) in opt._places.items() if key not in saved]
+        if missing and saved.keys() - group.keys():
+            raise ValueError(f'the state has no {missing[0]}; it is of another optimizer, with {", ".join(k for k in saved if k != "params")}')
+        for key, value in group.items(): saved.setdefault(key, value)
+        _check_group(opt, saved)
         idle = {stat.key for stat in opt.stats if stat.idle(opt._hypers(saved))}
-        for p, i in zip(group['params'], saved['params']): _check_kept(opt, i, p, state_dict['state'].get(i, {}), idle)
+        for p, i in zip(group['params'], saved['params']): fitted[p] = _fit_kept(opt, i, p, state_dict['state'].get(i, {}), idle)
+    return fitted
 
-def _check_kept(opt, i, p, kept, idle):
-    if kept and not opt._owners.keys() - idle <= kept.keys() <= opt._owners.keys():
-        raise ValueError(f'the state keeps {", ".join(kept)} of parameter {i}; this optimizer keeps {", ".join(opt._owners) or "nothing"}')
-    for key, value in kept.items():
-        if isinstance(value, torch.Tensor) and value.shape != p.shape:
+_TORCHS = dict(momentum_buffer='grad_avg', exp_avg='grad_avg', exp_avg_sq='sqr_avg')   # keys of PyTorch's SGD and Adam
+
+def _fit_kept(opt, i, p, kept, idle):
+    "What is kept of a parameter, in our terms."
+    for theirs, ours in _TORCHS.items():
+        if ours in opt._owners and kept.get(theirs) is not None: kept[ours] = kept.pop(theirs)
+    if isinstance(kept.get('step'), torch.Tensor) and isinstance(opt._owners.get('step'), StepCount): kept['step'] = int(kept['step'])
+    own = opt._owners.keys()
+    if own & kept.keys() and own - idle - kept.keys():
+        raise ValueError(f'the state keeps {", ".join(kept)} of parameter {i}; this optimizer keeps {", ".join(own)}')
+    for key in own & kept.keys():
+        value = kept[key]
+        if isinstance(value, torch.Tensor) and value.shape != p.shape and opt._owners[key].init(p).shape == p.shape:
             raise ValueError(f'the {key} of parameter {i} is {tuple(value.shape)}, and the parameter {tuple(p.shape)}; the state is of another model')
+    return kept
+
 
 # %% ../nbs/14_optimizers.ipynb #c8ae519d
 @patch
@@ -378,14 +403,19 @@ def _root(sqr_avg, eps):
     "New tensors, $\\sqrt s + \\epsilon$."
     root = torch._foreach_sqrt(sqr_avg)
     torch._foreach_add_(root, eps)
+    if root[0].dtype == torch.float16: torch._foreach_clamp_min_(root, 2**-24)   # its smallest number; eps may be less
+    return root
+
+def _over(grads, root):
+    "`grads`/`root`, in the memory of `root`: to ask the system for more takes longer than the arithmetic."
+    if root[0].dtype == torch.float16: return torch._foreach_div(grads, root)   # 1/root may be more than it holds
+    torch._foreach_reciprocal_(root)
+    torch._foreach_mul_(root, grads)
     return root
 
 def rms_scale(grads, sqr_avg, eps=1e-8):
     r"The gradients by their usual size, $g / (\sqrt s + \epsilon)$ (Tieleman & Hinton 2012)."
-    scaled = _root(sqr_avg, eps)
-    torch._foreach_reciprocal_(scaled)
-    torch._foreach_mul_(scaled, grads)
-    return scaled
+    return _over(grads, _root(sqr_avg, eps))
 
 def rmsprop_opt(
     params,                # as for `Optimizer`
@@ -457,9 +487,7 @@ def _trusted_step(ps, update, lr): torch._foreach_addcmul_(ps, update, trust_rat
 def lamb_step(ps, grad_avg, sqr_avg, step, lr, mom=0.9, sqr_mom=0.99, eps=1e-5, wd=0.):
     r"$p - lr\frac{‖p‖}{‖u‖}u$ with $u = \frac{a/d_1}{\sqrt{s/d_2}+\epsilon} + wd·p$ (You et al. 2019, 1904.00962)."
     d1, d2 = 1 - mom**step, math.sqrt(1 - sqr_mom**step)
-    update = _root(sqr_avg, eps*d2)      # from here on in place: to ask the system for more memory takes longer than the arithmetic
-    torch._foreach_reciprocal_(update)
-    torch._foreach_mul_(update, grad_avg)
+    update = _over(grad_avg, _root(sqr_avg, eps*d2))
     torch._foreach_mul_(update, d2/d1)
     if wd: torch._foreach_add_(update, ps, alpha=wd)
     _trusted_step(ps, update, lr)
@@ -506,13 +534,15 @@ def _laid_out(grads, ps):
     if all(map(torch.Tensor.is_contiguous, grads)) and all(map(torch.Tensor.is_contiguous, ps)): return grads
     return [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for g, p in zip(grads, ps)]
 
+def _changing(lr): return torch.full((), lr, dtype=torch.float64) if torch.compiler.is_compiling() else lr   # a number would be compiled in
+
 def _fused_sgd(ps, grads, grad_avg, lr, mom, wd, nesterov):
-    torch._fused_sgd_(ps, _laid_out(grads, ps), grad_avg if mom else [], lr=lr, momentum=mom, weight_decay=wd,
+    torch._fused_sgd_(ps, _laid_out(grads, ps), grad_avg if mom else [], lr=_changing(lr), momentum=mom, weight_decay=wd,
                       dampening=0., nesterov=nesterov, maximize=False, is_first_step=False)
 
 def _fused_adam(kernel, ps, grads, grad_avg, sqr_avg, step, lr, mom, sqr_mom, eps, wd):
     step = torch.full((), float(step), device=ps[0].device)
-    kernel(ps, _laid_out(grads, ps), grad_avg, sqr_avg, [], [step]*len(ps), lr=lr, beta1=mom, beta2=sqr_mom,
+    kernel(ps, _laid_out(grads, ps), grad_avg, sqr_avg, [], [step]*len(ps), lr=_changing(lr), beta1=mom, beta2=sqr_mom,
            eps=eps, weight_decay=wd, amsgrad=False, maximize=False)
 
 # %% ../nbs/14_optimizers.ipynb #68674105
@@ -530,6 +560,11 @@ def _kernel_lamb(ps, grads, grad_avg, sqr_avg, step, lr, mom=0.9, sqr_mom=0.99, 
     _fused_adam(torch._fused_adam_, update, grads, grad_avg, sqr_avg, step, -1., mom, sqr_mom, eps, 0.)
     _trusted_step(ps, update, lr)
 
+def _fits_kernel(kernel, p):
+    "Can it step this parameter? PyTorch's SGD for the CPU leaves long half-precision ones where they are."
+    if kernel in (_kernel_sgd, _kernel_nesterov) and p.device.type == 'cpu' and p.dtype in (torch.float16, torch.bfloat16): return False
+    return p.is_floating_point() and p.stride() == torch.empty_like(p).stride()
+
 _SUM, _MEANS = ('AverageGrad(dampening=False)',), ('AverageGrad(dampening=True)', 'AverageSqrGrad()', 'StepCount()')
 _KERNELS = {('l2_reg', *_SUM, 'momentum_step'): _kernel_sgd, ('l2_reg', *_SUM, 'nesterov_step'): _kernel_nesterov,
             ('weight_decay', *_MEANS, 'adam_step'): _kernel_adamw, ('l2_reg', *_MEANS, 'adam_step'): _kernel_adam,
@@ -540,7 +575,7 @@ _KERNELS = {('l2_reg', *_SUM, 'momentum_step'): _kernel_sgd, ('l2_reg', *_SUM, '
 def fuse(self: Optimizer) -> Optimizer:
     """From now on the work of all parts is done in one pass, by PyTorch's fused kernels; the same steps up to rounding. Answers the optimizer itself.
 
-    Parameters that the kernels cannot take (complex ones, and views with gaps) go on part by part. `ValueError` where PyTorch has no kernel."""
+    Parameters that the kernels cannot take (complex ones, views with gaps, and half-precision ones with SGD on the CPU) go on part by part. `ValueError` where PyTorch has no kernel."""
     names = tuple(_name(f) if stat is None else repr(stat) for f, _, stat in self._parts)
     if names not in _KERNELS:
         raise ValueError(f'PyTorch has no kernel for {" → ".join(names)}; it has them for the parts of sgd_opt, adam_opt and lamb_opt')

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .callbacks import Callback, CancelStepException, _n_items
+from .callbacks import Callback, CancelBatchException, CancelStepException, _n_items
 from .core import _on_each, did_you_mean, exercise, near, patch
 from .learner import CheckpointError, Learner
 
@@ -117,14 +117,18 @@ def _new_scaler(self: MixedPrecision, device):
     if old is not None: self._scaler.load_state_dict(old.state_dict())
 
 # %% ../nbs/19_mixed_precision.ipynb #e3ac1c15
+def _gradients(opt): return [p.grad for group in opt.param_groups for p in group['params'] if p.grad is not None]
+
 @patch
 def after_backward(self: MixedPrecision):
     if self.loss_scale is None or any(cb.holding for cb in self._others): return   # gradients that wait for others stay scaled
+    if not _gradients(self.opt): return   # nothing to look at, which `GradScaler` refuses
     self._scaler.unscale_(self._stepping)
     self._unscaled = True
 
 @patch
 def _step(self: MixedPrecision):
+    if not self._unscaled: return self._stepping.step()   # without gradients there is nothing to skip
     self._stepping.taken = False
     self._scaler.step(self._stepping)   # waits for the device: is there an infinite gradient?
     self.skipped += not self._stepping.taken
@@ -135,7 +139,7 @@ def _step(self: MixedPrecision):
 # %% ../nbs/19_mixed_precision.ipynb #32d1a354
 def _multiply(opt, factor):
     "Multiply all gradients by a number or a tensor of one."
-    grads = [p.grad for group in opt.param_groups for p in group['params'] if p.grad is not None]
+    grads = _gradients(opt)
     for device in {g.device for g in grads}:
         torch._foreach_mul_([g for g in grads if g.device == device], factor.to(device, non_blocking=True) if isinstance(factor, torch.Tensor) else factor)
 
@@ -145,6 +149,9 @@ def after_batch(self: MixedPrecision):
     self._unscaled, scale = False, self._scaler.scale(torch.ones((), device=self.loss.device))
     _multiply(self.opt, scale)
     self._scaler.update(scale)      # it forgets that it has unscaled
+
+@patch
+def after_cancel_step(self: MixedPrecision): self.after_batch()
 
 # %% ../nbs/19_mixed_precision.ipynb #117793e1
 @patch
@@ -206,10 +213,10 @@ def _adds_up(loss_func):
 def _at_least(x, low): return x.clamp(min=low) if isinstance(x, torch.Tensor) else max(x, low)
 
 class GradAccumulation(Callback):
-    """Steps with the gradient of several batches' common mean, when they have at least `n_items` items, and at the end of an epoch.
+    """Steps with the gradient of several batches' common mean, when they have at least `n_items` items, and when an epoch ends, also one that is cancelled.
 
     It is the gradient of one large batch, except for layers that mix the items of a batch, as batch norm does. Schedules go on with each
-    batch. A batch that was cancelled before its backward pass is not counted."""
+    batch. A batch that was cancelled before its backward pass is not counted. After an error what was gathered is dropped."""
     order = -20
     def __init__(self,
         n_items: int, # items for a step, over all processes
@@ -221,7 +228,7 @@ class GradAccumulation(Callback):
     def _forget(self): self._seen, self._unit, self._total, self._factor = 0, 1., 0., None
 
     @property
-    def holding(self): "Does this batch's gradient wait for others'?"; return self._seen < self.n_items and self.iter + 1 < self.iters
+    def holding(self): "Does this batch's gradient wait for others'?"; return self._seen < self.n_items and self.iter + 1 != self.iters
 
     def before_fit(self):
         _only_one(self)
@@ -244,6 +251,14 @@ class GradAccumulation(Callback):
         if self._factor is None: return
         _multiply(self.opt, 1/self._factor)   # the step was called off by another; the group goes on
         self._factor = None
+    after_cancel_step = after_batch
+
+    def after_train(self):   # no more batches come
+        if not self._seen: return
+        self._seen = max(self._seen, self.n_items)
+        try: self.run.take_step()
+        except CancelBatchException: self.run('after_cancel_step')
+    after_cancel_epoch = after_cancel_fit = after_train
 
     def __repr__(self): return f'GradAccumulation({self.n_items})'
 

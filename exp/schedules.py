@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sched_lin', 'sched_cos', 'sched_exp', 'sched_no', 'combine_scheds', 'cos_1cycle', 'get_hyper', 'set_hyper',
-           'ParamScheduler', 'LRFinder', 'EarlyStopping', 'SaveBest', 'EMA', 'ReduceLROnPlateau']
+           'ParamScheduler', 'LRFinder', 'EarlyStopping', 'SaveBest', 'EMA', 'ReduceLROnPlateau', 'TorchScheduler']
 
 # %% ../nbs/08_schedules.ipynb #85d00f71
 import copy, itertools, math, random, statistics, warnings
@@ -159,13 +159,14 @@ def set_hyper(
 ):
     "Set a hyper-parameter by our name, wherever PyTorch keeps it. `ValueError` as `get_hyper`, and for a value out of its range."
     found, groups = _where(opt, name), opt.param_groups
-    several = isinstance(values, (list, tuple, np.ndarray)) or isinstance(values, torch.Tensor) and values.ndim
+    several = isinstance(values, (list, tuple)) or getattr(values, 'ndim', 0)
     values = list(values) if several else [values]*len(groups)
     if len(values) != len(groups): raise ValueError(f'{len(values)} values of {name} for {len(groups)} parameter groups; give one number, or one for each')
     for value in values: _check_hyper(name, value)
     for group, (key, *place), value in zip(groups, found, values): _put(group, key, place, value)
 
 def _put(group, key, place, value):
+    if not isinstance(value, torch.Tensor): value = float(value)   # not NumPy's, which a checkpoint could not hold
     if place: group[key] = (*group[key][:place[0]], value, *group[key][place[0] + 1:])
     elif type(group[key]) is not float and isinstance(group[key], torch.Tensor) and not isinstance(value, torch.Tensor): group[key] = torch.full_like(group[key], value)
     else: group[key] = value
@@ -310,8 +311,8 @@ class _Endless:
 class LRFinder(Callback):
     """Tries rates from `min_lr` to `max_lr`, a higher one for each batch, and suggests one: `run.fit(1, cbs=(finder := LRFinder()))`.
 
-    The rate grows by the same factor, in all parameter groups (Smith 2015, 1506.01186). The fit ends after `max_iter` batches, over as
-    many epochs as they take and without validation, or when the smoothed loss is ten times its best, or NaN. Model, loss, optimizer,
+    The rate grows by the same factor, in all parameter groups, which keep their proportion (Smith 2015, 1506.01186). The fit ends
+    after `max_iter` batches, over as many epochs as they take and without validation, or when the smoothed loss is ten times its best, or NaN. Model, loss, optimizer,
     callbacks with a `state_dict`, counts, data order and random states are then what they were, to the bit, also if the fit fails.
     It waits for the device at each batch. `ValueError` for arguments that make no sense and a fit of no epochs."""
     order = -200   # the first to see the state of things
@@ -346,7 +347,7 @@ _FEW = 9   # batches of which the mean is one of few
 def _rate(self: LRFinder): return sched_exp(self.min_lr, self.max_lr)(len(self.losses)/(self.max_iter - 1))
 
 @patch
-def after_pred(self: LRFinder): set_hyper(self.opt, 'lr', self._rate())
+def after_pred(self: LRFinder): set_hyper(self.opt, 'lr', self.run.group_rates(self._rate()))
 
 @patch
 def after_loss(self: LRFinder):
@@ -493,17 +494,21 @@ class _Tracker(Callback):
     def _waited(self): pass
 
 # %% ../nbs/08_schedules.ipynb #62ffac1b
+def _stats_of(run): return next((cb for cb in run.cbs if isinstance(cb, AvgStats)), None)
+
 @patch
-def _stats(self: _Tracker): return next((cb for cb in self.run.cbs if isinstance(cb, AvgStats)), None)
+def _stats(self: _Tracker): return _stats_of(self.run)
+
+def _check_monitor(cb, stats):
+    if stats is None: raise ValueError(f'{type(cb).__name__} reads {cb.monitor} from AvgStats, which is not among the callbacks; add AvgStats(…)')
+    which = ('train', 'valid') if cb.data.valid_dl is not None else ('train',)
+    columns = [f'{w}_{name}' for w in which for name in stats._sets[w]]
+    if cb.monitor not in columns:
+        raise ValueError(f'{cb.monitor!r} is no column of AvgStats{did_you_mean(cb.monitor, columns) or "."} There are {", ".join(columns)}')
 
 @patch
 def before_fit(self: _Tracker):
-    stats = self._stats()
-    if stats is None: raise ValueError(f'{type(self).__name__} reads {self.monitor} from AvgStats, which is not among the callbacks; add AvgStats(…)')
-    which = ('train', 'valid') if self.data.valid_dl is not None else ('train',)
-    columns = [f'{w}_{name}' for w in which for name in stats._sets[w]]
-    if self.monitor not in columns:
-        raise ValueError(f'{self.monitor!r} is no column of AvgStats{did_you_mean(self.monitor, columns) or "."} There are {", ".join(columns)}')
+    _check_monitor(self, self._stats())
     if self.mode is None: raise ValueError(f"is a small {self.monitor} better, or a large one? The name does not tell; give mode='min' or mode='max'")
     if self.reset_on_fit and not self._loaded: self._reset()
 
@@ -683,6 +688,60 @@ def load_state_dict(self: ReduceLROnPlateau, state):
     "Go on from a `state_dict`, in the fit that runs or in the next."
     _Tracker.load_state_dict(self, state)
     self._rates = list(state['rates'])
+
+# %% ../nbs/08_schedules.ipynb #1b322c1d
+_LEFT = 'initial_lr', 'max_lr', 'min_lr', 'max_momentum', 'base_momentum'   # what PyTorch's schedulers leave in groups
+
+class TorchScheduler(Callback):
+    """Moves the rates by a scheduler of PyTorch's, after each training batch or each epoch; after the fit they are what they were before.
+
+    `ReduceLROnPlateau` is given the monitored number after each epoch. `ValueError` in `before_fit` where there is no such number."""
+    order, keeps_records = 60, True   # after AvgStats has its row
+    def __init__(self,
+        make, # make(opt) returns the scheduler; called when a fit begins
+        per: str = 'batch',           # or 'epoch'
+        monitor: str = 'valid_loss',  # a column of AvgStats' history, for ReduceLROnPlateau
+    ):
+        if per not in ('batch', 'epoch'): raise ValueError(f"per is {per!r}; it should be 'batch' or 'epoch'")
+        self.make, self.per, self.monitor = make, per, monitor
+        self.sched, self._before, self._loaded = None, [], None
+
+    def before_fit(self):
+        for group in self.opt.param_groups: group.pop('initial_lr', None)   # of another scheduler; ours would go on from it
+        self._before = [{k: copy.deepcopy(group[k]) for k in ('lr', 'momentum', 'betas') if k in group} for group in self.opt.param_groups]
+        self.sched = self.make(self.opt)
+        self.opt._opt_called = True   # else PyTorch warns where the first step is called off, as for a group of batches
+        if self._watches(): _check_monitor(self, _stats_of(self.run))
+        if self._loaded is not None: self.sched.load_state_dict(self._loaded)
+        self._loaded = None
+
+    def _watches(self): return isinstance(self.sched, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    def after_batch(self):
+        if self.in_train and self.per == 'batch' and self.over == 'batch' and not self._watches(): self.sched.step()
+    def after_epoch(self):
+        if self.over != 'epoch': return   # it was broken off
+        if self._watches(): self.sched.step(_stats_of(self.run).history[-1][self.monitor])
+        elif self.per == 'epoch': self.sched.step()
+
+    def __repr__(self): return f'TorchScheduler({getattr(self.make, "__name__", self.make)!r}, per={self.per!r})'
+
+# %% ../nbs/08_schedules.ipynb #652541e8
+@patch
+def after_fit(self: TorchScheduler):
+    for group, before in zip(self.opt.param_groups, self._before):
+        moved = before if 'max_momentum' in group else ('lr',)
+        group.update({k: before[k] for k in moved})
+        for k in _LEFT: group.pop(k, None)
+    self._before = []
+
+@patch
+def state_dict(self: TorchScheduler): "The scheduler's state."; return {'scheduler': None if self.sched is None else self.sched.state_dict()}
+
+@patch
+def load_state_dict(self: TorchScheduler, state):
+    "Go on from a `state_dict`, in the fit that runs or in the next."
+    if self._before: self.sched.load_state_dict(state['scheduler'])
+    else: self._loaded = state['scheduler']
 
 # %% ../nbs/08_schedules.ipynb #7da578c7
 @exercise('08.1')
