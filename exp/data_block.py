@@ -24,6 +24,7 @@ from tqdm import tqdm
 from .core import ListContainer, did_you_mean, exercise, from_spec, get_grid, listify, patch, register, settings, show_image, to_spec
 from .dataloader import BatchContext, DataBunch, DataLoader, Rng, collate
 from .losses import CrossEntropy, SquaredLoss
+from .schedules import _undisturbed
 
 # %% ../nbs/13_data_block.ipynb #61f9a06a
 def _image_extensions():
@@ -185,6 +186,7 @@ class ImageList(ItemList):
             if item.dtype == np.uint8 and item.ndim in (2, 3): item = item[..., 0] if item.ndim == 3 and item.shape[2] == 1 else item
             else: raise TypeError(f'an array of {item.dtype} with shape {item.shape} is no image; bytes (uint8), h×w or h×w×3, are expected')
             return Image.fromarray(item)
+        if not isinstance(item, (str, os.PathLike, bytes, bytearray)): raise TypeError(f'a {type(item).__name__} is no image; give one path, bytes, array or PIL image')
         if isinstance(item, (bytes, bytearray)) or os.path.isabs(item): return _open_image(item)
         return _open_image(item if Path(item).exists() else self.path/item)
 
@@ -799,7 +801,7 @@ def _named(self: LabeledData, i, e):
     "The error `e`, or a better one, with the name of item `i`."
     item = self.x.items[i]
     if isinstance(e, (ImageError, FileNotFoundError)): return e
-    if isinstance(self.x, ImageList) and not isinstance(item, Image.Image) and (why := _why_broken(self.x, item)):
+    if isinstance(self.x, ImageList) and isinstance(item, (str, Path, bytes, bytearray)) and (why := _why_broken(self.x, item)):
         name = f'an image of {len(item)} bytes' if isinstance(item, (bytes, bytearray)) else item
         return ImageError(f'{name} cannot be decoded; it may be cut short. Take it out (verify_images lists such files). {why}')
     e.add_note(f'This was {self.x.name_of(item)}.')
@@ -969,7 +971,7 @@ def databunch(self: SplitData,
         if ds is not None and self._cached: ds.cache(shared=num_workers > 0)
         dls.append(None if ds is None else self._loader(ds, bs if train else 2*bs, train, drop_last and train, collate, common))
     data = DataBunch(*dls, batch_tfms=tuple(self._on_batch))
-    data.item_data = self.train if self.valid is None else self.valid
+    data.item_data = LabeledData(self.train.x, self.train.y, *self._later) if self.valid is None else self.valid   # with validation's transforms
     return data
 
 # %% ../nbs/13_data_block.ipynb #85edb4bc
@@ -977,15 +979,16 @@ def databunch(self: SplitData,
 def one_batch(self: DataBunch,
     train: bool = True, # of the training set, with its transforms; False: of the validation set
 ):                      # (xb, yb), on the CPU
-    "The first batch of epoch 0, transformed; the loaders stay where they are."
+    "The first batch of epoch 0, transformed; loaders and random states stay where they are."
     name = 'train_dl' if train else 'valid_dl'
     if getattr(self, name) is None: raise ValueError(f'data has no {"training" if train else "validation"} loader')
     dl, data = copy.copy(getattr(self, name)), copy.copy(self)
     if isinstance(dl, DataLoader): dl._idle, dl.num_workers = None, 0   # no workers for a single batch
-    if hasattr(dl, 'set_epoch'): dl.set_epoch(0)
     setattr(data, name, dl)
-    batch = next(iter(dl))
-    return data.transform_batch(*batch, train=train, items=getattr(batch, 'items', None))
+    with _undisturbed(dl):   # its samplers are those of the loader that stays
+        if hasattr(dl, 'set_epoch'): dl.set_epoch(0)
+        batch = next(iter(dl))
+        return data.transform_batch(*batch, train=train, items=getattr(batch, 'items', None))
 
 @patch
 def decode_batch(self: DataBunch,

@@ -9,6 +9,7 @@ __all__ = ['sched_lin', 'sched_cos', 'sched_exp', 'sched_no', 'combine_scheds', 
 # %% ../nbs/08_schedules.ipynb #85d00f71
 import copy, itertools, math, random
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -233,22 +234,53 @@ class _ModelState:
 
 # %% ../nbs/08_schedules.ipynb #534c1192
 def _loader_parts(dl):
-    "A loader and its samplers."
-    return [o for o in (dl, *(getattr(dl, name, None) for name in ('sampler', 'batch_sampler'))) if o is not None]
+    "A loader, its samplers and batch samplers, and theirs."
+    parts = [dl]
+    for o in parts:   # which grows
+        found = [getattr(o, name, None) for name in ('sampler', 'batch_sampler', 'dl')]
+        parts += [p for p in found if p is not None and not any(p is q for q in parts)]
+    return parts
+
+def _data_sets(dl):
+    "The data set of a loader, and those within it."
+    ds = getattr(dl, 'ds', getattr(dl, 'dataset', None))
+    return [] if ds is None else [ds, *_data_sets(ds)]
 
 class _LoaderState:
-    "Which epoch a loader and its samplers are at, and the states of generators of their own."
+    "The counters, lists and random generators of a loader and its samplers, and the generators of its data sets."
     def __init__(self, dl):
-        self.parts = [(o, {k: vars(o)[k] for k in ('epoch', '_next') if k in vars(o)}, self.generator(o)) for o in _loader_parts(dl) if hasattr(o, '__dict__')]
-
-    def generator(self, o):
-        g = getattr(o, 'generator', None)
-        return (g, g.get_state()) if isinstance(g, torch.Generator) else None
+        values = [(vars(o), k, v) for o in _loader_parts(dl) if hasattr(o, '__dict__') for k, v in vars(o).items()]
+        self.numbers = [(slots, k, v) for slots, k, v in values if isinstance(v, (int, float, tuple))]
+        self.places = [(slots, k, v, copy.deepcopy(v)) for slots, k, v in values if _is_column(v)]   # which may be shuffled in place
+        owned = [v for *_, v in values] + [v for ds in _data_sets(dl) for v in getattr(ds, '__dict__', {}).values()]
+        self.generators = [(put, g, get(g)) for g in owned for kind, (get, put) in _OWN_RANDOM.items() if isinstance(g, kind)]
 
     def put_back(self):
-        for o, values, generator in self.parts:
-            vars(o).update(values)
-            if generator: generator[0].set_state(generator[1])
+        for slots, k, v in self.numbers: slots[k] = v
+        for slots, k, v, was in self.places:
+            v[:] = was
+            slots[k] = v
+        for put, g, state in self.generators: put(g, state)
+
+# %% ../nbs/08_schedules.ipynb #b660ba8c
+def _is_column(v): return getattr(v, 'ndim', None) == 1 or isinstance(v, list) and all(type(o) is int for o in v)
+
+def _set_bits(g, state): g.bit_generator.state = state
+
+_OWN_RANDOM = {torch.Generator: (torch.Generator.get_state, torch.Generator.set_state), random.Random: (random.Random.getstate, random.Random.setstate),
+               np.random.Generator: (lambda g: g.bit_generator.state, _set_bits),
+               np.random.RandomState: (np.random.RandomState.get_state, np.random.RandomState.set_state)}
+
+@contextmanager
+def _undisturbed(
+    *loaders, # whose epochs, samplers and generators count too; None is none
+):
+    "A `with` block after which all random states, and where these loaders stand, are as before."
+    generators, states = _generators(), [_LoaderState(dl) for dl in loaders if dl is not None]
+    try: yield
+    finally:
+        for state in states: state.put_back()
+        _set_generators(generators)
 
 # %% ../nbs/08_schedules.ipynb #b7c01582
 class _Trial:
