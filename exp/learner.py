@@ -6,9 +6,10 @@
 __all__ = ['Learner', 'Prediction', 'Summary', 'Checkpoint', 'CheckpointError', 'load_learner']
 
 # %% ../nbs/16_learner.ipynb #f88d5330
-import copy, glob, itertools
+import copy, glob, itertools, operator, threading
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,17 +19,18 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import RandomSampler, SequentialSampler, Subset, TensorDataset, WeightedRandomSampler
 
 from .callbacks import AvgStats, Callback, CancelFitException, NanCheck, Recorder, Runner, TrainEvalCallback, _check_rate, _n_items, _read
 from .core import exercise, from_spec, get_grid, listify, load_state, patch, save_state, set_seed, to_cpu, to_spec
 from .data_block import ImageList, LabeledData, Normalize, _as_transform, _OnBatch, _rows
-from .dataloader import DataBunch, DataLoader, Dataset, _check_dl, collate, make_data
+from .dataloader import Batch, BatchSampler, DataBunch, DataLoader, Dataset, Sampler, TransformedDataset, _check_dl, _ds, _indices, _order, collate, make_data
 from .hooks import BatchTransform, DeviceCallback, Hooks
 from .losses import _check_numbers, item_losses, loss_parts
 from .norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RunningBatchNorm
 from .optimizers import adam_opt
 from .progress import CSVLog, Progress, quiet
-from .schedules import LRFinder, ParamScheduler, _generators, _loader_parts, _set_generators, _Tracker, cos_1cycle, get_hyper
+from .schedules import LRFinder, ParamScheduler, _generators, _loader_parts, _set_generators, _Tracker, _undisturbed, cos_1cycle, get_hyper
 
 # %% ../nbs/16_learner.ipynb #9ef70e48
 class _DataTransform(BatchTransform):
@@ -263,12 +265,29 @@ def _looks_too(cb):
     "Is this callback needed where nothing is trained? Its class may say `evaluates = True`."
     return isinstance(cb, (TrainEvalCallback, DeviceCallback, BatchTransform)) or getattr(type(cb), 'evaluates', False)
 
+_ONE_AT_A_TIME = threading.RLock()   # random states are the process's, so threads wait for each other
+
+@patch
+@contextmanager
+def _asking(self: Learner, *loaders):
+    "A block for one thread, after which random states and these loaders are as before. `RuntimeError` within a fit."
+    with _ONE_AT_A_TIME:
+        if self.fitting: raise RuntimeError('this cannot be asked for within a fit; a callback of the fit sees its batches')
+        with _undisturbed(*loaders): yield
+
+@patch
+@contextmanager
+def _prepared(self: Learner, epochs, lr, cbs):
+    with ExitStack() as fit:
+        with _ONE_AT_A_TIME: fit.enter_context(Runner._prepared(self, epochs, lr, cbs))   # after the answers that others wait for
+        yield
+
 @patch
 def _look(self: Learner, dl, cb):
     "A pass over `dl` in evaluation mode, with the callback `cb`: the one loop, without training."
-    if self.fitting: raise RuntimeError('this cannot be asked for within a fit; a callback of the fit sees its batches')
+    if not hasattr(dl, '__len__'): raise TypeError(f'a {type(dl).__name__} has no length; give a list of batches or a loader of a data set')
     if len(dl) == 0: raise ValueError('the loader has no batches')
-    before, generators = {k: v for k, v in vars(self).items() if k in _OF_A_PASS}, _generators()
+    before = {k: v for k, v in vars(self).items() if k in _OF_A_PASS}
     self.epochs, self.first_epoch = 1, self.epoch
     try:
         with self._with_cbs([own for own in self.cbs if _looks_too(own)], cb):
@@ -276,12 +295,11 @@ def _look(self: Learner, dl, cb):
     finally:
         for k in _OF_A_PASS: self.__dict__.pop(k, None)
         self.__dict__.update(before)
-        _set_generators(generators)
 
 # %% ../nbs/16_learner.ipynb #22852d68
 @patch
 def _loader(self: Learner, dl):
-    "A loader by its name: 'train' in order and without random changes, 'valid', 'test'; or itself."
+    "A loader by its name, 'train', 'valid' or 'test'; or itself."
     if not isinstance(dl, str):
         _check_dl('dl', dl)
         if dl is None or not hasattr(dl, '__len__'): raise TypeError(f"dl should be 'train', 'valid', 'test' or a loader with a length, not {dl!r}")
@@ -289,10 +307,78 @@ def _loader(self: Learner, dl):
     if dl not in ('train', 'valid', 'test'): raise ValueError(f"dl is {dl!r}; it should be 'train', 'valid', 'test' or a loader")
     found = getattr(self.data, f'{dl}_dl')
     if found is None: raise ValueError(f'data has no {dl} loader; name another set, or give a loader')
-    if dl != 'train' or not isinstance(found, DataLoader): return found
-    ds, item_data = found.ds, getattr(self.data, 'item_data', None)
-    if isinstance(ds, LabeledData) and item_data is not None: ds = LabeledData(ds.x, ds.y, item_data.tfms, item_data.tfm_y)
-    return DataLoader(ds, 2*(found.bs or 32), collate=found.collate, num_workers=found.num_workers, seed=found.seed)
+    return found
+
+# %% ../nbs/16_learner.ipynb #4c880416
+_OF_ALL = {Sampler: lambda s: range(s.n), SequentialSampler: lambda s: s.data_source, RandomSampler: lambda s: s.data_source,
+           WeightedRandomSampler: lambda s: s.weights}
+
+def _listed(o):
+    "The items in a batch, or one item, as a list."
+    try: return [operator.index(o)]
+    except TypeError: return list(_indices(o))
+
+def _items_of(sampler, n):
+    "The items that a sampler is there for, in order: those that it names in each epoch, or all `n` where they change."
+    if type(sampler) in _OF_ALL: return range(len(_OF_ALL[type(sampler)](sampler)))
+    first, second = ({i for o in _order(sampler, epoch, 0, 0) for i in _listed(o)} for epoch in (0, 1))
+    return sorted(first) if first == second else range(n)
+
+def _plan(dl, n):
+    "Batches of the items that a loader is there for, each item once."
+    batches = dl.sampler if dl.batch_sampler is None else dl.batch_sampler
+    sampler = getattr(batches, 'sampler', None)
+    items = _items_of(batches if sampler is None else sampler, n)
+    if type(batches) in (BatchSampler, torch.utils.data.BatchSampler): return BatchSampler(items, getattr(batches, 'bs', None) or batches.batch_size).cut(items)
+    given = _order(batches, 0, 0, 0)
+    if len(given) and isinstance(given[0], int): return list(items)   # of a data set that makes whole batches
+    left, plan = set(items), []
+    for batch in map(_listed, given):
+        plan.append([i for i in dict.fromkeys(batch) if i in left])
+        left.difference_update(batch)
+    return [batch for batch in plan if batch] + [[i] for i in sorted(left)]
+
+# %% ../nbs/16_learner.ipynb #44b6c09d
+class _Planned:
+    "PyTorch's loader with batches of these items, each of which says what it holds."
+    def __init__(self, dl, plan):
+        self.dl, self.plan = copy.copy(dl), plan
+        vars(self.dl).update({'sampler' if dl.batch_sampler is None else 'batch_sampler': plan, '_iterator': None})
+
+    def __len__(self): return len(self.plan)
+    def __iter__(self):
+        for batch, items in zip(self.dl, self.plan):
+            yield Batch(batch, items) if isinstance(batch, (tuple, list)) and not isinstance(items, int) else batch
+
+def _planned(dl, ds, plan):
+    "A loader like `dl` for batches of these items of `ds`."
+    if isinstance(dl, DataLoader): return DataLoader(ds, batch_sampler=plan, collate=dl.collate, num_workers=dl.num_workers, seed=dl.seed)
+    return _Planned(dl, plan)
+
+@patch
+def _in_order(self: Learner, dl):
+    "A loader of all items behind `dl` in the set's order, without random changes; `dl` itself where its items have no places."
+    ds = _ds(dl)
+    if not isinstance(dl, (DataLoader, torch.utils.data.DataLoader)) or isinstance(ds, torch.utils.data.IterableDataset): return dl
+    plain = self._plain(ds)
+    if plain is ds and isinstance(dl, DataLoader) and _is_in_order(dl): return dl   # with its workers
+    return _planned(dl, plain, _plan(dl, len(ds)))
+
+def _is_in_order(dl): return type(dl.batch_sampler) is BatchSampler and not dl.batch_sampler.drop_last and type(dl.sampler) is Sampler and not dl.sampler.shuffle
+
+# %% ../nbs/16_learner.ipynb #8989ce03
+@patch
+def _plain(self: Learner, ds):
+    "The items of `ds` without random changes: the training set's, and others with such, go through the validation set's transforms."
+    data, chance = self.data, isinstance(ds, LabeledData) and any(t.random for t in ds.tfms)
+    if not (chance or ds is data.train_ds and isinstance(ds, (LabeledData, TransformedDataset))): return ds
+    return _with_tfms(ds, getattr(data, 'item_data', data.valid_ds))
+
+def _with_tfms(ds, like):
+    "The items of `ds`, through the transforms of `like`."
+    while isinstance(ds, TransformedDataset): ds = ds.ds
+    if isinstance(like, TransformedDataset): return TransformedDataset(_with_tfms(ds, like.ds), like.tfms)
+    return LabeledData(ds.x, ds.y, like.tfms, like.tfm_y) if isinstance(ds, LabeledData) and isinstance(like, LabeledData) else ds
 
 # %% ../nbs/16_learner.ipynb #d5b85f1d
 class _Evaluation(Callback):
@@ -311,8 +397,8 @@ def validate(self: Learner,
     dl='valid', # 'valid', 'train', 'test', or a loader
 ) -> dict:      # 'loss' and the metrics by name
     "Loss and metrics over a set, in evaluation mode. `ValueError` if it has no targets."
-    evaluation = _Evaluation(self._stats())
-    self._look(self._loader(dl), evaluation)
+    evaluation, dl = _Evaluation(self._stats()), self._loader(dl)
+    with self._asking(dl): self._look(self._in_order(dl), evaluation)
     return _read({name: m.compute() for name, m in evaluation.metrics.items()})
 
 # %% ../nbs/16_learner.ipynb #aa9f5a15
@@ -327,6 +413,8 @@ class _Collect(Callback):
 
     def after_batch(self):
         if self.over != 'batch': return   # it failed
+        if self.items is None and not isinstance(self.dl, (list, tuple, _Planned)):
+            raise TypeError(f'a {type(self.dl).__name__} does not say which items its batches hold; give a DataLoader of a data set with __getitem__')
         self.preds.append(to_cpu(self.keep(self.pred)))
         self.targets.append(to_cpu(self.yb))
         self.places.append(None if self.items is None else list(self.items))
@@ -349,16 +437,36 @@ def _join(parts):
         at += len(p)
     return out
 
+def _at(b, i):
+    "Item `i` of joined batches, or those in a list of places."
+    if isinstance(b, Mapping): return {k: _at(v, i) for k, v in b.items()}
+    if isinstance(b, tuple): return tuple(_at(v, i) for v in b)
+    return [b[j] for j in i] if isinstance(b, list) and isinstance(i, list) else b[i]
+
+@patch
+def joined(self: _Collect, what):
+    "All that was kept of one sort, in the order of the items."
+    b, places = _join(getattr(self, what)), self.items_seen()
+    return b if b is None or places == sorted(places) else _at(b, sorted(range(len(places)), key=places.__getitem__))
+
+@patch
+def items_seen(self: _Collect): return [] if None in self.places else [i for part in self.places for i in part]
+
 @patch
 def get_preds(self: Learner,
     dl='valid',       # 'valid', 'train' (in order), 'test', or a loader
     *,
     act: bool = True, # through the loss's activation: probabilities; False: as the model answers
 ):                    # (predictions, targets), tensors on the CPU; targets None where there are none
-    "Predictions for every item of a set, in its order."
+    "Predictions for every item of a set, in its order. `TypeError` for a loader whose items have no places."
+    dl = self._loader(dl)
+    with self._asking(dl): return self._preds(self._in_order(dl), act)
+
+@patch
+def _preds(self: Learner, dl, act):
     collect = _Collect(loss_parts(self.loss_func).activation if act else _as_is)
-    self._look(self._loader(dl), collect)
-    return _join(collect.preds), _join(collect.targets)
+    self._look(dl, collect)
+    return collect.joined('preds'), collect.joined('targets')
 
 # %% ../nbs/16_learner.ipynb #334ecd1c
 class Prediction(NamedTuple):
@@ -371,16 +479,36 @@ class Prediction(NamedTuple):
 def predict(self: Learner,
     item, # what the item list reads: a path, bytes, a PIL image, …; without an item list, an x of the data set
 ) -> Prediction:
-    "The answer for one item: (label, target, probs)."
+    "The answer for one item: (label, target, probs). Threads may ask at once; `RuntimeError` while the learner is being trained."
     ds, join = getattr(self.data, 'item_data', None), collate
-    if ds is None: x = item if isinstance(item, (torch.Tensor, tuple, Mapping)) else torch.as_tensor(item)
-    else: x, join = ds.prepare(item), ds.x.collate or collate
-    xb, _ = join([(x, None)])
     parts, collect = loss_parts(self.loss_func), _Collect()
-    self._look([(xb, None)], collect)
+    with self._asking():
+        if ds is None: x = _as_x(item)
+        else: x, join = ds.prepare(item), ds.x.collate or collate
+        _check_one(x, self.data)
+        xb, _ = join([(x, None)])
+        self._look([(xb, None)], collect)
     pred, = collect.preds
     target, probs = (_rows(f(pred), 1)[0] for f in (parts.decode, parts.activation))
     return Prediction(self._in_words(target), target, probs)
+
+def _as_x(item):
+    if isinstance(item, (torch.Tensor, tuple, Mapping)): return item
+    try: return torch.as_tensor(item)
+    except (TypeError, ValueError, RuntimeError): raise TypeError(f'a {type(item).__name__} that is no array is no item; give an x of the data set') from None
+
+def _item_shape(data):
+    "The shape of one x, where the data lie in tensors; else None."
+    ds = data.valid_ds if data.train_ds is None else data.train_ds
+    if isinstance(ds, Subset): ds = ds.dataset
+    rows = ds.tensors if isinstance(ds, TensorDataset) else ds.x if isinstance(ds, Dataset) and ds.sliceable else None
+    return tuple(_tensors(rows)[0].shape[1:]) if rows is not None else getattr(data, 'item_shape', None)
+
+def _check_one(x, data):
+    "`ValueError` for a batch in place of an item."
+    shape, given = _item_shape(data), next((tuple(t.shape) for t in _tensors(x)), None)
+    if shape is not None and given is not None and len(given) == len(shape) + 1:
+        raise ValueError(f'the item has shape {given}, as a batch of items of {shape} has; give one item, or a loader to get_preds')
 
 @patch
 def _in_words(self: Learner, target):
@@ -431,7 +559,8 @@ def show_results(self: Learner,
     imsize: float = 1.6, # inches for each
 ):
     "The first items of a set with their targets (above) and the predictions (below; green where they agree)."
-    self._show_batch(_first_batch(self._loader(dl)), n, imsize)
+    dl = self._loader(dl)
+    with self._asking(dl): self._show_batch(_first_batch(self._in_order(dl)), n, imsize)
 
 @patch
 def _show_batch(self: Learner, batch, n, imsize, notes=None):
@@ -441,11 +570,6 @@ def _show_batch(self: Learner, batch, n, imsize, notes=None):
     self._show_pairs(xb, yb, _rows(collect.preds[0], n), notes or ['']*n, imsize)
 
 # %% ../nbs/16_learner.ipynb #6e9e4e19
-def _at(b, i):
-    "Item `i` of joined batches."
-    if isinstance(b, Mapping): return {k: _at(v, i) for k, v in b.items()}
-    return tuple(_at(v, i) for v in b) if isinstance(b, tuple) else b[i]
-
 @patch
 def top_losses(self: Learner,
     k: int = 9,  # how many
@@ -453,12 +577,12 @@ def top_losses(self: Learner,
 ):               # a data frame with a row for each: item, loss, truth, prediction, and its file where it is one
     "The items with the largest losses. `ValueError` without targets, or for a loss that cannot give each item a value."
     collect, dl = _Collect(loss_parts(self.loss_func).decode, losses=True), self._loader(dl)
-    self._look(dl, collect)
+    with self._asking(dl): self._look(self._in_order(dl), collect)
     if not collect.losses: raise ValueError('these items have no targets, and so no losses')
-    losses = torch.cat(collect.losses)
+    losses, places = collect.joined('losses'), sorted(collect.items_seen())
     worst = losses.topk(min(k, len(losses))).indices.tolist()
-    places = list(range(len(losses))) if None in collect.places else [i for part in collect.places for i in part]
-    answers, targets, ds = _join(collect.preds), _join(collect.targets), getattr(dl, 'ds', None)
+    if not places: places = range(len(losses))
+    answers, targets, ds = collect.joined('preds'), collect.joined('targets'), _ds(dl)
     table = pd.DataFrame({'item': [places[i] for i in worst], 'loss': losses[worst].tolist(), 'truth': [self._text(_at(targets, i)) for i in worst],
                           'prediction': [self._text(_at(answers, i)) for i in worst]})
     if isinstance(ds, LabeledData) and isinstance(ds.x.items[0], (str, Path)):
@@ -471,12 +595,13 @@ def plot_top_losses(self: Learner,
     dl='valid',          # 'valid', 'train', 'test', or a loader
     imsize: float = 1.8, # inches for each
 ):
-    "The items with the largest losses, with truth, prediction and loss. `TypeError` for a loader that does not say which items a batch has."
+    "The items with the largest losses, with truth, prediction and loss. `TypeError` for a loader whose items have no places."
     dl = self._loader(dl)
-    if not isinstance(dl, DataLoader): raise TypeError(f"plot_top_losses needs exp's DataLoader, which says which items a batch has, not PyTorch's or another")
-    worst = self.top_losses(k, dl)
-    again = DataLoader(dl.ds, len(worst), sampler=worst['item'].tolist(), collate=dl.collate, seed=dl.seed)
-    self._show_batch(_first_batch(again), len(worst), imsize, [f'({v:.1f})' for v in worst['loss']])
+    if not isinstance(dl, (DataLoader, torch.utils.data.DataLoader)): raise TypeError(f'the items of a {type(dl).__name__} have no places; give a DataLoader')
+    worst, ds = self.top_losses(k, dl), self._plain(_ds(dl))
+    with self._asking(dl):
+        again = _planned(dl, ds, [worst['item'].tolist()])
+        self._show_batch(_first_batch(again), len(worst), imsize, [f'({v:.1f})' for v in worst['loss']])
 
 # %% ../nbs/16_learner.ipynb #89f9683f
 @patch
@@ -484,9 +609,9 @@ def confusion_matrix(self: Learner,
     dl='valid', # 'valid', 'train', 'test', or a loader
 ):              # a data frame of counts, a row for each class, a column for each prediction
     "How often items of each class are taken for each other. `ValueError` unless each item has one class."
-    collect = _Collect(loss_parts(self.loss_func).decode)
-    self._look(self._loader(dl), collect)
-    answers, targets = _join(collect.preds), _join(collect.targets)
+    collect, dl = _Collect(loss_parts(self.loss_func).decode), self._loader(dl)
+    with self._asking(dl): self._look(self._in_order(dl), collect)
+    answers, targets = collect.joined('preds'), collect.joined('targets')
     if not all(isinstance(t, torch.Tensor) and t.ndim == 1 and not t.is_floating_point() for t in (answers, targets)):
         raise ValueError('a confusion matrix needs one class for each item, as a target and as an answer')
     if (ignored := getattr(self.loss_func, 'ignore_index', None)) is not None: answers, targets = (t[targets != ignored] for t in (answers, targets))
@@ -552,10 +677,8 @@ def summary(self: Learner,
     def note(hook, m, inp, outp):
         tensors = _tensors(outp)
         row(m, tuple(tensors[0].shape) if tensors else (), 0 if list(m.children()) else _new_bytes(outp, inp))
-    which = 'train' if train else 'valid'
-    self._loader(which)   # raises if there is none
-    batch = _first_batch(getattr(self.data, f'{which}_dl'))
-    with Hooks(list(named), note): self._look([(batch[0], None)], None)
+    dl = self._loader('train' if train else 'valid')
+    with self._asking(dl), Hooks(list(named), note): self._look([(_first_batch(dl)[0], None)], None)
     for m in named:   # those that did not run
         if any(id(p) not in seen for p in m.parameters(recurse=False)): row(m, (), 0)
     return rows
