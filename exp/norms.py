@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.weak import TensorWeakRef
 
-from .core import exercise, near
+from .core import exercise, near, register
 
 # %% ../nbs/11_batchnorm.ipynb #29fd4b5d
 def _check_count(name, value):
@@ -245,6 +245,9 @@ class RunningBatchNorm(nn.Module):
         if self.training and x.requires_grad and y.requires_grad:
             y.grad_fn.register_hook(_through_stats(x, mean, var, weight, buffers['zero'], pull, eps, free))
         return y
+
+# %% ../nbs/11_batchnorm.ipynb #ee8e2f28
+for _norm in (BatchNorm, LayerNorm, InstanceNorm, GroupNorm, RunningBatchNorm): register(_norm)
 
 # %% ../nbs/11_batchnorm.ipynb #12e8b120
 @exercise('11.1')

@@ -14,7 +14,7 @@ from numbers import Integral, Real
 import torch
 from torch import nn
 
-from .core import exercise, near, settings
+from .core import exercise, near, register, settings
 from .dataloader import Rng
 
 # %% ../nbs/06_mlp.ipynb #de7eab76
@@ -54,6 +54,7 @@ def l2_penalty(
     return sum(p.square().sum() for p in params)/2
 
 # %% ../nbs/06_mlp.ipynb #079bdb22
+@register
 class Dropout(nn.Module):
     "In training, zero each element with probability `p` and divide the rest by 1 − p; in evaluation, nothing (Srivastava et al. 2014)."
     def __init__(self,
