@@ -773,13 +773,12 @@ def tta(self: Learner,
     "Test-time augmentation: predictions of a set as it is, and as training's random transforms show it, averaged."
     if isinstance(n, bool) or not isinstance(n, int) or n < 1: raise ValueError(f'n is {n!r}; it should be a whole number of passes, 1 or more')
     if not 0 <= beta <= 1: raise ValueError(f'beta is {beta}; a weight between 0 and 1 is expected')
-    given, before = self._loader(dl), self.data
-    if not isinstance(given, DataLoader): raise TypeError("tta needs exp's DataLoader, which draws random changes anew for each pass")
-    if getattr(getattr(given.ds, 'y', None), 'spatial', False): raise ValueError('these targets move with their images, so predictions of moved images cannot be averaged; use get_preds')
-    kinds = {isinstance(ds, LabeledData) for ds in (before.train_ds, given.ds) if not isinstance(ds, TransformedDataset)}
-    if len(kinds) > 1: raise TypeError('tta needs a loader of the same kind of data set as training')
-    with self._asking(given):
-        dl = self._in_order(given)
+    with self._asking(dl) as dl:
+        if not isinstance(dl, DataLoader): raise TypeError("tta needs exp's DataLoader, which draws random changes anew for each pass")
+        if getattr(getattr(dl.ds, 'y', None), 'spatial', False): raise ValueError('these targets move with their images, so predictions of moved images cannot be averaged; use get_preds')
+        before, dl = self.data, self._in_order(dl)
+        kinds = {isinstance(ds, LabeledData) for ds in (before.train_ds, dl.ds) if not isinstance(ds, TransformedDataset)}
+        if len(kinds) > 1: raise TypeError('tta needs a loader of the same kind of data set as training')
         plain, passes = _passes(dl, _with_tfms(dl.ds, before.train_ds), n)
         (preds, targets), total = self._preds(plain, act), 0.
         if not isinstance(preds, torch.Tensor): raise TypeError(f'tta averages predictions in one tensor; this model answers a {type(preds).__name__}')

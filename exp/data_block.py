@@ -829,7 +829,8 @@ def __getitem__(self: LabeledData, i):
         if self.sliceable: return self._cache.rows(i)
         raise TypeError(f'an item is asked for by a whole number, not {i!r}; only a full cache without random transforms answers rows')
     if not -len(self) <= i < len(self): raise IndexError(f'there is no item {i}; there are {len(self)}')
-    return self.get(int(i) % len(self), Rng(random.getrandbits(63)))
+    chance = self._fixed < len(self.tfms)   # else nothing is drawn
+    return self.get(int(i) % len(self), Rng(random.getrandbits(63) if chance else 0))
 
 # %% ../nbs/13_data_block.ipynb #1960bfee
 @register

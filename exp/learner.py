@@ -270,11 +270,12 @@ _ONE_AT_A_TIME = threading.RLock()   # random states are the process's, so threa
 
 @patch
 @contextmanager
-def _asking(self: Learner, *loaders):
-    "A block for one thread, after which random states and these loaders are as before. `RuntimeError` within a fit."
+def _asking(self: Learner, dl=None):
+    "A block for one thread, with a loader or that of a name, after which it and all random states are as before. `RuntimeError` within a fit."
     with _ONE_AT_A_TIME:
         if self.fitting: raise RuntimeError('this cannot be asked for within a fit; a callback of the fit sees its batches')
-        with _undisturbed(*loaders): yield
+        found = None if dl is None else self._loader(dl)
+        with _undisturbed(found): yield found
 
 @patch
 @contextmanager
@@ -341,10 +342,10 @@ def _plan(dl, n):
 
 # %% ../nbs/16_learner.ipynb #44b6c09d
 class _Planned:
-    "PyTorch's loader with batches of these items, each of which says what it holds."
-    def __init__(self, dl, plan):
+    "PyTorch's loader with batches of these items of `ds`, each of which says what it holds."
+    def __init__(self, dl, ds, plan):
         self.dl, self.plan = copy.copy(dl), plan
-        vars(self.dl).update({'sampler' if dl.batch_sampler is None else 'batch_sampler': plan, '_iterator': None})
+        vars(self.dl).update({'sampler' if dl.batch_sampler is None else 'batch_sampler': plan, 'dataset': ds, '_iterator': None})
 
     def __len__(self): return len(self.plan)
     def __iter__(self):
@@ -354,7 +355,7 @@ class _Planned:
 def _planned(dl, ds, plan):
     "A loader like `dl` for batches of these items of `ds`."
     if isinstance(dl, DataLoader): return DataLoader(ds, batch_sampler=plan, collate=dl.collate, num_workers=dl.num_workers, seed=dl.seed)
-    return _Planned(dl, plan)
+    return _Planned(dl, ds, plan)
 
 @patch
 def _in_order(self: Learner, dl):
@@ -398,8 +399,9 @@ def validate(self: Learner,
     dl='valid', # 'valid', 'train', 'test', or a loader
 ) -> dict:      # 'loss' and the metrics by name
     "Loss and metrics over a set, in evaluation mode. `ValueError` if it has no targets."
-    evaluation, dl = _Evaluation(self._stats()), self._loader(dl)
-    with self._asking(dl): self._look(self._in_order(dl), evaluation)
+    with self._asking(dl) as dl:
+        evaluation = _Evaluation(self._stats())
+        self._look(self._in_order(dl), evaluation)
     return _read({name: m.compute() for name, m in evaluation.metrics.items()})
 
 # %% ../nbs/16_learner.ipynb #aa9f5a15
@@ -460,8 +462,7 @@ def get_preds(self: Learner,
     act: bool = True, # through the loss's activation: probabilities; False: as the model answers
 ):                    # (predictions, targets), tensors on the CPU; targets None where there are none
     "Predictions for every item of a set, in its order. `TypeError` for a loader whose items have no places."
-    dl = self._loader(dl)
-    with self._asking(dl): return self._preds(self._in_order(dl), act)
+    with self._asking(dl) as dl: return self._preds(self._in_order(dl), act)
 
 @patch
 def _preds(self: Learner, dl, act):
@@ -560,8 +561,7 @@ def show_results(self: Learner,
     imsize: float = 1.6, # inches for each
 ):
     "The first items of a set with their targets (above) and the predictions (below; green where they agree)."
-    dl = self._loader(dl)
-    with self._asking(dl): self._show_batch(_first_batch(self._in_order(dl)), n, imsize)
+    with self._asking(dl) as dl: self._show_batch(_first_batch(self._in_order(dl)), n, imsize)
 
 @patch
 def _show_batch(self: Learner, batch, n, imsize, notes=None):
@@ -577,8 +577,8 @@ def top_losses(self: Learner,
     dl='valid',  # 'valid', 'train', 'test', or a loader
 ):               # a data frame with a row for each: item, loss, truth, prediction, and its file where it is one
     "The items with the largest losses. `ValueError` without targets, or for a loss that cannot give each item a value."
-    collect, dl = _Collect(loss_parts(self.loss_func).decode, losses=True), self._loader(dl)
-    with self._asking(dl): self._look(self._in_order(dl), collect)
+    collect = _Collect(loss_parts(self.loss_func).decode, losses=True)
+    with self._asking(dl) as dl: self._look(self._in_order(dl), collect)
     if not collect.losses: raise ValueError('these items have no targets, and so no losses')
     losses, places = collect.joined('losses'), sorted(collect.items_seen())
     worst = losses.topk(min(k, len(losses))).indices.tolist()
@@ -597,11 +597,10 @@ def plot_top_losses(self: Learner,
     imsize: float = 1.8, # inches for each
 ):
     "The items with the largest losses, with truth, prediction and loss. `TypeError` for a loader whose items have no places."
-    dl = self._loader(dl)
-    if not isinstance(dl, (DataLoader, torch.utils.data.DataLoader)): raise TypeError(f'the items of a {type(dl).__name__} have no places; give a DataLoader')
-    worst, ds = self.top_losses(k, dl), self._plain(_ds(dl))
-    with self._asking(dl):
-        again = _planned(dl, ds, [worst['item'].tolist()])
+    with self._asking(dl) as dl:
+        if not isinstance(dl, (DataLoader, torch.utils.data.DataLoader)): raise TypeError(f'the items of a {type(dl).__name__} have no places; give a DataLoader')
+        worst = self.top_losses(k, dl)
+        again = _planned(dl, self._plain(_ds(dl)), [worst['item'].tolist()])
         self._show_batch(_first_batch(again), len(worst), imsize, [f'({v:.1f})' for v in worst['loss']])
 
 # %% ../nbs/16_learner.ipynb #89f9683f
@@ -610,8 +609,8 @@ def confusion_matrix(self: Learner,
     dl='valid', # 'valid', 'train', 'test', or a loader
 ):              # a data frame of counts, a row for each class, a column for each prediction
     "How often items of each class are taken for each other. `ValueError` unless each item has one class."
-    collect, dl = _Collect(loss_parts(self.loss_func).decode), self._loader(dl)
-    with self._asking(dl): self._look(self._in_order(dl), collect)
+    collect = _Collect(loss_parts(self.loss_func).decode)
+    with self._asking(dl) as dl: self._look(self._in_order(dl), collect)
     answers, targets = collect.joined('preds'), collect.joined('targets')
     if not all(isinstance(t, torch.Tensor) and t.ndim == 1 and not t.is_floating_point() for t in (answers, targets)):
         raise ValueError('a confusion matrix needs one class for each item, as a target and as an answer')
@@ -678,8 +677,7 @@ def summary(self: Learner,
     def note(hook, m, inp, outp):
         tensors = _tensors(outp)
         row(m, tuple(tensors[0].shape) if tensors else (), 0 if list(m.children()) else _new_bytes(outp, inp))
-    dl = self._loader('train' if train else 'valid')
-    with self._asking(dl), Hooks(list(named), note): self._look([(_first_batch(dl)[0], None)], None)
+    with self._asking('train' if train else 'valid') as dl, Hooks(list(named), note): self._look([(_first_batch(dl)[0], None)], None)
     for m in named:   # those that did not run
         if any(id(p) not in seen for p in m.parameters(recurse=False)): row(m, (), 0)
     return rows
