@@ -701,8 +701,9 @@ def _check_weights(model, state, path):
     if not isinstance(state, Mapping): raise ValueError(f'{path} holds no weights of a model')
     missing, unexpected, mismatched = _differences(model, state)
     own = model.state_dict()
-    differ  = [f'{k} is missing' for k in missing] + [f'{k} is not in this model' for k in unexpected]
-    differ += [f'{k} has {_shape(state[k])} there and {_shape(own[k])} here' for k in mismatched]
+    kinds = ([f'{k} is missing' for k in missing], [f'{k} is not in this model' for k in unexpected],
+             [f'{k} has {_shape(state[k])} there and {_shape(own[k])} here' for k in mismatched])
+    differ = [kind[0] for kind in kinds if kind] + [what for kind in kinds for what in kind[1:]]   # one of each first
     more = f'; {len(differ) - 3} more' if len(differ) > 3 else ''
     if differ: raise ValueError(f'{path} is of another architecture: {"; ".join(differ[:3])}{more}')
 
