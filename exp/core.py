@@ -463,6 +463,7 @@ _KEPT_ELSEWHERE = {   # by the name of a layer: a function that gives arguments
     'TransformerEncoder': lambda m: dict(encoder_layer=m.layers[0]), 'TransformerDecoder': lambda m: dict(decoder_layer=m.layers[0]),
     'Transformer': lambda m: dict(custom_encoder=m.encoder, custom_decoder=m.decoder),
     'PairwiseDistance': lambda m: dict(p=m.norm), 'AdaptiveLogSoftmaxWithLoss': lambda m: dict(cutoffs=m.cutoffs[:-1]),
+    'LinearCrossEntropyLoss': lambda m: dict(in_features=m.linear.in_features, bias=m.linear.bias is not None),
 }
 
 def _made_with(layer):
