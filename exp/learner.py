@@ -494,6 +494,10 @@ def predict(self: Learner,
     target, probs = (_rows(f(pred), 1)[0] for f in (parts.decode, parts.activation))
     return Prediction(self._in_words(target), target, probs)
 
+def _tensors(o):
+    if isinstance(o, torch.Tensor): return [o]
+    return [t for v in (o.values() if isinstance(o, Mapping) else o) for t in _tensors(v)] if isinstance(o, (tuple, list, Mapping)) else []
+
 def _as_x(item):
     if isinstance(item, (torch.Tensor, tuple, Mapping)): return item
     try: return torch.as_tensor(item)
@@ -653,10 +657,6 @@ class Summary(list):
         return '\n'.join('| ' + ' | '.join(r) + ' |' for r in (head, ['---']*3 + ['---:']*3, *rows))
 
 # %% ../nbs/16_learner.ipynb #7d33bf2d
-def _tensors(o):
-    if isinstance(o, torch.Tensor): return [o]
-    return [t for v in (o.values() if isinstance(o, Mapping) else o) for t in _tensors(v)] if isinstance(o, (tuple, list, Mapping)) else []
-
 def _new_bytes(outp, inp):
     "The bytes of an output that are not its input's, as those of a view or of an activation in place."
     theirs = {t.untyped_storage().data_ptr() for t in _tensors(inp)}
