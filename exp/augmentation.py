@@ -22,7 +22,7 @@ from PIL import Image
 from .core import exercise, listify, patch, register
 from .data_block import LabeledData, Transform, _draft, _size, to_byte_tensor
 from .dataloader import DataLoader, Rng, TransformedDataset, _ints
-from .learner import Learner
+from .learner import Learner, _with_tfms
 
 # %% ../nbs/17_augmentation.ipynb #fb89da74
 def _matrix(*rows): return torch.tensor(rows, dtype=torch.float64)
@@ -756,12 +756,6 @@ def get_transforms(
     return [*train, *listify(xtra_tfms)], []
 
 # %% ../nbs/17_augmentation.ipynb #acabee57
-def _with_tfms(ds, train_ds):
-    "The items of `ds`, with the transforms that those of `train_ds` go through."
-    if isinstance(train_ds, TransformedDataset): return TransformedDataset(ds.ds if isinstance(ds, TransformedDataset) else ds, train_ds.tfms)
-    if isinstance(train_ds, LabeledData) != isinstance(ds, LabeledData): raise TypeError('tta needs a loader of the same kind of data set as training')
-    return LabeledData(ds.x, ds.y, train_ds.tfms) if isinstance(ds, LabeledData) else ds
-
 def _passes(dl, random_ds, n):
     "Loaders with the same batches: one of `dl`'s items as they are, and n of `random_ds`'s, each with random numbers of its own."
     batches = [list(_ints(rows)) for rows in dl._plan(dl._next[0], 0)]
@@ -780,18 +774,21 @@ def tta(self: Learner,
     "Test-time augmentation: predictions of a set as it is, and as training's random transforms show it, averaged."
     if isinstance(n, bool) or not isinstance(n, int) or n < 1: raise ValueError(f'n is {n!r}; it should be a whole number of passes, 1 or more')
     if not 0 <= beta <= 1: raise ValueError(f'beta is {beta}; a weight between 0 and 1 is expected')
-    dl, before = self._loader(dl), self.data
-    if not isinstance(dl, DataLoader): raise TypeError("tta needs exp's DataLoader, which draws random changes anew for each pass")
-    if getattr(getattr(dl.ds, 'y', None), 'spatial', False): raise ValueError('these targets move with their images, so predictions of moved images cannot be averaged; use get_preds')
-    plain, passes = _passes(dl, _with_tfms(dl.ds, before.train_ds), n)
-    (preds, targets), total = self.get_preds(plain, act=act), 0.
-    if not isinstance(preds, torch.Tensor): raise TypeError(f'tta averages predictions in one tensor; this model answers a {type(preds).__name__}')
-    try:
-        for again in passes:
-            self.data = copy.copy(before)
-            self.data.valid_dl, self.data.batch_tfms = again, (before.batch_tfms[0],)*2
-            total = total + self.get_preds(again, act=act)[0]
-    finally: self.data = before
+    with self._asking(dl) as dl:
+        if not isinstance(dl, DataLoader): raise TypeError("tta needs exp's DataLoader, which draws random changes anew for each pass")
+        if getattr(getattr(dl.ds, 'y', None), 'spatial', False): raise ValueError('these targets move with their images, so predictions of moved images cannot be averaged; use get_preds')
+        before, dl = self.data, self._in_order(dl)
+        kinds = {isinstance(ds, LabeledData) for ds in (before.train_ds, dl.ds) if not isinstance(ds, TransformedDataset)}
+        if len(kinds) > 1: raise TypeError('tta needs a loader of the same kind of data set as training')
+        plain, passes = _passes(dl, _with_tfms(dl.ds, before.train_ds), n)
+        (preds, targets), total = self._preds(plain, act), 0.
+        if not isinstance(preds, torch.Tensor): raise TypeError(f'tta averages predictions in one tensor; this model answers a {type(preds).__name__}')
+        try:
+            for again in passes:
+                self.data = copy.copy(before)
+                self.data.valid_dl, self.data.batch_tfms = again, (before.batch_tfms[0],)*2
+                total = total + self._preds(again, act)[0]
+        finally: self.data = before
     return beta*preds + (1 - beta)*total/n, targets
 
 # %% ../nbs/17_augmentation.ipynb #9f41328c

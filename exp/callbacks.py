@@ -440,7 +440,9 @@ def _prepared(self: Runner, epochs, lr, cbs):
     if self.data.train_dl is None: raise ValueError('data has no training loader')
     self._ready_opt(lr)
     self.epochs, self.first_epoch, self.pct_fit = epochs, self.epoch, 0.
-    with self._with_cbs(self.cbs, cbs): yield
+    try:
+        with self._with_cbs(self.cbs, cbs): yield
+    finally: self.opt.zero_grad()
 
 @patch
 @contextmanager
@@ -464,7 +466,6 @@ def _with_cbs(self: Runner, own, cbs):
         self._set_cbs(before)
         for part in _PARTS: self.__dict__.pop(part, None)
         self.pred = self.loss_grad = None   # they hold the last batch's graph
-        if self.opt is not None: self.opt.zero_grad()
 
 # %% ../nbs/07_callbacks.ipynb #62cf0005
 @patch

@@ -543,36 +543,101 @@ def _record_arguments(cls):
         object.__setattr__(self, '_spec_args', given)
     cls.__init__ = __init__
 
+# %% ../nbs/00_core.ipynb #52b40659
+@functools.cache
+def _of_torch():
+    "PyTorch's layers and functions of tensors by full name: all that a spec may name unregistered."
+    nn, homes = torch.nn, ('torch', 'torch._C._nn', 'torch.nn.functional')
+    layers = {f'torch.nn.{k}': v for k, v in vars(nn).items()
+              if isinstance(v, type) and issubclass(v, nn.Module) and v.__module__.startswith('torch.nn.modules.')}
+    functions = {f'torch.nn.functional.{k}': v for k, v in vars(nn.functional).items() if k[0] != '_' and inspect.isroutine(v) and v.__module__ in homes}
+    tensors = {f'torch.{k}': v for k, v in vars(torch).items() if inspect.isbuiltin(v) and hasattr(torch.Tensor, k)}
+    return {**tensors, **functions, **layers}
+
+@functools.cache
+def _torch_names(): return {id(v): name for name, v in _of_torch().items()}
+
+def _name_of(o):
+    "The name of a registered function or class, or of one of PyTorch's; None if it has none."
+    return getattr(o, '__dict__', {}).get('_spec_name') or _torch_names().get(id(o))
+
+def _recurrent(m, *more): return {k: getattr(m, k) for k in ('input_size', 'hidden_size', 'num_layers', 'bias', 'batch_first', 'dropout', 'bidirectional', *more)}
+
+def _attending(m):
+    return dict(d_model=m.linear1.in_features, nhead=m.self_attn.num_heads, dim_feedforward=m.linear1.out_features, dropout=m.dropout.p,
+                layer_norm_eps=m.norm1.eps, batch_first=m.self_attn.batch_first, bias=m.linear1.bias is not None)
+
+_KEPT_ELSEWHERE = {   # by the name of a layer: a function that gives arguments
+    'RNN': lambda m: _recurrent(m, 'nonlinearity'), 'GRU': _recurrent, 'LSTM': lambda m: _recurrent(m, 'proj_size'),
+    'MultiheadAttention': lambda m: dict(bias=m.in_proj_bias is not None, add_bias_kv=m.bias_k is not None),
+    'TransformerEncoderLayer': _attending, 'TransformerDecoderLayer': _attending,
+    'TransformerEncoder': lambda m: dict(encoder_layer=m.layers[0]), 'TransformerDecoder': lambda m: dict(decoder_layer=m.layers[0]),
+    'Transformer': lambda m: dict(custom_encoder=m.encoder, custom_decoder=m.decoder),
+    'PairwiseDistance': lambda m: dict(p=m.norm), 'AdaptiveLogSoftmaxWithLoss': lambda m: dict(cutoffs=m.cutoffs[:-1]),
+    'LinearCrossEntropyLoss': lambda m: dict(in_features=m.linear.in_features, bias=m.linear.bias is not None),
+}
+
+def _made_with(layer):
+    "The arguments of one of PyTorch's layers."
+    given = {}
+    for name, p in inspect.signature(type(layer)).parameters.items():
+        if name in layer._parameters: given[name] = layer._parameters[name] is not None   # such as a bias
+        elif p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and hasattr(layer, name): given[name] = getattr(layer, name)
+    return {**given, **_KEPT_ELSEWHERE.get(type(layer).__name__, lambda m: {})(layer)}
+
 # %% ../nbs/00_core.ipynb #22200ffe
 def to_spec(
-    o, # a registered function, an instance of a registered class, a `partial` of a registered function, or plain data
+    o, # a function, class or object whose name is registered or PyTorch's, a `partial` of such a function, or plain data
 ):
-    "Plain data from which `from_spec` makes `o` again. `TypeError` for what is not registered."
+    "Plain data from which `from_spec` makes `o` again, but for its weights. `TypeError` for what is not registered."
+    return _spec(o, {})
+
+def _spec(o, seen):
+    "The spec of `o`; `seen` are the layers so far, by identity, each with its number."
     if type(o) in _PLAIN: return o
-    if type(o) in (list, tuple): return [to_spec(v) for v in o]
-    if type(o) is dict: return {k: to_spec(v) for k, v in o.items()}
+    if type(o) in (list, tuple): return type(o)(_spec(v, seen) for v in o)
+    if type(o) is dict: return {k: _spec(v, seen) for k, v in o.items()}
+    if id(o) in seen: return {'spec': 'the layer', 'number': seen[id(o)]}
     if isinstance(o, functools.partial):
-        inner = to_spec(o.func)
-        return {'spec': inner['spec'], 'partial': {**inner.get('partial', {}), **({'*': to_spec(o.args)} if o.args else {}), **to_spec(o.keywords)}}
-    if '_spec_name' in vars(o) if hasattr(o, '__dict__') else False: return {'spec': o._spec_name}
-    if '_spec_name' in vars(type(o)): return {'spec': type(o)._spec_name, 'args': to_spec(o._spec_args)}
-    raise TypeError(f'{o!r} has no registered name; put @register above the definition of {getattr(o, "__name__", type(o).__name__)}')
+        inner = _spec(o.func, seen)
+        return {'spec': inner['spec'], 'partial': {**inner.get('partial', {}), **({'*': _spec(o.args, seen)} if o.args else {}), **_spec(o.keywords, seen)}}
+    if (name := _name_of(o)) is not None: return {'spec': name}
+    kind = type(o)
+    if (name := _name_of(kind)) is None:
+        named = getattr(o, '__name__', kind.__name__)
+        raise TypeError(f'{named} has no registered name; put @register of exp.core above its definition')
+    if kind in _CONTAINERS: spec = {'spec': name, 'parts': _spec(dict(o._modules), seen)}
+    else: spec = {'spec': name, 'args': _spec(o._spec_args if '_spec_name' in vars(kind) else _made_with(o), seen)}
+    if isinstance(o, torch.nn.Module):
+        spec.get('args', {}).pop('device', None)   # the one that loads it has its own
+        seen[id(o)] = len(seen)
+    return spec
+
+_CONTAINERS = torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict
 
 def from_spec(
-    spec, # what `to_spec` answered
+    spec, # what `to_spec` returned
 ):
     "The object that `spec` describes. `ValueError` for a name that nothing has registered (import its module first)."
-    if isinstance(spec, list): return [from_spec(v) for v in spec]
+    return _made(spec, [])
+
+def _made(spec, layers):
+    "The object that `spec` describes; `layers` are those made so far."
+    if type(spec) in (list, tuple): return type(spec)(_made(v, layers) for v in spec)
     if not isinstance(spec, dict): return spec
-    if 'spec' not in spec: return {k: from_spec(v) for k, v in spec.items()}
+    if 'spec' not in spec: return {k: _made(v, layers) for k, v in spec.items()}
+    if 'number' in spec: return layers[spec['number']]
     name = spec['spec']
-    if name not in _registry:
-        raise ValueError(f'nothing is registered as {name!r}{did_you_mean(name, _registry) or "."} Import the module that defines it first')
-    o = _registry[name]
-    arguments = from_spec(spec.get('args', spec.get('partial', {})))
+    o = _registry.get(name, _of_torch().get(name))
+    if o is None: raise ValueError(f'nothing is registered as {name!r}{did_you_mean(name, _registry) or "."} Import the module that defines it first')
+    arguments = _made(spec.get('args', spec.get('partial', {})), layers)
     args = arguments.pop('*', [])
     if 'partial' in spec: return functools.partial(o, *args, **arguments)
-    return o(*args, **arguments) if 'args' in spec else o
+    if 'args' not in spec and 'parts' not in spec: return o
+    made = o(*args, **arguments)
+    for part, inner in spec.get('parts', {}).items(): made.add_module(part, _made(inner, layers))
+    if isinstance(made, torch.nn.Module): layers.append(made)
+    return made
 
 # %% ../nbs/00_core.ipynb #93538fc0
 @dataclass

@@ -22,9 +22,11 @@ from PIL import Image, ImageFile, ImageOps
 from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 from tqdm import tqdm
 
-from .core import _children, _like, image_array, show_image, text_encoding, to_spec, user_path
+from .core import ListContainer, _children, _like, did_you_mean, exercise, from_spec, get_grid, image_array, is_clutter, listify, patch
+from .core import read_text, register, settings, show_image, text_encoding, to_spec, user_path
 from .dataloader import BatchContext, DataBunch, DataLoader, Rng, collate
 from .losses import CrossEntropy, SquaredLoss
+from .schedules import _undisturbed
 
 # %% ../nbs/13_data_block.ipynb #61f9a06a
 def _image_extensions():
@@ -1028,7 +1030,8 @@ def __getitem__(self: LabeledData, i):
         if self.sliceable: return self._cache.rows(i)
         raise TypeError(f'an item is asked for by a whole number, not {i!r}; only a full cache without random transforms answers rows')
     if not -len(self) <= i < len(self): raise IndexError(f'there is no item {i}; there are {len(self)}')
-    return self.get(int(i) % len(self), Rng(random.getrandbits(63)))
+    chance = self._fixed < len(self.tfms)   # else nothing is drawn
+    return self.get(int(i) % len(self), Rng(random.getrandbits(63) if chance else 0))
 
 # %% ../nbs/13_data_block.ipynb #1960bfee
 @register
@@ -1172,7 +1175,7 @@ def databunch(self: SplitData,
         dls.append(None if ds is None else self._loader(ds, bs if train else 2*bs, train, drop_last and train, collate, common))
     own = tuple([copy.copy(t) for t in tfms] for tfms in self._on_batch)   # what a bunch changes is its own
     data = DataBunch(*dls, batch_tfms=own, loss_func=copy.deepcopy(self.train.loss_func), classes=copy.copy(self.classes))
-    data.item_data = self.train if self.valid is None else self.valid
+    data.item_data = LabeledData(self.train.x, self.train.y, *self._later) if self.valid is None else self.valid   # with validation's transforms
     return data
 
 # %% ../nbs/13_data_block.ipynb #85edb4bc
@@ -1180,15 +1183,16 @@ def databunch(self: SplitData,
 def one_batch(self: DataBunch,
     train: bool = True, # of the training set, with its transforms; False: of the validation set
 ):                      # (xb, yb), on the CPU
-    "The first batch of epoch 0, transformed; the loaders stay where they are."
+    "The first batch of epoch 0, transformed; loaders and random states stay where they are."
     name = 'train_dl' if train else 'valid_dl'
     if getattr(self, name) is None: raise ValueError(f'data has no {"training" if train else "validation"} loader')
     dl, data = copy.copy(getattr(self, name)), copy.copy(self)
     if isinstance(dl, DataLoader): dl._idle, dl.num_workers = None, 0   # no workers for a single batch
-    if hasattr(dl, 'set_epoch'): dl.set_epoch(0)
     setattr(data, name, dl)
-    batch = next(iter(dl))
-    return data.transform_batch(*batch, train=train, items=getattr(batch, 'items', None))
+    with _undisturbed(dl):   # its samplers are those of the loader that stays
+        if hasattr(dl, 'set_epoch'): dl.set_epoch(0)
+        batch = next(iter(dl))
+        return data.transform_batch(*batch, train=train, items=getattr(batch, 'items', None))
 
 @patch
 def decode_batch(self: DataBunch,

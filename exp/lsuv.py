@@ -6,13 +6,12 @@
 __all__ = ['find_modules', 'LsuvError', 'lsuv_module', 'lsuv_init']
 
 # %% ../nbs/12_lsuv.ipynb #f78538ba
-import math, random, re
+import math, re
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -24,6 +23,7 @@ from .dataloader import Batch, DataBunch
 from .hooks import Hooks
 from .layers import GeneralRelu
 from .norms import NORMS
+from .schedules import _undisturbed
 from .tensors import Welford
 
 # %% ../nbs/12_lsuv.ipynb #90c13b09
@@ -95,22 +95,6 @@ def _as_layer(module, names):
     return _checked(_Layer(name, owners[0], act, module if norm is None else act or owners[0]))
 
 # %% ../nbs/12_lsuv.ipynb #e628cf8f
-def _generators(device):
-    "The states of the random generators that a model on `device` may draw from."
-    accelerator = getattr(torch, device.type).get_rng_state() if device.type in ('cuda', 'mps') else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), accelerator
-
-def _set_generators(device, states):
-    for put, state in zip((random.setstate, np.random.set_state, torch.set_rng_state), states): put(state)
-    if states[-1] is not None: getattr(torch, device.type).set_rng_state(states[-1])
-
-@contextmanager
-def _same_generators(device):
-    "At the end the random generators are where they were."
-    states = _generators(device)
-    try: yield
-    finally: _set_generators(device, states)
-
 _PLAIN = (bool, int, float, str, type(None))
 
 def _device(model): return next((p.device for p in model.parameters()), torch.device('cpu'))
@@ -121,7 +105,7 @@ def _unchanged(model):
     buffers = [(m._buffers, k, b, b.clone()) for m in model.modules() for k, b in m._buffers.items() if b is not None]
     values  = [(m, {k: v for k, v in vars(m).items() if isinstance(v, _PLAIN)}) for m in model.modules()]
     try:
-        with _same_generators(_device(model)): yield
+        with _undisturbed(): yield
     finally:
         for slots, k, b, was in buffers: slots[k] = b.copy_(was)
         for m, v in values: vars(m).update(v)
@@ -165,7 +149,7 @@ def _batches(xb, device):
     if isinstance(xb, (torch.Tensor, tuple, Mapping)): batches = [xb]
     elif isinstance(xb, list): batches = [b[0] if isinstance(b, Batch) else b for b in xb]
     elif isinstance(xb, Iterable) and not isinstance(xb, str):
-        with _same_generators(device): batches = [_inputs(b) for b in xb]   # a loader that shuffles draws random numbers
+        with _undisturbed(xb): batches = [_inputs(b) for b in xb]   # a loader that shuffles draws random numbers
     else: raise TypeError(f'xb should be a batch (a tensor, or a tuple or dict of inputs), a list of batches or a loader, not a {type(xb).__name__}')
     _check_batches(batches)
     return to_device(batches, device)

@@ -12,7 +12,7 @@ from numbers import Integral, Real
 import torch
 from torch import fx, nn
 
-from .core import exercise, near
+from .core import exercise, near, register
 
 # %% ../nbs/11_batchnorm.ipynb #29fd4b5d
 def _check_count(name, value):
@@ -282,6 +282,9 @@ class RunningBatchNorm(nn.modules.batchnorm._BatchNorm):
         y = _running_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.counts, self.items, self.mom, self.eps,
                           self.training and self.track_running_stats)
         return y.to(x.dtype)
+
+# %% ../nbs/11_batchnorm.ipynb #ee8e2f28
+for _norm in (BatchNorm, LayerNorm, InstanceNorm, GroupNorm, RunningBatchNorm): register(_norm)
 
 # %% ../nbs/11_batchnorm.ipynb #12e8b120
 @exercise('11.1')

@@ -14,7 +14,7 @@ from numbers import Integral, Real
 import torch
 from torch import nn
 
-from .core import exercise, near, settings
+from .core import exercise, near, register, settings
 from .dataloader import Rng
 
 # %% ../nbs/06_mlp.ipynb #de7eab76
@@ -61,6 +61,7 @@ def _dropped(x, p):
     keep = torch.empty_like(x).bernoulli_(1 - p)
     return x*keep.div_(1 - p)
 
+@register
 class Dropout(nn.Module):
     "In training, zero each element with probability `p` and divide the rest by 1 − p; in evaluation, nothing (Srivastava et al. 2014)."
     def __init__(self,

@@ -9,6 +9,7 @@ __all__ = ['sched_lin', 'sched_cos', 'sched_exp', 'sched_no', 'combine_scheds', 
 # %% ../nbs/08_schedules.ipynb #85d00f71
 import copy, itertools, math, random, statistics, warnings
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -237,18 +238,34 @@ class _ModelState:
 
 # %% ../nbs/08_schedules.ipynb #534c1192
 class _LoaderState:
-    "Which epoch a loader is at, what its samplers count, and the states of generators of their own."
+    "The counters, lists and random generators of a loader and its samplers, and the generators of its data sets."
     def __init__(self, dl):
         self.parts = [(o, self.counts(o)) for o in _loader_parts(dl) if hasattr(o, '__dict__')]
+        lists = [v for o, values in self.parts if self.counts_all(o) for v in values.values() if _is_column(v)]
+        self.lists = [(v, copy.deepcopy(v)) for v in lists]   # which may be shuffled in place
         self.generators = [(g, _generator_state(g)) for g in _loader_generators(dl)]
 
-    def counts(self, o):
-        whole = not hasattr(o, '__getitem__') and not hasattr(o, 'num_workers')   # a sampler
-        return {k: v for k, v in vars(o).items() if whole or k in ('epoch', '_next')}
+    def counts_all(self, o): return not hasattr(o, '__getitem__') and not hasattr(o, 'num_workers')   # a sampler
+    def counts(self, o): return {k: v for k, v in vars(o).items() if self.counts_all(o) or k in ('epoch', '_next')}
 
     def put_back(self):
         for o, values in self.parts: vars(o).update(values)
+        for o, was in self.lists: o[:] = was
         for g, state in self.generators: _set_generator(g, state)
+
+# %% ../nbs/08_schedules.ipynb #b660ba8c
+def _is_column(v): return isinstance(v, list) or isinstance(v, torch.Tensor) and v.ndim == 1 or isinstance(v, np.ndarray) and v.flags.writeable
+
+@contextmanager
+def _undisturbed(
+    *loaders, # whose epochs, samplers and generators count too; None is none
+):
+    "A `with` block after which all random states, and where these loaders stand, are as before."
+    generators, states = _generators(), [_LoaderState(dl) for dl in loaders if dl is not None]
+    try: yield
+    finally:
+        for state in states: state.put_back()
+        _set_generators(generators)
 
 # %% ../nbs/08_schedules.ipynb #b7c01582
 class _OwnState:
