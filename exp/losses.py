@@ -430,8 +430,8 @@ def _one_number(value, name):
     "A number, or a tensor of one. `TypeError` for what is no number, `ValueError` for several."
     if type(value) in (int, float): return value
     try: t = torch.as_tensor(value).detach()
-    except (TypeError, ValueError, RuntimeError): raise TypeError(f'{name} returned {value!r}; it should return one number for a batch') from None
-    if t.numel() != 1: raise ValueError(f'{name} returned shape {tuple(t.shape)}; it should return one number for a batch, as .mean() does')
+    except (TypeError, ValueError, RuntimeError): raise TypeError(f'{name} returned {value!r}; it should return one number') from None
+    if t.numel() != 1: raise ValueError(f'{name} returned shape {tuple(t.shape)}; it should return one number, as .mean() does')
     return t.reshape(())
 
 def _as_one(values, device):
