@@ -101,7 +101,7 @@ def check_int(*,
     for name, v in named.items():
         try: found.append(operator.index(None if _is_bool(v) else v))
         except TypeError: raise TypeError(f'{name} should be a whole number, not {v!r}') from None
-        if least is not None and found[-1] < least: raise ValueError(f'{name} is {v}; it should be at least {least}')
+        if least is not None and found[-1] < least: raise ValueError(f'{name} is {v}; it should be {least} or more')
     return found if len(found) > 1 else found[0]
 
 def check_real(*,
@@ -111,11 +111,12 @@ def check_real(*,
     "The number as Python's float. `TypeError` for what is no number, `ValueError` below `least`, for NaN and infinity."
     found = []
     for name, v in named.items():
-        single = isinstance(v, (np.ndarray, torch.Tensor)) and v.ndim == 0
+        single = isinstance(v, (np.ndarray, torch.Tensor)) and math.prod(v.shape) == 1
         if _is_bool(v) or not (isinstance(v, Real) or single): raise TypeError(f'{name} should be a number, not {v!r}')
-        found.append(float(v))
+        try: found.append(float(v.item() if single else v))
+        except OverflowError: found.append(math.inf)   # an int of more than 308 digits
         if not math.isfinite(found[-1]): raise ValueError(f'{name} is {v}; it should be a finite number')
-        if least is not None and found[-1] < least: raise ValueError(f'{name} is {v}; it should be at least {least:g}')
+        if least is not None and found[-1] < least: raise ValueError(f'{name} is {v}; it should be {least:g} or more')
     return found if len(found) > 1 else found[0]
 
 def check_bool(
