@@ -12,6 +12,7 @@ import copy, io, itertools, mimetypes, operator, os, random, re, shutil
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from .core import ListContainer, did_you_mean, exercise, from_spec, get_grid, listify, patch, register, settings, show_image, to_spec
+from .core import ListContainer, check_int, did_you_mean, exercise, from_spec, get_grid, listify, patch, register, settings, show_image, to_spec
 from .dataloader import BatchContext, DataBunch, DataLoader, Rng, collate
 from .losses import CrossEntropy, SquaredLoss
 
@@ -501,7 +502,7 @@ def _read_csv(path, sep, names=None):
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} does not exist; a table is expected there')
     try:
         there = list(pd.read_csv(path, sep=sep, nrows=0).columns)
-        if isinstance(names, int) and names not in there and -len(there) <= names < len(there): names = there[names]
+        if isinstance(names, Integral) and names not in there and -len(there) <= names < len(there): names = there[names]
         return pd.read_csv(path, sep=sep, dtype={names: str} if names in there else None)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e: raise ValueError(f'{path} cannot be read as a table: {e}') from None
 
@@ -509,7 +510,7 @@ def _column(df, col):
     "The column of a table by its name, or its number if there is no such name. `ValueError` if it is not there, or has holes."
     there = ', '.join(map(str, df.columns))
     if col in df.columns: column = df[col]
-    elif isinstance(col, int) and -len(df.columns) <= col < len(df.columns): column = df.iloc[:, col]
+    elif isinstance(col, Integral) and -len(df.columns) <= col < len(df.columns): column = df.iloc[:, col]
     else: raise ValueError(f'the table has no column {col!r}{did_you_mean(str(col), map(str, df.columns)) or "."} It has {there}; was the separator right?')
     if column.isna().any():
         raise ValueError(f'the column {column.name!r} is empty in {int(column.isna().sum())} rows, the first of them row {int(column.isna().argmax())}')
@@ -703,9 +704,10 @@ def _shrunk(stack, size):
 
 def _size(size):
     "(height, width) of a number or a pair. `ValueError` for anything else."
-    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(pair) == 2 and all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in pair): return pair
-    raise ValueError(f'size is {size!r}; it should be a number of pixels, or (height, width)')
+    pair = tuple(size) if isinstance(size, (tuple, list)) or getattr(size, 'ndim', 0) else (size, size)
+    try: height, width = (check_int(size=s, least=1) for s in pair)
+    except (TypeError, ValueError): raise ValueError(f'size is {size!r}; it should be a number of pixels, or (height, width)') from None
+    return height, width
 
 # %% ../nbs/13_data_block.ipynb #aecbc084
 @register
@@ -823,7 +825,7 @@ def get(self: LabeledData,
 @patch
 def __getitem__(self: LabeledData, i):
     "An item for an int, with randomness of its own each time; rows of a full cache for anything else. `TypeError` where it is not full."
-    if not isinstance(i, (int, np.integer)):
+    if not isinstance(i, Integral):
         if self.sliceable: return self._cache.rows(i)
         raise TypeError(f'an item is asked for by a whole number, not {i!r}; only a full cache without random transforms answers rows')
     if not -len(self) <= i < len(self): raise IndexError(f'there is no item {i}; there are {len(self)}')
@@ -963,7 +965,7 @@ def databunch(self: SplitData,
 ) -> DataBunch:
     "Loaders for the sets. `ValueError` for a batch larger than the training set."
     if not self.labeled or not hasattr(self, '_on_batch'): self.transform()
-    if isinstance(bs, int) and bs > len(self.train): raise ValueError(f'bs is {bs} and the training set has {len(self.train)} items; take a smaller bs')
+    if isinstance(bs, Integral) and bs > len(self.train): raise ValueError(f'bs is {bs} and the training set has {len(self.train)} items; take a smaller bs')
     common, dls = dict(num_workers=num_workers, seed=seed), []
     for ds, train in ((self.train, True), (self.valid, False), (self.test, False)):
         if ds is not None and self._cached: ds.cache(shared=num_workers > 0)
