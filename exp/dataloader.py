@@ -652,7 +652,8 @@ def _add(totals, pred, loss, weight, yb, metrics, n):
     values = {'loss': (loss.detach(), n if weight is None else weight), **{name: (m(pred.detach(), yb), n) for name, m in metrics.items()}}
     for name, (value, w) in values.items():
         total, weights = totals.get(name, (0., 0))
-        totals[name] = total + value*w, weights + w
+        part = (value*w).where(w != 0, 0) if isinstance(w, torch.Tensor) else value*w   # the mean of nothing is NaN
+        totals[name] = total + part, weights + w
 
 def _means(totals): return {name: float(total/weights) for name, (total, weights) in totals.items()}
 
