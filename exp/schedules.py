@@ -153,7 +153,7 @@ def set_hyper(
 ):
     "Set a hyper-parameter by our name, wherever PyTorch keeps it. `ValueError` as `get_hyper`, and for a value out of its range."
     found, groups = _where(opt, name), opt.param_groups
-    several = isinstance(values, (list, tuple, np.ndarray)) or isinstance(values, torch.Tensor) and values.ndim
+    several = isinstance(values, (list, tuple)) or getattr(values, 'ndim', 0)
     values = list(values) if several else [values]*len(groups)
     if len(values) != len(groups): raise ValueError(f'{len(values)} values of {name} for {len(groups)} parameter groups; give one number, or one for each')
     values = [_check_hyper(name, value) for value in values]

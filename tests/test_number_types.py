@@ -9,7 +9,7 @@ from torch import nn
 
 from exp.callbacks import AvgStats, Callback, Runner
 from exp.core import ListContainer, check_bool, check_int, check_real, from_spec, load_state, save_state, set_seed, to_spec
-from exp.data_block import CenterCrop, ItemList, ResizeFixed
+from exp.data_block import ResizeFixed
 from exp.dataloader import BatchSampler, DataBunch, DataLoader, Dataset, Sampler, make_data
 from exp.hooks import ActivationStats
 from exp.learner import Checkpoint, Learner
@@ -58,7 +58,7 @@ INTS = {
     'patience': lambda n, tmp: fits(learner(EarlyStopping(patience=n(2)), Checkpoint(tmp/'c.pth')), tmp, 1),
     'n_items': lambda n, tmp: fits(learner(GradAccumulation(n(16)), Checkpoint(tmp/'c.pth', every=3)), tmp, 1),
     'size': lambda n, tmp: from_spec(to_spec(ResizeFixed(n(12)))),
-    'size pair': lambda n, tmp: CenterCrop((n(12), n(8))),
+    'size pair': lambda n, tmp: ResizeFixed((n(12), n(8))),
     'top losses': lambda n, tmp: learner().top_losses(n(3)),
 }
 @pytest.mark.parametrize('kind', WHOLE)
