@@ -21,7 +21,7 @@ from .callbacks import AvgStats, Callback, NanCheck, Recorder
 from .core import check_bool, check_real, default_device, exercise, near, patch, save_state, settings
 from .dataloader import DataLoader, Rng
 from .learner import Checkpoint, Learner, _checkpoint, _Resume
-from .losses import Metric, is_sum, loss_weight
+from .losses import Metric, is_sum
 from .schedules import LRFinder, SaveBest, _Endless
 
 # %% ../nbs/20_distributed.ipynb #55b9bfcc
