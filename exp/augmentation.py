@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .core import exercise, listify, patch, register
+from .core import check_int, exercise, listify, patch, register
 from .data_block import LabeledData, Transform, _draft, _size, to_byte_tensor
 from .dataloader import DataLoader, Rng, TransformedDataset, _ints
 from .learner import Learner, _with_tfms
@@ -772,7 +772,7 @@ def tta(self: Learner,
     act: bool = True,   # through the loss's activation: means of probabilities; False: of what the model answers
 ):                      # (predictions, targets), tensors on the CPU
     "Test-time augmentation: predictions of a set as it is, and as training's random transforms show it, averaged."
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1: raise ValueError(f'n is {n!r}; it should be a whole number of passes, 1 or more')
+    n = check_int(n=n, least=1)
     if not 0 <= beta <= 1: raise ValueError(f'beta is {beta}; a weight between 0 and 1 is expected')
     with self._asking(dl) as dl:
         if not isinstance(dl, DataLoader): raise TypeError("tta needs exp's DataLoader, which draws random changes anew for each pass")

@@ -10,16 +10,15 @@ __all__ = ['EVENTS', 'CancelStepException', 'CancelBatchException', 'CancelEpoch
 import copy, difflib, functools, inspect, time, warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
-from numbers import Integral, Real
 
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .core import _first_size, _on_each, camel2snake, did_you_mean, exercise, listify, near, patch
+from .core import _first_size, _on_each, camel2snake, check_int, check_real, did_you_mean, exercise, listify, near, patch
 from .dataloader import DataBunch, DataLoader, Dataset, History, _loader_parts
-from .losses import CrossEntropy, MeanMetric, as_metric
+from .losses import CrossEntropy, MeanMetric, _one_number, as_metric, is_sum, loss_weight
 from .regularization import clip_grad_values, clip_grads
 
 # %% ../nbs/07_callbacks.ipynb #91ec39eb
@@ -157,14 +156,17 @@ def _apply(model, xb):
     if isinstance(xb, Mapping): return model(**xb)
     return model(*xb) if isinstance(xb, (tuple, list)) and not isinstance(xb, PackedSequence) else model(xb)
 
+def _one_loss(loss, loss_func):
+    "The loss, if it is a tensor of one number. `TypeError` or `ValueError` if it is something else."
+    name = getattr(loss_func, '__name__', type(loss_func).__name__)
+    if not isinstance(loss, torch.Tensor): raise TypeError(f'{name} returned a {type(loss).__name__}; a loss should be a tensor of one number')
+    if loss.numel() != 1: raise ValueError(f'{name} returned shape {tuple(loss.shape)}; a loss should be one number, as .mean() is')
+    return loss.reshape(())
+
 # %% ../nbs/07_callbacks.ipynb #9ee1f976
 def _check_rate(lr):
-    if isinstance(lr, bool) or not isinstance(lr, (Real, torch.Tensor)): raise TypeError(f'lr should be a number, not {lr!r}')
-    if not 0 <= lr < float('inf'): raise ValueError(f'lr is {lr}; a learning rate is a finite number, 0 or more')   # nor NaN
-
-def _check_epochs(epochs):
-    if isinstance(epochs, bool) or not isinstance(epochs, Integral): raise TypeError(f'epochs should be a whole number, not {epochs!r}')
-    if epochs < 0: raise ValueError(f'epochs is {epochs}; it should be 0 or more')
+    rate = check_real(lr=lr, least=0)
+    return lr if isinstance(lr, torch.Tensor) else rate   # which an optimizer may change in place
 
 def _check_parts(model, loss_func, opt_func):
     if not isinstance(model, nn.Module):
@@ -187,8 +189,7 @@ class Runner:
         cbs=None,         # callbacks for every fit
     ):
         _check_parts(model, loss_func, opt_func)
-        _check_rate(lr)
-        self.data, self.model, self.lr = _bunch(data), model, lr
+        self.data, self.model, self.lr = _bunch(data), model, _check_rate(lr)
         self.loss_func = next(f for f in (loss_func, self.data.loss_func, CrossEntropy()) if f is not None)
         self.opt_func, self.opt = torch.optim.SGD if opt_func is None else opt_func, None
         self.epoch, self.n_iter, self.pct_fit, self.fitting, self.cbs = 0, 0, 0., False, []
@@ -266,7 +267,7 @@ class Runner:
         raise AttributeError(f'{type(self).__name__} has no attribute {name!r}{early}')
 
     def get_pred(self):  return _apply(self.model, self.xb)
-    def get_loss(self):  return self.loss_func(self.pred, self.yb)
+    def get_loss(self):  return _one_loss(self.loss_func(self.pred, self.yb), self.loss_func)
     def backward(self):
         if not self.loss_grad.requires_grad: raise ValueError('the loss depends on no parameter that learns; unfreeze some, or compute it from pred')
         self.loss_grad.backward()
@@ -355,8 +356,7 @@ def _rates_of(groups): return [float(group.get('lr', 1.)) for group in groups]
 @patch
 def _base_rate(self: Runner, lr):
     "What `opt_func` is given."
-    _check_rate(lr)
-    return lr
+    return _check_rate(lr)
 
 @patch
 def group_rates(self: Runner,
@@ -436,7 +436,7 @@ def _listed(cancel): return ', '.join(e for e in EVENTS if e in cancel.places)
 def _prepared(self: Runner, epochs, lr, cbs):
     "The state of a fit, and its callbacks."
     if self.fitting: raise RuntimeError('fit was called within a fit; use another Runner there')
-    _check_epochs(epochs)
+    epochs = check_int(epochs=epochs, least=0)
     if self.data.train_dl is None: raise ValueError('data has no training loader')
     self._ready_opt(lr)
     self.epochs, self.first_epoch, self.pct_fit = epochs, self.epoch, 0.
@@ -489,10 +489,26 @@ def _close(self: Runner, event, error=None):
             except BaseException as e: self._blame(e, f, event)
         except BaseException as e: error = _weightier(error, e)
     if event == 'after_batch' and isinstance(error, Exception) and not isinstance(error, _Cancel):
+        error = self._explained(error)
         error.add_note(f'This was batch {self.iter} of {self.iters} in {"training" if self.in_train else "validation"}, epoch {self.epoch}.')
     try:
         if error is not None: raise error
     finally: error = None
+
+@patch
+def _explained(self: Runner, error):
+    "A `TypeError` that names the types, where floating-point types that differ are the reason of an error of PyTorch; else the error."
+    own = next((p.dtype for p in self.model.parameters()), None)
+    if own is None or not isinstance(error, RuntimeError) or 'type' not in str(error): return error
+    for what, data in (('inputs', self.xb), ('targets', self.yb)):
+        kinds = []
+        _on_each(lambda t: kinds.append(t.dtype), data)
+        for kind in kinds:
+            if kind == own or what == 'targets' and not kind.is_floating_point: continue
+            better = TypeError(f'the {what} are {kind} and the model is {own}; convert them with .to({own})')
+            better.__cause__ = error
+            return better
+    return error
 
 def _weightier(a, b):
     "Which of two exceptions to raise."
@@ -506,23 +522,26 @@ def _weight(e):
     return 4 if isinstance(e, Exception) else 5
 
 # %% ../nbs/07_callbacks.ipynb #1fb472ae
-def _n_items(xb):
-    "The number of items in a batch: the first dimension of its first tensor."
+def _n_items(xb, items=None):
+    "The number of items in a batch: the first dimension of its first tensor, else of its `items`."
     n = _first_size(xb)
+    if n is None and items is not None: n = len(items)
     if n is None: raise TypeError(f'the size of a batch cannot be seen from this {type(xb).__name__} without tensors; give the loss a count(yb)')
     return n
 
 @patch
 def batch_weight(self: Runner):
-    "What this batch counts in an average: `loss_func.count(yb)` if there is such a method, else its number of items."
-    count = getattr(self.loss_func, 'count', None)
-    return _n_items(self.xb) if count is None else count(self.yb)
+    "What this batch's loss counts in an average: its `loss_weight`, else its number of items; 1 for a loss that is a sum."
+    if is_sum(self.loss_func): return 1
+    weight = loss_weight(self.loss_func, self.yb)
+    return _n_items(self.xb, self.items) if weight is None else weight
 
 # %% ../nbs/07_callbacks.ipynb #7b15a8ae
 def _read(values):
     "The numbers in a dict of tensors of one number, and of plain numbers: one read from the device for all."
-    tensors = {k: v.detach() for k, v in values.items() if isinstance(v, torch.Tensor)}
-    if not tensors: return dict(values)
+    values = {k: _one_number(v, k) for k, v in values.items()}
+    tensors = {k: v for k, v in values.items() if isinstance(v, torch.Tensor)}
+    if not tensors: return values
     device = next((t.device for t in tensors.values() if t.device.type != 'cpu'), torch.device('cpu'))
     dtype = torch.float32 if device.type == 'mps' else torch.float64
     read = torch.stack([t.to(device, dtype).reshape(()) for t in tensors.values()]).tolist()
@@ -555,6 +574,13 @@ def whole_batch(self: Runner): "The number of items in this batch, over all proc
 Runner.rank, Runner.ranks = 0, 1   # which of how many processes this is
 
 # %% ../nbs/07_callbacks.ipynb #e4412325
+class _EpochLoss(MeanMetric):
+    "The loss of a callback's runner over many batches, what it would be over all of them at once."
+    def __init__(self, cb):
+        super().__init__(lambda pred, yb: cb.loss, lambda yb: cb.batch_weight())
+        self._adds_up = lambda: is_sum(cb.loss_func)
+    def compute(self): "Their mean, or their sum."; return self.total if self._adds_up() else super().compute()
+
 class AvgStats(Callback):
     "Means of the loss and of `metrics` over each epoch, in training and in validation; `history` has a row for each epoch."
     order, keeps_records = 40, True
@@ -562,9 +588,8 @@ class AvgStats(Callback):
         *metrics, # functions of (pred, yb), or objects with `reset`, `update(pred, yb)` and `compute`
     ):
         named, self.history, self._start, self._begun = _named(metrics), History(), None, None
-        mean = lambda f: MeanMetric(f, lambda yb: self.batch_weight())
-        own  = lambda m: copy.deepcopy(m) if hasattr(m, 'update') else mean(m)
-        self._sets = {which: {'loss': mean(lambda pred, yb: self.loss), **{name: own(m) for name, m in named.items()}}
+        own = lambda m: copy.deepcopy(m) if hasattr(m, 'update') else MeanMetric(m, lambda yb: _n_items(self.xb, self.items))
+        self._sets = {which: {'loss': _EpochLoss(self), **{name: own(m) for name, m in named.items()}}
                       for which in ('train', 'valid')}
         self._left_out = set()   # of the training row
 
@@ -622,7 +647,7 @@ class Recorder(Callback):
     "The last fit's losses and rates, batch by batch, and its validation losses, kept on the device until they are asked for."
     order, keeps_records = 50, True
     def __init__(self):
-        self._mean = MeanMetric(lambda pred, yb: self.loss, lambda yb: self.batch_weight())
+        self._mean = _EpochLoss(self)
         self._clear()
 
     def _clear(self): self._packed, self._recent, self._lrs, self._valid, self._valid_at = [], [], [], [], []

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['test_eq', 'near', 'test_close', 'expect_error', 'did_you_mean', 'user_path', 'text_encoding', 'read_text',
-           'is_clutter', 'Settings', 'checkout', 'settings', 'environ', 'set_seed', 'available_devices',
-           'default_device', 'to_device', 'to_cpu', 'patch', 'listify', 'ListContainer', 'camel2snake', 'compose',
-           'image_array', 'show_image', 'get_grid', 'show_images', 'atomic_path', 'save_state', 'load_state',
-           'register', 'to_spec', 'from_spec', 'Report', 'report', 'Verdict', 'exercise', 'check_exercise']
+           'is_clutter', 'check_int', 'check_real', 'check_bool', 'Settings', 'checkout', 'settings', 'environ',
+           'set_seed', 'available_devices', 'default_device', 'to_device', 'to_cpu', 'patch', 'listify',
+           'ListContainer', 'camel2snake', 'compose', 'image_array', 'show_image', 'get_grid', 'show_images',
+           'atomic_path', 'save_state', 'load_state', 'register', 'to_spec', 'from_spec', 'Report', 'report', 'Verdict',
+           'exercise', 'check_exercise']
 
 # %% ../nbs/00_core.ipynb #a3e41cc3
-import configparser, copy, difflib, errno, functools, hashlib, importlib.util, inspect, json, math, os, pickle, random, re, sys, tempfile, typing, warnings, zipfile
+import configparser, copy, difflib, errno, functools, hashlib, importlib.util, inspect, json, math, operator, os, pickle, random, re, sys, tempfile, typing, warnings, zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -140,6 +142,45 @@ def is_clutter(
     "Is it one that a Mac or Windows adds to people's own: `__MACOSX`, `._x`, `.DS_Store`, `Thumbs.db`, `desktop.ini`?"
     return name.startswith('._') or name.lower() in ('__macosx', '.ds_store', 'thumbs.db', 'desktop.ini')
 
+# %% ../nbs/00_core.ipynb #305983c9
+def _is_bool(v): return isinstance(v, bool) or str(getattr(v, 'dtype', '')) in ('bool', 'torch.bool')
+
+def check_int(*,
+    least: int|None = None, # the smallest that is right
+    **named,                # a number by its argument's name; or several
+) -> int:                   # several: a list of them
+    "The number as Python's int, NumPy's and tensors of one too. `TypeError` for what is not whole, `ValueError` below `least`."
+    found = []
+    for name, v in named.items():
+        try: found.append(operator.index(None if _is_bool(v) else v))
+        except TypeError: raise TypeError(f'{name} should be a whole number, not {v!r}') from None
+        if least is not None and found[-1] < least: raise ValueError(f'{name} is {v}; it should be {least} or more')
+    return found if len(found) > 1 else found[0]
+
+def check_real(*,
+    least: float|None = None, # the smallest that is right
+    **named,                  # a number by its argument's name; or several
+) -> float:                   # several: a list of them
+    "The number as Python's float. `TypeError` for what is no number, `ValueError` below `least`, for NaN and infinity."
+    found = []
+    for name, v in named.items():
+        single = isinstance(v, (np.ndarray, torch.Tensor)) and math.prod(v.shape) == 1
+        if _is_bool(v) or not (isinstance(v, Real) or single): raise TypeError(f'{name} should be a number, not {v!r}')
+        try: found.append(float(v.item() if single else v))
+        except OverflowError: found.append(math.inf)   # an int of more than 308 digits
+        if not math.isfinite(found[-1]): raise ValueError(f'{name} is {v}; it should be a finite number')
+        if least is not None and found[-1] < least: raise ValueError(f'{name} is {v}; it should be {least:g} or more')
+    return found if len(found) > 1 else found[0]
+
+def check_bool(
+    **named, # True or False by its argument's name; or several
+) -> bool:   # several: a list of them
+    "Python's bool. `TypeError` for what is neither true nor false."
+    for name, v in named.items():
+        if not _is_bool(v): raise TypeError(f'{name} should be True or False, not {v!r}')
+    found = [bool(v) for v in named.values()]
+    return found if len(found) > 1 else found[0]
+
 # %% ../nbs/00_core.ipynb #c6e80307
 _DEFAULTS = dict(data='', data_mirror='', seed='42', device='auto', threads='0', torch_index='')
 _ENV_ONLY = ('report', 'settings')
@@ -222,7 +263,7 @@ def set_seed(
     seed: int|None = None, # None: the setting `seed`
 ) -> int:                  # the seed that was used
     "Seed Python's, NumPy's and PyTorch's global generators (PyTorch's on every device)."
-    seed = settings().seed if seed is None else seed
+    seed = settings().seed if seed is None else check_int(seed=seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -467,21 +508,32 @@ def atomic_path(
 # %% ../nbs/00_core.ipynb #25ad500a
 _PLAIN = (type(None), bool, int, float, str, bytes, torch.Tensor, torch.dtype, torch.device, torch.Size)
 
-def _check_plain(x, where='state'):
-    "`TypeError` that names the place of anything in `x` that `load_state` could not read."
+_KINDS = {bool: (bool, np.bool_), int: Integral, float: Real, str: str, bytes: bytes}   # NumPy's are among Python's kinds, but for its bool
+
+def _own_type(x):
+    "A number or string as Python's own type; anything else as it is."
+    if type(x) in _PLAIN: return x
+    return next((own(x) for own, kind in _KINDS.items() if isinstance(x, kind)), x)
+
+def _plain(x, where='state'):
+    "`x` with NumPy's numbers as Python's and its arrays as tensors. `TypeError` that names the place of what `load_state` could not read."
+    if isinstance(x, np.ndarray): x = torch.tensor(x) if x.dtype.kind in 'biuf' else x.tolist()
     if isinstance(x, dict):
-        for k, v in x.items(): _check_plain(k, f'a key of {where}'); _check_plain(v, f'{where}[{k!r}]')
-    elif type(x) in (list, tuple, set):
-        for i, v in enumerate(x): _check_plain(v, f'{where}[{i}]')
-    elif not (isinstance(x, torch.Tensor) or type(x) in _PLAIN):
-        raise TypeError(f'{where} is a {type(x).__name__}; only tensors and plain data (numbers, strings, lists, dicts) can be saved')
+        out = copy.copy(x)   # an OrderedDict may carry more than its items
+        out.clear()
+        out.update((_plain(k, f'a key of {where}'), _plain(v, f'{where}[{k!r}]')) for k, v in x.items())
+        return out
+    if type(x) in (list, tuple, set): return type(x)(_plain(v, f'{where}[{i}]') for i, v in enumerate(x))
+    x = _own_type(x)
+    if isinstance(x, torch.Tensor) or type(x) in _PLAIN: return x
+    raise TypeError(f'{where} is a {type(x).__name__}; only tensors and plain data (numbers, strings, lists, dicts) can be saved')
 
 def save_state(
     path,  # the file
     state, # tensors and plain data, nested in dicts, lists and tuples
 ):
-    "Write `state` to `path`, beside it first and then renamed. `TypeError` for what `load_state` could not read."
-    _check_plain(state)
+    "Write `state` to `path`, beside it first and then renamed; NumPy's arrays as tensors. `TypeError` for what `load_state` could not read."
+    state = _plain(state)
     with atomic_path(path) as beside: torch.save(state, beside)
 
 def _damaged(path):
@@ -594,6 +646,7 @@ def to_spec(
 
 def _spec(o, seen):
     "The spec of `o`; `seen` are the layers so far, by identity, each with its number."
+    o = o.tolist() if isinstance(o, np.ndarray) else _own_type(o)
     if type(o) in _PLAIN: return o
     if type(o) in (list, tuple): return type(o)(_spec(v, seen) for v in o)
     if type(o) is dict: return {k: _spec(v, seen) for k, v in o.items()}

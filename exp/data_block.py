@@ -12,6 +12,7 @@ import copy, io, itertools, mimetypes, operator, os, random, re, shutil, unicode
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,7 @@ from PIL import Image, ImageFile, ImageOps
 from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 from tqdm import tqdm
 
-from .core import ListContainer, _children, _like, did_you_mean, exercise, from_spec, get_grid, image_array, is_clutter, listify, patch
-from .core import read_text, register, settings, show_image, text_encoding, to_spec, user_path
+from .core import ListContainer, _children, _like, check_int, did_you_mean, exercise, from_spec, get_grid, image_array, is_clutter, listify, patch, read_text, register, settings, show_image, text_encoding, to_spec, user_path
 from .dataloader import BatchContext, DataBunch, DataLoader, Rng, collate
 from .losses import CrossEntropy, SquaredLoss
 from .schedules import _undisturbed
@@ -896,9 +896,10 @@ def _shrunk(stack, size):
 
 def _size(size):
     "(height, width) of a number or a pair. `ValueError` for anything else."
-    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(pair) == 2 and all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in pair): return pair
-    raise ValueError(f'size is {size!r}; it should be a number of pixels, or (height, width)')
+    pair = tuple(size) if isinstance(size, (tuple, list)) or getattr(size, 'ndim', 0) else (size, size)
+    try: height, width = (check_int(size=s, least=1) for s in pair)
+    except (TypeError, ValueError): raise ValueError(f'size is {size!r}; it should be a number of pixels, or (height, width)') from None
+    return height, width
 
 # %% ../nbs/13_data_block.ipynb #aecbc084
 @register
@@ -1026,7 +1027,7 @@ def get(self: LabeledData,
 @patch
 def __getitem__(self: LabeledData, i):
     "An item for an int, with randomness of its own each time; rows of a full cache for anything else. `TypeError` where it is not full."
-    if not isinstance(i, (int, np.integer)):
+    if not isinstance(i, Integral):
         if self.sliceable: return self._cache.rows(i)
         raise TypeError(f'an item is asked for by a whole number, not {i!r}; only a full cache without random transforms answers rows')
     if not -len(self) <= i < len(self): raise IndexError(f'there is no item {i}; there are {len(self)}')
@@ -1168,7 +1169,7 @@ def databunch(self: SplitData,
 ) -> DataBunch:
     "Loaders for the sets. `ValueError` for a batch larger than the training set."
     if not self.labeled or not hasattr(self, '_on_batch'): self.transform()
-    if isinstance(bs, int) and bs > len(self.train): raise ValueError(f'bs is {bs} and the training set has {len(self.train)} items; take a smaller bs')
+    if isinstance(bs, Integral) and bs > len(self.train): raise ValueError(f'bs is {bs} and the training set has {len(self.train)} items; take a smaller bs')
     common, dls = dict(num_workers=num_workers, seed=seed), []
     for ds, train in ((self.train, True), (self.valid, False), (self.test, False)):
         if ds is not None and self._cached: ds.cache(shared=num_workers > 0)

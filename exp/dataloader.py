@@ -20,7 +20,8 @@ import torch.utils.data
 from torch import nn, utils
 from torch.nn.utils.rnn import PackedSequence
 
-from .core import _children, _first_size, _like, _places, default_device, exercise, listify, patch, settings, to_device
+from .core import _children, _first_size, _like, _places, check_int, default_device, exercise, listify, patch, settings, to_device
+from .losses import SquaredLoss, loss_weight
 
 # %% ../nbs/05_minibatches.ipynb #fac287f9
 def _tensor(a):
@@ -134,6 +135,13 @@ class Dataset:
         if not (isinstance(self.y, torch.Tensor) and self.y.ndim == 1 and len(self.y)): return None
         return int(self.y.max()) + 1 if self.y.dtype in (torch.uint8, torch.int32, torch.int64) else None
 
+# %% ../nbs/05_minibatches.ipynb #60d53f80
+def _loss_of(self):
+    "`SquaredLoss()` for labels that are fractions; else None."
+    return SquaredLoss() if isinstance(self.y, torch.Tensor) and self.y.is_floating_point() else None
+
+Dataset.loss_func = property(_loss_of)
+
 # %% ../nbs/05_minibatches.ipynb #c7932987
 @patch
 def __repr__(self: Dataset):
@@ -169,10 +177,7 @@ class Rng(random.Random):
     def __repr__(self): return f'Rng{self.key}'
 
 # %% ../nbs/05_minibatches.ipynb #7cd8f3f3
-def _check_whole(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f'{name} should be a whole number, not {value!r}')
-    if value < least: raise ValueError(f'{name} is {value}; it should be at least {least}')
+def _check_whole(name, value, least): return check_int(**{name: value}, least=least)
 
 # %% ../nbs/05_minibatches.ipynb #77cabb64
 class Sampler:
@@ -184,8 +189,7 @@ class Sampler:
         shuffle: bool = False, # a new order in each epoch
         seed: int|None = None, # None: the setting `seed`
     ):
-        _check_whole('n', n, 0)
-        self.n, self.shuffle, self.epoch = n, shuffle, 0
+        self.n, self.shuffle, self.epoch = _check_whole('n', n, 0), shuffle, 0
         self.seed = settings().seed if seed is None else seed
 
     def order(self, epoch: int, skip_items: int = 0):
@@ -210,8 +214,7 @@ class BatchSampler:
         bs: int,                 # items in a batch
         drop_last: bool = False, # leave out a last batch that is shorter
     ):
-        _check_whole('bs', bs, 1)
-        self.sampler, self.bs, self.drop_last = sampler, bs, drop_last
+        self.sampler, self.bs, self.drop_last = sampler, _check_whole('bs', bs, 1), drop_last
 
     def cut(self, order) -> list:
         "A range, list or tensor of indices as a list of batches of them."
@@ -505,6 +508,7 @@ class DataLoader:
         self.collate, self.num_workers, self.seed = collate, num_workers, seed
         self._sampler, self._batch_sampler = sampler, batch_sampler
         _check_loader(self)
+        self.bs, self.num_workers = bs if bs is None else int(bs), int(num_workers)
         self.seed = settings().seed if seed is None else int(seed)
         if sampler is not None: self._sampler = _places(sampler, len(ds))
         self.epoch, self._next, self._idle = 0, (0, 0), None
@@ -529,7 +533,7 @@ class DataLoader:
 
         `TypeError` or `ValueError` unless both are whole numbers, 0 or more. The pass that begins
         raises `ValueError` if its epoch has fewer than `skip_items` items."""
-        _check_whole('epoch', epoch, 0); _check_whole('skip_items', skip_items, 0)
+        epoch, skip_items = check_int(epoch=epoch, skip_items=skip_items, least=0)
         self.epoch, self._next = epoch, (epoch, skip_items)
 
     def __len__(self): return len(self.batch_sampler)
@@ -722,6 +726,7 @@ class DataBunch:
         known = lambda name, given: getattr(self.train_ds, name, None) if given is None else given
         self.loss_func, self.c = known('loss_func', loss_func), known('c', c)
         self.classes, self.kind = known('classes', classes), known('kind', None)
+        if self.classes is not None: self.classes = list(self.classes)   # it may be a column of pandas
 
     train_ds = property(lambda self: _ds(self.train_dl), doc="The training loader's data set.")
     valid_ds = property(lambda self: _ds(self.valid_dl), doc="The validation loader's data set.")
@@ -803,14 +808,15 @@ def _by_name(metrics):
         named[name] = m
     return named
 
-def _add(totals, pred, loss, yb, metrics, n):
-    "Add a batch's loss and metrics (a dict), each times its number of items `n`, to the dict `totals`."
-    values = {'loss': loss.detach(), **{name: m(pred.detach(), yb) for name, m in metrics.items()}}
-    for name, value in values.items():
-        totals[name] = totals.get(name, 0.) + value*n
-    totals['n'] = totals.get('n', 0) + n
+def _add(totals, pred, loss, weight, yb, metrics, n):
+    "Add a batch's loss times its weight (None: `n`) and metrics (a dict) times the number of items `n` to the dict `totals`."
+    values = {'loss': (loss.detach(), n if weight is None else weight), **{name: (m(pred.detach(), yb), n) for name, m in metrics.items()}}
+    for name, (value, w) in values.items():
+        total, weights = totals.get(name, (0., 0))
+        part = (value*w).where(w != 0, 0) if isinstance(w, torch.Tensor) else value*w   # the mean of nothing is NaN
+        totals[name] = total + part, weights + w
 
-def _means(totals): return {name: float(value)/totals['n'] for name, value in totals.items() if name != 'n'}
+def _means(totals): return {name: float(total/weights) for name, (total, weights) in totals.items()}
 
 def _bunch(data):
     "A `DataBunch`, or one made of a pair of loaders, with a loader for validation."
@@ -847,7 +853,7 @@ def eval_simple(
         with torch.no_grad():
             for xb, yb, n in _passes(data, data.valid_dl, False, model):
                 pred = model(xb)
-                _add(totals, pred, loss_func(pred, yb), yb, metrics, n)
+                _add(totals, pred, loss_func(pred, yb), loss_weight(loss_func, yb), yb, metrics, n)
     finally: model.train(was_training)
     return _means(totals)
 
@@ -877,7 +883,7 @@ def fit_simple(
     Raises as `eval_simple` does, before the first step, and `ValueError` for fewer than 0 epochs."""
     data = _bunch(data)
     if data.train_dl is None: raise ValueError('data has no training loader')
-    _check_whole('epochs', epochs, 0); _by_name(metrics)
+    epochs = _check_whole('epochs', epochs, 0); _by_name(metrics)
     was_training, history = model.training, History()
     try:
         for epoch in range(epochs):
@@ -889,7 +895,7 @@ def fit_simple(
                 loss.backward()
                 opt.step()
                 opt.zero_grad()
-                _add(totals, pred, loss, yb, {}, n)
+                _add(totals, pred, loss, loss_weight(loss_func, yb), yb, {}, n)
             train_loss = _means(totals).get('loss', float('nan'))
             valid = eval_simple(model, loss_func, data, metrics)
             history.append({'epoch': epoch, 'train_loss': train_loss, 'valid_loss': valid.pop('loss'),

@@ -10,7 +10,6 @@ __all__ = ['rank', 'world_size', 'is_first', 'barrier', 'sum_over_ranks', 'gathe
 import copy, inspect, os, socket, sys
 from contextlib import contextmanager
 from datetime import timedelta
-from numbers import Real
 
 import torch
 import torch.distributed as dist
@@ -18,11 +17,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .callbacks import AvgStats, Callback, NanCheck, Recorder
-from .core import _children, default_device, exercise, near, patch, save_state, settings, to_cpu
+from .core import _children, check_bool, check_real, default_device, exercise, near, patch, save_state, settings, to_cpu
 from .dataloader import DataLoader, Rng
-from .learner import Checkpoint, Learner, _checkpoint, _Resume, _strangers
-from .losses import Metric
-from .precision import _adds_up, _divisor
+from .learner import Checkpoint, Learner, _Resume, _checkpoint, _strangers
+from .losses import Metric, is_sum
 from .schedules import LRFinder, SaveBest, _Endless
 
 # %% ../nbs/20_distributed.ipynb #55b9bfcc
@@ -148,8 +146,8 @@ def distributed(
     Each process gets a device of its own, which is `default_device()`'s answer in the block. The group is left at the end, also after an
     error. `RuntimeError` if the others do not come in time, or there are fewer GPUs than processes; `ValueError` for another backend."""
     if backend not in (None, 'nccl', 'gloo'): raise ValueError(f"backend is {backend!r}; it should be 'nccl', 'gloo' or None")
-    if isinstance(timeout, bool) or not isinstance(timeout, Real): raise TypeError(f'timeout should be a number of seconds, not {timeout!r}')
-    if not 0 < timeout < float('inf'): raise ValueError(f'timeout is {timeout}; it should be a number of seconds, more than 0')
+    timeout = check_real(timeout=timeout)
+    if not timeout > 0: raise ValueError(f'timeout is {timeout}; it should be a number of seconds, more than 0')
     if not _launched():
         yield default_device()
         return
@@ -247,24 +245,24 @@ def _nothing_of(pred):
     if isinstance(pred, torch.Tensor): return (pred*0).sum() if pred.is_floating_point() else 0.
     return sum(_nothing_of(p) for p in _children(pred))
 
-def _shared_loss(loss, pred, own, weight, divisor=None, adds_up=False):
+def _shared_loss(loss, pred, own, weight, adds_up=False):
     "(loss of the whole batch, its weight); the former's gradient, averaged over ranks, is that of the whole batch's loss."
-    wide, counts = loss.detach().double(), 0. if not own else 1. if adds_up else weight if divisor is None else divisor
-    counts, weight = (v.to(wide).reshape(()) if isinstance(v, torch.Tensor) else wide.new_full((), v) for v in (counts, weight))
-    here = torch.where(counts > 0, wide.reshape(())*counts, 0.)   # the mean of nothing is NaN
-    total, count, whole_weight = sum_over_ranks(torch.stack([here, counts, weight]))
+    wide, counts = loss.detach().double().reshape(()), 0. if not own else 1. if adds_up else weight
+    counts = counts.to(wide).reshape(()) if isinstance(counts, torch.Tensor) else wide.new_full((), counts)
+    here  = torch.where(counts > 0, wide*counts, 0.)   # the mean of nothing is NaN with PyTorch's losses, 0 with ours
+    total, count, nothing = sum_over_ranks(torch.stack([here, counts, wide if own else torch.zeros_like(wide)]))
     if adds_up: count = torch.ones_like(count)
     some = torch.where(count > 0, count, 1.)
-    value = total/(some if divisor is None else count)            # PyTorch's loss of nothing is NaN, ours 0
+    value = torch.where(count > 0, total/some, nothing)
     if not own: loss = _nothing_of(pred) + loss.detach()*0
-    return _Whole.apply(loss, value.to(loss.dtype), (counts*world_size()/some).to(loss.dtype)), whole_weight if divisor is None else count
+    return _Whole.apply(loss, value.to(loss.dtype), (counts*world_size()/some).to(loss.dtype)), count
 
 # %% ../nbs/20_distributed.ipynb #16ee1485
 class Distributed(Callback):
     """Trains with all processes of the group (`distributed`): each sees its part of every batch, and all take the steps that one process would.
 
     `bs` is that of the whole. Gradients are averaged by DistributedDataParallel, losses and metrics over all items; rank 0 alone shows, logs and
-    saves. A loss is a mean over its items, or says with `count(yb)` by what it divides; PyTorch's two losses of classes are known. Where a
+    saves. A loss is a mean over its items, or says with `count(yb)` by what it divides; PyTorch's losses of classes are known. Where a
     callback decides something, it must decide alike in all ranks. Nothing is done in a process that is alone.
     In `before_fit`: `TypeError` for a loader that is not exp's, or a metric without states."""
     order = -50
@@ -277,9 +275,8 @@ class Distributed(Callback):
     ):
         flags = dict(find_unused_parameters=find_unused_parameters, broadcast_buffers=broadcast_buffers,
                      gradient_as_bucket_view=gradient_as_bucket_view, static_graph=static_graph)
-        for k, v in flags.items():
-            if not isinstance(v, bool): raise TypeError(f'{k} should be True or False, not {v!r}')
-        if isinstance(bucket_cap_mb, bool) or not isinstance(bucket_cap_mb, Real): raise TypeError(f'bucket_cap_mb should be a number, not {bucket_cap_mb!r}')
+        flags = dict(zip(flags, check_bool(**flags)))
+        bucket_cap_mb = check_real(bucket_cap_mb=bucket_cap_mb)
         if not bucket_cap_mb > 0: raise ValueError(f'bucket_cap_mb is {bucket_cap_mb}; it should be more than 0')
         self.options = {**flags, 'bucket_cap_mb': bucket_cap_mb}
         self._forget()
@@ -333,14 +330,14 @@ def _take_parts(self: Distributed):
     run = self.run
     get_loss, batch_weight, measure, gather = run.get_loss, run.batch_weight, run.measure, run.gather
     def whole_loss():
-        loss, adds_up, divisor = get_loss(), _adds_up(run.loss_func), _divisor(run.loss_func, run.yb)
-        if not (run.in_train or adds_up) and divisor is None: return loss   # means of parts, of which AvgStats makes one
-        loss, self._weight = _shared_loss(loss, run.pred, run.dl.own, run.batch_weight(), divisor, adds_up)
+        loss, adds_up = get_loss(), is_sum(run.loss_func)
+        if not (run.in_train or adds_up): return loss   # means of parts, of which AvgStats makes one
+        loss, self._weight = _shared_loss(loss, run.pred, run.dl.own, run.batch_weight(), adds_up)
         return loss
     run.rank, run.ranks, run.get_loss = rank(), world_size(), whole_loss
     run.whole_batch  = lambda: run.dl.whole
     run.whole_weight = lambda: self._weight
-    run.batch_weight = lambda: batch_weight() if run.dl.own else 0
+    run.batch_weight = lambda: batch_weight() if (is_first() if is_sum(run.loss_func) else run.dl.own) else 0   # a sum is the whole's in each rank
     run.measure      = lambda metric, pred: measure(metric if run.dl.own else copy.deepcopy(metric), pred)   # no item of its own: into a copy
     run.gather       = lambda metric: _over_ranks(gather(metric))
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .callbacks import Callback
-from .core import ListContainer, _children, available_devices, default_device, exercise, get_grid, listify, near, patch, settings, to_device
+from .core import ListContainer, _children, available_devices, check_int, default_device, exercise, get_grid, listify, near, patch, settings, to_device
 from .dataloader import BatchContext, DataBunch
 
 # %% ../nbs/09_cuda_hooks.ipynb #17f1d860
@@ -200,8 +200,7 @@ class ActivationStats(Callback):
         modules=None,    # modules of the model (a Sequential: its parts), or a function of a module: shall it be taken?
         every: int = 10, # record the first batch of a fit, and from there each `every`-th
     ):
-        if isinstance(every, bool) or not isinstance(every, int): raise TypeError(f'every should be a whole number, not {every!r}')
-        if every < 1: raise ValueError(f'every is {every}; it should be 1 or more')
+        every = check_int(every=every, least=1)
         chooses = callable(modules) and not isinstance(modules, nn.Module)
         self._wanted = modules if modules is None or chooses else _module_list(modules)
         self.every, self._hooks, self._rows, self._packed, self._batches = every, None, {}, {}, {}

@@ -25,11 +25,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import RandomSampler, SequentialSampler, Subset, TensorDataset, WeightedRandomSampler
 
 from .callbacks import AvgStats, Callback, CancelFitException, NanCheck, Recorder, Runner, TrainEvalCallback, _check_rate, _n_batches, _n_items, _read
-from .core import _children, _like, exercise, from_spec, get_grid, listify, load_state, patch, save_state, set_seed, to_cpu, to_spec, user_path
+from .core import _children, _like, check_int, exercise, from_spec, get_grid, listify, load_state, patch, save_state, set_seed, to_cpu, to_spec, user_path
 from .data_block import ImageList, LabeledData, Normalize, _as_transform, _OnBatch, _rows
 from .dataloader import Batch, BatchSampler, DataBunch, DataLoader, Dataset, Sampler, TransformedDataset, _check_dl, _ds, _fingerprint, _generator_state, _indices, _loader_generators, _order, _set_generator, collate, make_data
 from .hooks import BatchTransform, DeviceCallback, Hooks
-from .losses import _check_numbers, item_losses, loss_parts
+from .losses import _check_numbers, _counted, item_losses, loss_parts
 from .norms import NORMS
 from .optimizers import adam_opt
 from .progress import CSVLog, Progress, quiet
@@ -150,20 +150,20 @@ def _rates(self: Learner, lr):
     n = len(self.layer_groups())
     if isinstance(lr, slice):
         if lr.step is not None or lr.stop is None: raise ValueError(f'{lr} should be slice(high), or slice(low, high)')
-        for end in (lr.start, lr.stop):
-            if end is not None: _check_rate(end)
-        if lr.start is None: return [lr.stop/10]*(n - 1) + [lr.stop]
-        if not (lr.start > 0 and lr.stop > 0): raise ValueError(f'{lr}: both rates should be more than 0')
-        return [lr.stop*(lr.start/lr.stop)**((n - 1 - i)/max(n - 1, 1)) for i in range(n)]
-    if not isinstance(lr, (list, tuple)): return [lr]*n
+        high = _check_rate(lr.stop)
+        if lr.start is None: return [high/10]*(n - 1) + [high]
+        low = _check_rate(lr.start)
+        if not (low > 0 and high > 0): raise ValueError(f'{lr}: both rates should be more than 0')
+        return [high*(low/high)**((n - 1 - i)/max(n - 1, 1)) for i in range(n)]
+    if getattr(lr, 'ndim', 0): lr = lr.tolist()   # an array, a column of pandas, a tensor
+    if not isinstance(lr, (list, tuple)): return [_check_rate(lr)]*n
     if len(lr) != n: raise ValueError(f'{len(lr)} rates for {n} layer groups; give one for each')
-    return list(lr)
+    return [_check_rate(rate) for rate in lr]
 
 # %% ../nbs/16_learner.ipynb #0004b432
 @patch
 def _base_rate(self: Learner, lr):
     rates = self._rates(lr)
-    for rate in rates: _check_rate(rate)
     return rates[-1]
 
 @patch
@@ -544,14 +544,17 @@ def _in_words(self: Learner, target):
     y_list = getattr(getattr(self.data, 'item_data', None), 'y', None)
     if y_list is not None: return y_list.decode(target)
     if self.data.classes is not None: return self.data.classes[int(target)]
-    return target.item() if isinstance(target, torch.Tensor) and target.numel() == 1 else target
+    if not (isinstance(target, torch.Tensor) and target.numel() == 1): return target
+    return int(target) if target.dtype == torch.bool else target.item()
 
 # %% ../nbs/16_learner.ipynb #8b294dba
 @patch
 def _text(self: Learner, target):
     "A target as a title says it."
     y_list = getattr(getattr(self.data, 'item_data', None), 'y', None)
-    return y_list.text(target) if y_list is not None else str(self._in_words(target))
+    if y_list is not None: return y_list.text(target)
+    words = self._in_words(target)
+    return f'{words:g}' if isinstance(words, float) else str(words)   # 1.0 is 1, as an answer says it
 
 @patch
 def _show_pairs(self: Learner, xb, yb, answers, notes, imsize):
@@ -630,19 +633,28 @@ def plot_top_losses(self: Learner,
         self._show_batch(_first_batch(again), len(worst), imsize, [f'({v:.1f})' for v in worst['loss']])
 
 # %% ../nbs/16_learner.ipynb #89f9683f
+def _class_numbers(t):
+    "One class for each item, int64, of a tensor n or n×1 of whole numbers, which may be floats, or bools."
+    if not isinstance(t, torch.Tensor) or t.shape[1:] not in ((), (1,)) or not torch.equal(t, t.long().to(t.dtype)):
+        raise ValueError('a confusion matrix needs one class for each item, as a target and as an answer')
+    return t.reshape(-1).long()
+
 @patch
 def confusion_matrix(self: Learner,
     dl='valid', # 'valid', 'train', 'test', or a loader
 ):              # a data frame of counts, a row for each class, a column for each prediction
-    "How often items of each class are taken for each other. `ValueError` unless each item has one class."
+    """How often items of each class are taken for each other; yes and no of one logit are the classes 1 and 0. Targets that the loss ignores are left out.
+
+    `ValueError` unless each item has one class."""
     collect = _Collect(loss_parts(self.loss_func).decode)
     with self._asking(dl) as dl: self._look(self._in_order(dl), collect)
-    answers, targets = collect.joined('preds'), collect.joined('targets')
-    if not all(isinstance(t, torch.Tensor) and t.ndim == 1 and not t.is_floating_point() for t in (answers, targets)):
-        raise ValueError('a confusion matrix needs one class for each item, as a target and as an answer')
-    if (ignored := getattr(self.loss_func, 'ignore_index', None)) is not None: answers, targets = (t[targets != ignored] for t in (answers, targets))
-    c = max(len(self.data.classes or ()), self.data.c or 0, *(int(t.max()) + 1 for t in (answers, targets) if len(t)))
-    counts = (targets.long()*c + answers).bincount(minlength=c*c).view(c, c)
+    answers, targets = map(_class_numbers, (collect.joined('preds'), collect.joined('targets')))
+    keep, counted = targets >= 0, _counted(self.loss_func, targets, targets)   # below 0 there is no class
+    if counted is not None: keep &= counted
+    answers, targets = answers[keep], targets[keep]
+    named = len(self.data.classes) if self.data.classes is not None else self.data.c or 2
+    c = max(named, *(int(t.max()) + 1 for t in (answers, targets) if len(t)))
+    counts = (targets*c + answers).bincount(minlength=c*c).view(c, c)
     names = list(self.data.classes) if self.data.classes is not None and len(self.data.classes) == c else list(range(c))
     return pd.DataFrame(counts.numpy(), index=pd.Index(names, name='truth'), columns=pd.Index(names, name='prediction'))
 
@@ -886,9 +898,7 @@ class Checkpoint(Callback):
         path,             # the file
         every: int = 100, # training batches
     ):
-        if isinstance(every, bool) or not isinstance(every, int): raise TypeError(f'every should be a whole number, not {every!r}')
-        if every < 1: raise ValueError(f'every is {every}; it should be 1 or more')
-        self.path, self.every, self._seen = user_path(path), every, None
+        self.path, self.every, self._seen = user_path(path), check_int(every=every, least=1), None
 
     def before_fit(self):
         if self.path.is_dir(): raise IsADirectoryError(f'{self.path} is a folder; Checkpoint needs the path of a file')

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['Loss', 'SquaredLoss', 'AbsoluteLoss', 'HuberLoss', 'nll', 'accuracy', 'CrossEntropy', 'BinaryCrossEntropy',
-           'LossParts', 'add_loss_parts', 'loss_parts', 'item_losses', 'Metric', 'Rmse', 'MeanMetric', 'as_metric']
+           'binary_accuracy', 'LossParts', 'add_loss_parts', 'loss_parts', 'item_losses', 'target_weights',
+           'loss_weight', 'is_sum', 'Metric', 'Rmse', 'MeanMetric', 'as_metric']
 
 # %% ../nbs/04_linear_models.ipynb #36cdb409
 import copy, functools, inspect, math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +54,12 @@ class Loss:
     def mask(self, yb):
         "Which targets count: None for all of them, or a tensor of true and false."
 
+    def count(self, yb):
+        "How many targets count: the weight of a batch's mean."
+        mask = self.mask(yb)
+        if mask is not None: return mask.sum()
+        return yb.numel() if isinstance(yb, torch.Tensor) else _items(yb)
+
     def __call__(self, pred, yb):
         _check_reduction(self.reduction)
         values = self.elements(pred, yb)
@@ -66,7 +74,9 @@ class Loss:
 def _check_pred(pred, yb, name):
     "`TypeError` unless both are tensors and `pred` is of floating-point numbers."
     for what, t in (('predictions', pred), ('targets', yb)):
-        if not isinstance(t, torch.Tensor): raise TypeError(f'{name} takes tensors; the {what} are a {type(t).__name__}')
+        if isinstance(t, torch.Tensor): continue
+        words = isinstance(t, (list, tuple)) and any(isinstance(v, str) for v in t)
+        raise TypeError(f'{name} takes tensors; the {what} are a {type(t).__name__}' + (' of words; number the classes first' if words else ''))
     if not pred.is_floating_point():
         raise TypeError(f'{name}: the predictions are {pred.dtype}; they should be floating-point numbers, as a model makes them')
 
@@ -156,6 +166,8 @@ def _check_classes(pred, yb, dim, name):
         raise ValueError(f'{name}: dim is {dim} and the logits have shape {tuple(pred.shape)}; the classes may be in any dimension but the first')
     want = list(pred.shape)
     classes = want.pop(dim)
+    if yb.is_floating_point() and not (yb.shape == pred.shape and classes > 1):
+        raise TypeError(f'{name}: the targets are {yb.dtype}; for numbers give loss_func=SquaredLoss(), for classes targets as yb.long()')
     if tuple(want) != tuple(yb.shape):
         hint = ' For one-hot targets use yb.argmax(dim).' if yb.shape == pred.shape and classes > 1 else \
                ' Use yb.squeeze().' if yb.numel() == math.prod(want) else ''
@@ -186,7 +198,6 @@ class CrossEntropy(Loss):
                              f'targets that should not count need ignore_index (here {self.ignore_index})') from None
 
     def mask(self, yb): "Which targets count."; return None if self.ignore_index is None else yb != self.ignore_index
-    def count(self, yb): "How many targets count: the weight of a batch's mean."; return yb.numel() if self.ignore_index is None else self.mask(yb).sum()
     def activation(self, pred): "Probabilities."; return softmax(pred, self.dim)
     def decode(self, pred): "Class numbers."; return pred.argmax(self.dim)
 
@@ -212,6 +223,25 @@ class BinaryCrossEntropy(Loss):
 
     def activation(self, pred): "A probability for each logit."; return pred.sigmoid()
     def decode(self, pred): "True where the probability is above `thresh`."; return pred.sigmoid() > self.thresh
+
+# %% ../nbs/04_linear_models.ipynb #7914f2ae
+def _right_sides(pred, yb, thresh):
+    "Where the probability and the target are both yes or both no, in the smaller of their shapes."
+    if pred.shape == (*yb.shape, 1): pred = pred.squeeze(-1)
+    if yb.shape == (*pred.shape, 1): yb = yb.squeeze(-1)
+    _check_numbers(pred, yb, 'binary_accuracy')
+    return (pred.sigmoid() > thresh) == (yb > 0.5)
+
+def binary_accuracy(
+    pred, # logits, n, n×1 or n×…
+    yb,   # 0 and 1, whole or floating-point numbers, or bool: as many
+    thresh: float = 0.5, # yes above this probability
+):        # a tensor of one number, 0 to 1
+    "The share of yes-or-no targets that are right. `ValueError` for another number of targets than of logits."
+    return _right_sides(pred, yb, thresh).float().mean()
+
+def _sides_per_item(pred, yb): return _right_sides(pred, yb, 0.5).float().reshape(len(yb), -1).mean(1)
+binary_accuracy.per_item = _sides_per_item
 
 # %% ../nbs/04_linear_models.ipynb #f54a31aa
 @dataclass(frozen=True)
@@ -254,13 +284,16 @@ def loss_parts(
                      'give it these two attributes, or enter it with add_loss_parts(loss, activation=…, decode=…)')
 
 # %% ../nbs/04_linear_models.ipynb #31592483
+def _of_loss(loss_func, name):
+    "An attribute of a loss, or the default of an argument of a loss that is a function; None if it has neither."
+    if hasattr(loss_func, name): return getattr(loss_func, name)
+    try: return inspect.signature(loss_func).parameters[name].default
+    except (KeyError, TypeError, ValueError): return None
+
 def _counted(loss_func, yb, values):
     "Which of `values` count, for a loss with an `ignore_index`, as attribute or argument; None: all."
-    if hasattr(loss_func, 'ignore_index'): ignored = loss_func.ignore_index
-    else:
-        try: ignored = inspect.signature(loss_func).parameters['ignore_index'].default
-        except (KeyError, TypeError, ValueError): return None
-    return yb != ignored if isinstance(ignored, int) and yb.shape == values.shape else None
+    ignored = _of_loss(loss_func, 'ignore_index')
+    return yb != ignored if isinstance(ignored, Integral) and yb.shape == values.shape else None
 
 def item_losses(
     loss_func, # a loss with `reduction`, as an attribute or an argument
@@ -279,6 +312,38 @@ def item_losses(
         raise ValueError(f"{getattr(loss_func, '__name__', loss_func)!s} answers shape {tuple(values.shape)} for {len(pred)} items, though asked "
                          "for reduction='none'; it should give each item a value")
     return _item_means(values, _counted(loss_func, yb, values))
+
+# %% ../nbs/04_linear_models.ipynb #37131371
+_BY_CLASS = nn.CrossEntropyLoss.forward, nn.NLLLoss.forward
+
+def target_weights(
+    loss_func, # any loss
+    yb,        # targets
+):             # a tensor in the shape of `yb`, or None: all count alike
+    "What each target counts in the mean that the loss takes: 0 if it is ignored, else 1, or its class's weight in PyTorch's losses of classes."
+    if isinstance(loss_func, Loss): return loss_func.mask(yb)
+    f, option = loss_func, functools.partial(getattr, loss_func)
+    if isinstance(loss_func, functools.partial): f, option = loss_func.func, loss_func.keywords.get
+    if f not in (F.cross_entropy, F.nll_loss) and getattr(type(f), 'forward', None) not in _BY_CLASS: return None
+    if not isinstance(yb, torch.Tensor) or yb.is_floating_point(): return None   # targets that are probabilities count alike
+    weight, counts = option('weight', None), yb != option('ignore_index', -100)
+    return counts if weight is None else weight.to(yb.device)[yb.where(counts, 0)]*counts
+
+def loss_weight(
+    loss_func, # any loss
+    yb,        # a batch's targets
+):             # a number or a tensor of one; None: the number of items
+    "By what the loss divides to take the mean of a batch: `loss_func.count(yb)` where there is such a method, else its `target_weights`."
+    count = getattr(loss_func, 'count', None)
+    if count is not None: return count(yb)
+    weights = target_weights(loss_func, yb)
+    return None if weights is None else weights.sum()
+
+def is_sum(
+    loss_func, # any loss
+) -> bool:
+    "Is this loss a sum over its items, rather than their mean?"
+    return getattr(loss_func, 'reduction', getattr(loss_func, 'keywords', {}).get('reduction')) == 'sum'
 
 # %% ../nbs/04_linear_models.ipynb #b2513ee1
 def _device(tensors):
@@ -360,6 +425,14 @@ def _items(yb):
     if isinstance(yb, torch.Tensor): raise ValueError('the targets are a single number; a batch has a first dimension')
     raise TypeError(f'the size of a batch cannot be seen from targets of type {type(yb).__name__}')
 
+def _one_number(value, name):
+    "A number, or a tensor of one. `TypeError` for what is no number, `ValueError` for several."
+    if type(value) in (int, float): return value
+    try: t = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError): raise TypeError(f'{name} returned {value!r}; it should return one number') from None
+    if t.numel() != 1: raise ValueError(f'{name} returned shape {tuple(t.shape)}; it should return one number, as .mean() does')
+    return t.reshape(())
+
 def _as_one(values, device):
     "One tensor of many numbers, or tensors of one number."
     if all(type(v) in (int, float) for v in values): return torch.tensor(values, device=device)   # as one, a tenth of the time
@@ -385,15 +458,13 @@ class MeanMetric(Metric):
 
     def update(self, pred, yb):
         "Add a batch."
-        mean, n = self.func(pred, yb), self.count(yb)
-        if getattr(mean, 'ndim', 0): return self.add(total=mean, weight=n)   # which says what is wrong with it
-        self._batches.append((mean.detach() if isinstance(mean, torch.Tensor) else mean, n))
+        self._batches.append((_one_number(self.func(pred, yb), self.name), self.count(yb)))
         if len(self._batches) == 64: self._add_up()
 
     def _add_up(self):
         (means, weights), self._batches = zip(*self._batches), []
         means, weights = (_as_one(values, _device(means)) for values in (means, weights))
-        self.add(total=(means*weights).sum(), weight=weights.sum())
+        self.add(total=(means*weights).where(weights != 0, 0).sum(), weight=weights.sum())
 
     def __getattr__(self, name):   # a state is asked for
         if name in ('total', 'weight') and self.__dict__.get('_batches'): self._add_up()

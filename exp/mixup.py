@@ -6,18 +6,17 @@
 __all__ = ['LabelSmoothing', 'mixed_loss', 'MixUp', 'CutMix']
 
 # %% ../nbs/18_mixup.ipynb #b82228cc
-import copy, functools, inspect, math
-from numbers import Real
+import copy, functools, math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .callbacks import Callback, _n_items
-from .core import _on_each, exercise, near, patch, register, settings
+from .core import _on_each, check_real, exercise, near, patch, register, settings
 from .dataloader import Dataset, Rng, make_data
 from .learner import _ELEMENTWISE, _ELEMENTWISE_CLASSES, Learner
-from .losses import CrossEntropy, Loss, _check_numbers, _counted, _wide
+from .losses import CrossEntropy, Loss, _check_numbers, _counted, _of_loss, _wide, is_sum, target_weights
 from .progress import Progress
 
 # %% ../nbs/18_mixup.ipynb #de6b0256
@@ -31,9 +30,8 @@ class LabelSmoothing(CrossEntropy):
         dim: int = 1,                     # the dimension of the classes
     ):
         super().__init__(reduction, ignore_index, dim)
-        if isinstance(eps, bool) or not isinstance(eps, Real): raise TypeError(f'eps should be a number, not {eps!r}')
-        if not 0 <= eps <= 1: raise ValueError(f'eps is {eps}; it is the share of the target that all classes divide among them, 0 to 1')
-        self.eps = eps
+        self.eps = check_real(eps=eps)
+        if not 0 <= self.eps <= 1: raise ValueError(f'eps is {eps}; it is the share of the target that all classes divide among them, 0 to 1')
 
     def elements(self, pred, yb):
         "(1 − eps)·(−log p of the right class) + eps·(mean of −log p over the classes), 0 where a target does not count."
@@ -43,12 +41,6 @@ class LabelSmoothing(CrossEntropy):
         return (1 - self.eps)*right + self.eps*every
 
 # %% ../nbs/18_mixup.ipynb #1415fc30
-def _of_loss(loss_func, name):
-    "An attribute of a loss, or the default of an argument of a loss that is a function; None if it has neither."
-    if hasattr(loss_func, name): return getattr(loss_func, name)
-    try: return inspect.signature(loss_func).parameters[name].default
-    except (KeyError, TypeError, ValueError): return None
-
 def _unreduced(loss_func, pred, yb):
     "The loss before its mean is taken, in the shape that it has then."
     f = loss_func.func if isinstance(loss_func, functools.partial) else loss_func
@@ -74,16 +66,10 @@ def _reduction(loss_func):
     return reduction
 
 # %% ../nbs/18_mixup.ipynb #64aa6c34
-_CLASS_LOSSES = F.cross_entropy, F.nll_loss, nn.CrossEntropyLoss, nn.NLLLoss
-
 def _weights(loss_func, yb, values):
     "What each of `values` counts in the loss's mean, in its shape; None: all the same."
-    if _sums_elements(loss_func): return loss_func.mask(yb)
-    if not isinstance(yb, torch.Tensor): return None
-    counts, weight = _counted(loss_func, yb, values), _of_loss(loss_func, 'weight')
-    f = loss_func.func if isinstance(loss_func, functools.partial) else loss_func
-    if counts is None or weight is None or not (f in _CLASS_LOSSES or isinstance(f, _CLASS_LOSSES[2:])): return counts
-    return weight[yb.where(counts, torch.zeros_like(yb)).long()]*counts
+    weights = target_weights(loss_func, yb)
+    return _counted(loss_func, yb, values) if weights is None and isinstance(yb, torch.Tensor) else weights
 
 # %% ../nbs/18_mixup.ipynb #0bd90557
 def mixed_loss(
@@ -129,8 +115,8 @@ class _Mixer(Callback):
     "Mixes each training item with a partner of its batch. A subclass says how (`mix`), and draws what it needs (`draw`)."
     order = -60
     def __init__(self, alpha):
-        if isinstance(alpha, bool) or not isinstance(alpha, Real): raise TypeError(f'alpha should be a number, not {alpha!r}')
-        if not 0 < alpha < float('inf'): raise ValueError(f'alpha is {alpha}; a beta distribution needs more than 0. To mix nothing, leave the callback off')
+        alpha = check_real(alpha=alpha)
+        if not alpha > 0: raise ValueError(f'alpha is {alpha}; a beta distribution needs more than 0. To mix nothing, leave the callback off')
         self.alpha, self.lam, self.partner, self._y2 = alpha, None, None, None   # _y2: the partners' targets; None: nothing is mixed
 
     def before_fit(self):
@@ -159,8 +145,8 @@ def _around(self: _Mixer, inner):
 def _weighing(self: _Mixer, inner):
     "`batch_weight` under mixed targets: each counts by its share."
     def batch_weight():
-        if self._y2 is None or not _sums_elements(self.loss_func): return inner()
-        w1, w2 = (self.loss_func.mask(yb) for yb in (self.yb, self._y2))
+        if self._y2 is None or is_sum(self.loss_func): return inner()
+        w1, w2 = (_weights(self.loss_func, yb, yb) for yb in (self.yb, self._y2))
         if w1 is None: return inner()
         lam = _along(self.lam, w1)
         return (lam*w1 + (1 - lam)*w2).sum()
@@ -174,8 +160,8 @@ def _beside(self: _Mixer, inner):
         if self._y2 is None: return inner(metric, pred)
         per_item = getattr(getattr(metric, 'func', None), 'per_item', None)
         if per_item is None or not hasattr(metric, 'add'): return False
-        mean, n = (self.lam*per_item(pred, self.yb) + (1 - self.lam)*per_item(pred, self._y2)).mean(), self.run.batch_weight()
-        metric.add(total=mean*n, weight=n)
+        values = self.lam*per_item(pred, self.yb) + (1 - self.lam)*per_item(pred, self._y2)
+        metric.add(total=values.sum(), weight=len(values))
     return measure
 
 # %% ../nbs/18_mixup.ipynb #2bb9ddb0

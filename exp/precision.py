@@ -8,16 +8,15 @@ __all__ = ['MixedPrecision', 'GradAccumulation', 'ChannelsLast', 'Compile']
 # %% ../nbs/19_mixed_precision.ipynb #6ac04c80
 import math, warnings
 from contextlib import contextmanager
-from functools import partial
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .callbacks import Callback, CancelBatchException, CancelStepException, _n_items
-from .core import _on_each, did_you_mean, exercise, near, patch
+from .core import _on_each, check_int, did_you_mean, exercise, near, patch
 from .learner import CheckpointError, Learner
+from .losses import is_sum
 
 # %% ../nbs/19_mixed_precision.ipynb #cb3237a9
 _HALVES = torch.float16, torch.bfloat16
@@ -38,11 +37,7 @@ def _check_precision(dtype, loss_scale, init_scale, growth_interval):
         expected = "'dynamic', a number or None" if name == 'loss_scale' else 'a number'
         if isinstance(v, bool) or not isinstance(v, Real): raise TypeError(f'{name} should be {expected}, not {v!r}')
         if not 2.**-126 <= v < 2.**127: raise ValueError(f'{name} is {v}; the loss is multiplied by it in float32, so it should be finite and more than 0 there')
-    _check_whole('growth_interval', growth_interval)
-
-def _check_whole(name, v):
-    if isinstance(v, bool) or not isinstance(v, Integral): raise TypeError(f'{name} should be a whole number, not {v!r}')
-    if v < 1: raise ValueError(f'{name} is {v}; it should be 1 or more')
+    check_int(growth_interval=growth_interval, least=1)
 
 # %% ../nbs/19_mixed_precision.ipynb #67354927
 class MixedPrecision(Callback):
@@ -195,20 +190,6 @@ def to_bf16(self: Learner) -> Learner: "Compute in bf16 where that is safe, in t
 @patch
 def to_fp32(self: Learner) -> Learner: "Compute in float32 again."; return self._replace(MixedPrecision, None)
 
-# %% ../nbs/19_mixed_precision.ipynb #f64d476b
-def _divisor(loss_func, yb):
-    "By what a mean of PyTorch's losses of classes divides: the weights of the targets that count. None for other losses."
-    known = loss_func.func if isinstance(loss_func, partial) else loss_func
-    if known not in (F.cross_entropy, F.nll_loss) and type(known) not in (nn.CrossEntropyLoss, nn.NLLLoss): return None
-    if not isinstance(yb, torch.Tensor) or yb.is_floating_point(): return None   # targets that are probabilities count alike
-    option = loss_func.keywords.get if isinstance(loss_func, partial) else partial(getattr, loss_func)
-    weight, counts = option('weight', None), yb != option('ignore_index', -100)
-    return counts.sum() if weight is None else (weight.to(yb.device)[yb.where(counts, 0)]*counts).sum()
-
-def _adds_up(loss_func):
-    "Is this loss a sum over its items, rather than their mean?"
-    return getattr(loss_func, 'reduction', getattr(loss_func, 'keywords', {}).get('reduction')) == 'sum'
-
 # %% ../nbs/19_mixed_precision.ipynb #6104ba5a
 def _at_least(x, low): return x.clamp(min=low) if isinstance(x, torch.Tensor) else max(x, low)
 
@@ -221,8 +202,7 @@ class GradAccumulation(Callback):
     def __init__(self,
         n_items: int, # items for a step, over all processes
     ):
-        _check_whole('n_items', n_items)
-        self.n_items = int(n_items)
+        self.n_items = check_int(n_items=n_items, least=1)
         self._forget()
 
     def _forget(self): self._seen, self._unit, self._total, self._factor = 0, 1., 0., None
@@ -269,17 +249,14 @@ def _share(self: GradAccumulation, loss):
     weight = self._weight()
     if isinstance(weight, torch.Tensor): weight = weight.to(loss.device, torch.promote_types(loss.dtype, torch.float32))
     if self._seen == 0: self._unit = _at_least(weight, 1)
-    self._total = weight if _adds_up(self.loss_func) else self._total + weight
+    self._total = weight if is_sum(self.loss_func) else self._total + weight
     self._seen += _n_items(self.xb) if self.items is None else self.run.whole_batch()
     return weight/self._unit
 
 @patch
 def _weight(self: GradAccumulation):
-    if _adds_up(self.loss_func): return 1.
     whole = vars(self.run).get('whole_weight')   # what data-parallel training says
-    if whole is not None: return whole()
-    divisor = _divisor(self.loss_func, self.yb)
-    return self.run.batch_weight() if divisor is None else divisor
+    return self.run.batch_weight() if whole is None else whole()
 
 # %% ../nbs/19_mixed_precision.ipynb #35961151
 @patch

@@ -20,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .callbacks import AvgStats, Callback, DelayedRead, Runner, smoothed
-from .core import atomic_path, exercise, near, patch, user_path
+from .core import atomic_path, check_bool, exercise, near, patch, user_path
 from .dataloader import DataLoader, Dataset
 
 # %% ../nbs/15_progress.ipynb #94495706
@@ -250,9 +250,7 @@ class Progress(Callback):
         table: bool = True, # the table
         plot: bool = False, # the plot
     ):
-        for name, v in dict(show=show, bars=bars, table=table, plot=plot).items():
-            if not isinstance(v, bool): raise TypeError(f'{name} should be True or False, not {v!r}')
-        self.show, self.bars, self.table, self.plot = show, bars, table, plot
+        self.show, self.bars, self.table, self.plot = check_bool(show=show, bars=bars, table=table, plot=plot)
         self.rows, self._loaded = [], None   # rows: dicts, those of the table
         self._forget()
 
@@ -458,8 +456,7 @@ class CSVLog(Callback):
         path,                 # the file; its folder is made if need be
         append: bool = False, # add to the file
     ):
-        if not isinstance(append, bool): raise TypeError(f'append should be True or False, not {append!r}')
-        self.path, self.append, self._loaded = user_path(path), append, None
+        self.path, self.append, self._loaded = user_path(path), check_bool(append=append), None
         self._rows, self._before, self._active = [], [], False   # rows of this fit, as dicts; earlier ones in the file, as lists
 
     def __repr__(self): return f'CSVLog({str(self.path)!r}{", append=True" if self.append else ""})'

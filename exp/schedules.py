@@ -10,7 +10,7 @@ __all__ = ['sched_lin', 'sched_cos', 'sched_exp', 'sched_no', 'combine_scheds', 
 import copy, itertools, math, random, statistics, warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,15 +18,10 @@ import numpy as np
 import torch
 
 from .callbacks import AvgStats, Callback, CancelFitException, _set_epoch, smoothed
-from .core import _on_each, did_you_mean, exercise, load_state, patch, save_state, user_path
+from .core import _on_each, check_int, check_real, did_you_mean, exercise, load_state, patch, save_state, user_path
 from .dataloader import _generator_state, _loader_generators, _loader_parts, _set_generator
 
 # %% ../nbs/08_schedules.ipynb #40b5ca4a
-def _check_ends(**ends):
-    for name, v in ends.items():
-        if isinstance(v, bool) or not isinstance(v, Real): raise TypeError(f'{name} should be a number, not {v!r}')
-        if not math.isfinite(v): raise ValueError(f'{name} is {v}; it should be a finite number')
-
 def _check_pos(pos):
     if not 0 <= pos <= 1: raise ValueError(f'the position is {pos}; it runs from 0, the beginning, to 1, the end')
 
@@ -36,7 +31,7 @@ def sched_lin(
     end: float,   # value at 1
 ) -> Callable:    # a function of the position, 0…1
     "A straight line from `start` to `end`."
-    _check_ends(start=start, end=end)
+    start, end = check_real(start=start, end=end)
     def sched(pos):
         _check_pos(pos)
         return (1 - pos)*start + pos*end
@@ -48,7 +43,7 @@ def sched_cos(
     end: float,   # value at 1
 ) -> Callable:    # a function of the position, 0…1
     "Half a wave of the cosine from `start` to `end`: flat at both ends (Loshchilov & Hutter 2016, 1608.03983)."
-    _check_ends(start=start, end=end)
+    start, end = check_real(start=start, end=end)
     def sched(pos):
         _check_pos(pos)
         way = (1 - math.cos(math.pi*pos))/2
@@ -61,7 +56,7 @@ def sched_exp(
     end: float,   # value at 1; more than 0
 ) -> Callable:    # a function of the position, 0…1
     "From `start` to `end` by the same factor in each step. `ValueError` unless both are more than 0."
-    _check_ends(start=start, end=end)
+    start, end = check_real(start=start, end=end)
     if start <= 0 or end <= 0: raise ValueError(f'sched_exp goes from {start} to {end}; both should be more than 0')
     def sched(pos):
         _check_pos(pos)
@@ -74,7 +69,7 @@ def sched_no(
     end: float,   # not used, so that it can stand where another annealer does
 ) -> Callable:    # a function of the position, 0…1
     "No change: `start` everywhere."
-    _check_ends(start=start, end=end)
+    start, end = check_real(start=start, end=end)
     def sched(pos):
         _check_pos(pos)
         return start
@@ -147,11 +142,11 @@ def get_hyper(
 
 # %% ../nbs/08_schedules.ipynb #fd96a40a
 def _check_hyper(name, value):
-    if type(value) is float and 0 <= value < 1: return   # the usual, at once
-    if isinstance(value, torch.Tensor): return   # to look at it could mean to wait for the device
-    if isinstance(value, bool) or not isinstance(value, Real): raise TypeError(f'{name} should be a number, not {value!r}')
-    if not 0 <= value < math.inf: raise ValueError(f'{name} is {value}; it should be a number from 0 up')
+    if type(value) is float and 0 <= value < 1: return value   # the usual, at once
+    if isinstance(value, torch.Tensor): return value   # to look at it could mean to wait for the device
+    value = check_real(**{name: value}, least=0)
     if name in ('mom', 'sqr_mom') and value >= 1: raise ValueError(f'{name} is {value}; it should be less than 1')
+    return value
 
 def set_hyper(
     opt,       # a `torch.optim.Optimizer`
@@ -163,7 +158,7 @@ def set_hyper(
     several = isinstance(values, (list, tuple)) or getattr(values, 'ndim', 0)
     values = list(values) if several else [values]*len(groups)
     if len(values) != len(groups): raise ValueError(f'{len(values)} values of {name} for {len(groups)} parameter groups; give one number, or one for each')
-    for value in values: _check_hyper(name, value)
+    values = [_check_hyper(name, value) for value in values]
     for group, (key, *place), value in zip(groups, found, values): _put(group, key, place, value)
 
 def _put(group, key, place, value):
@@ -339,12 +334,10 @@ class LRFinder(Callback):
         max_lr: float = 10,    # rate of the last batch
         rule=None,             # of `suggestion`: as `suggest` takes it
     ):
-        if isinstance(max_iter, bool) or not isinstance(max_iter, Integral): raise TypeError(f'max_iter should be a whole number, not {max_iter!r}')
-        if max_iter < 10: raise ValueError(f'max_iter is {max_iter}; it should be at least 10')
-        _check_ends(min_lr=min_lr, max_lr=max_lr)
-        if not 0 < min_lr < max_lr: raise ValueError(f'the rate should rise from more than 0; it goes from {min_lr} to {max_lr}')
         _check_rule(rule)
-        self.max_iter, self.min_lr, self.max_lr, self.rule = int(max_iter), float(min_lr), float(max_lr), rule
+        self.max_iter, self.rule = check_int(max_iter=max_iter, least=10), rule
+        self.min_lr, self.max_lr = check_real(min_lr=min_lr, max_lr=max_lr)
+        if not 0 < self.min_lr < self.max_lr: raise ValueError(f'the rate should rise from more than 0; it goes from {min_lr} to {max_lr}')
         self.lrs, self.losses = [], []
 
     def __repr__(self): return f'LRFinder({self.max_iter}, {self.min_lr:g}, {self.max_lr:g})'
@@ -481,11 +474,8 @@ class _Tracker(Callback):
     order = 60   # after AvgStats has its row
     def __init__(self, monitor, min_delta, patience, mode, reset_on_fit=True):
         if not isinstance(monitor, str): raise TypeError(f'monitor should be the name of a column, not {monitor!r}')
-        _check_ends(min_delta=min_delta)
-        if min_delta < 0: raise ValueError(f'min_delta is {min_delta}; it should be 0 or more')
-        if isinstance(patience, bool) or not isinstance(patience, Integral): raise TypeError(f'patience should be a whole number, not {patience!r}')
-        if patience < 1: raise ValueError(f'patience is {patience}; it should be at least 1')
-        self.monitor, self.min_delta, self.patience, self.mode = monitor, min_delta, int(patience), _mode(monitor, mode)
+        self.min_delta, self.patience = check_real(min_delta=min_delta, least=0), check_int(patience=patience, least=1)
+        self.monitor, self.mode = monitor, _mode(monitor, mode)
         self.reset_on_fit, self._loaded = reset_on_fit, False
         self._reset()
 
@@ -674,10 +664,8 @@ class ReduceLROnPlateau(_Tracker):
         min_lr: float = 0.,          # no rate falls below this
     ):
         super().__init__(monitor, min_delta, patience, mode)
-        _check_ends(factor=factor, min_lr=min_lr)
-        if not 0 < factor < 1: raise ValueError(f'factor is {factor}; it should lie between 0 and 1')
-        if min_lr < 0: raise ValueError(f'min_lr is {min_lr}; it should be 0 or more')
-        self.factor, self.min_lr, self._rates = factor, min_lr, None
+        self.factor, self.min_lr, self._rates = *check_real(factor=factor, min_lr=min_lr, least=0), None
+        if not 0 < self.factor < 1: raise ValueError(f'factor is {factor}; it should lie between 0 and 1')
 
     def before_fit(self):
         if any(isinstance(cb, ParamScheduler) and cb.hyper == 'lr' for cb in self.run.cbs):

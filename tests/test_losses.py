@@ -264,7 +264,7 @@ def test_a_function_may_answer_a_python_number_but_not_many():
     metric = as_metric(lambda pred, yb: 0.5)
     metric.update(torch.ones(3), torch.ones(3))
     close(metric.compute(), 0.5)
-    with pytest.raises(ValueError, match="'total' has shape"): as_metric(lambda pred, yb: pred).update(torch.ones(3), torch.ones(3))
+    with pytest.raises(ValueError, match='one number'): as_metric(lambda pred, yb: pred).update(torch.ones(3), torch.ones(3))
 
 def test_as_metric_takes_objects_as_they_are_and_refuses_the_rest():
     rmse = Rmse()
