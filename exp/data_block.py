@@ -213,7 +213,8 @@ def _name(source):
     "Where an image comes from, in words."
     if isinstance(source, _BYTES): return f'an image of {len(source)} bytes'
     if isinstance(source, (str, os.PathLike)): return str(source)
-    return str(getattr(source, 'filename', '') or getattr(source, 'name', '') or f'an image in a {type(source).__name__}')
+    name = getattr(source, 'filename', '') or getattr(source, 'name', '')   # of a PIL image, of an open file
+    return str(name or f'an image in a {type(source).__name__}')
 
 def _read(source):
     "The bytes of a path, of bytes, or of an open file from its start; the file stays where it is."
@@ -246,7 +247,8 @@ def _as_bytes(a):
     "An array's numbers as bytes: the upper byte of 16 bits, floats as parts of 1, 255 or 65535."
     if a.dtype == np.uint8: return a
     low, high = float(a.min()), float(a.max())
-    if not 0 <= low <= high < 65536: raise ValueError(f'the pixels go from {low:.4g} to {high:.4g}; 0…1, 0…255 or 0…65535 is expected')
+    if not 0 <= low <= high < 65536:
+        raise ValueError(f'the pixels go from {low:.4g} to {high:.4g}; 0…1, 0…255 or 0…65535 is expected')
     if a.dtype.kind in 'iu': return (a.astype(np.uint16) >> 8).astype(np.uint8)
     top = next(t for t in (1, 255, 65535) if high < t + 1)
     return (a.astype(np.float32).clip(0, top)*(255/top)).round().astype(np.uint8)
@@ -270,7 +272,8 @@ class ImageList(ItemList):
         if isinstance(item, Image.Image): return _own(item)
         if isinstance(item, (torch.Tensor, np.ndarray)): return _from_numbers(item)
         if isinstance(item, _BYTES) or hasattr(item, 'read'): return _open_image(item)
-        if not isinstance(item, (str, os.PathLike)): raise TypeError(f'a {type(item).__name__} is no image; give one path, bytes, an open file, an array or a PIL image')
+        if not isinstance(item, (str, os.PathLike)):
+            raise TypeError(f'a {type(item).__name__} is no image; give one path, bytes, an open file, an array or a PIL image')
         return _open_image(user_path(item, self.path))
 
     def text(self, obj): return f'{type(obj).__name__} {tuple(obj.shape) if hasattr(obj, "shape") else obj.size}'
@@ -854,7 +857,7 @@ def _upright(im):
     bare = im.format == 'JPEG' and 'exif' not in im.info and 'xmp' not in im.info   # seen at once, where getexif would search
     return im if bare or im.getexif().get(0x0112, 1) == 1 else ImageOps.exif_transpose(im)
 
-def _whole_numbers(im):
+def _eight_bits(im):
     "A PIL image of 16 or 32 bits a pixel as bytes. `ValueError` for numbers that are no brightness."
     a = np.asarray(im)
     clear = im.info.get('transparency')
@@ -863,7 +866,7 @@ def _whole_numbers(im):
 def _converted(im, mode):
     "A PIL image of any mode as RGB or L; what is transparent lies over white."
     if im.mode == mode and 'transparency' not in im.info: return im
-    if im.mode[0] in 'IF': im = _whole_numbers(im)
+    if im.mode[0] in 'IF': im = _eight_bits(im)
     if im.has_transparency_data:
         im = (im.convert('LA') if im.mode == 'La' else im).convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
