@@ -32,7 +32,7 @@ def learner(classes):
 @pytest.mark.parametrize('draw', [
     lambda n: show_image(np.zeros((4, 4)), title=n), lambda n: show_images([np.zeros((4, 4))], titles=[n]), lambda n: get_grid(1, title=n), lambda n: images([n, 'b']).show_batch(),
     lambda n: learner([n, 'b']).show_results(), lambda n: learner([n, 'b']).plot_top_losses(2), lambda n: learner([n, 'b']).plot_confusion_matrix(),
-    lambda n: ItemList([n]).show(n, get_grid(1)[1][0], title=n), lambda n: draw_graph(Variable(torch.tensor(2.), name=n)*3)],
+    lambda n: ItemList([n]).show(n, get_grid(1)[1][0], title=n), lambda n: draw_graph(Variable(torch.tensor(2.), requires_grad=True, name=n)*3)],
     ids=['show_image', 'show_images', 'get_grid', 'show_batch', 'show_results', 'top losses', 'confusion', 'text', 'graph'])
 def test_a_name_with_a_dollar_is_drawn_as_it_is(draw, name):
     draw(name)
