@@ -256,7 +256,8 @@ def _shared_loss(loss, pred, own, weight, divisor=None, adds_up=False):
     if adds_up: count = torch.ones_like(count)
     some = torch.where(count > 0, count, 1.)
     value = total/(some if divisor is None else count)            # PyTorch's loss of nothing is NaN, ours 0
-    if not own: loss = _nothing_of(pred) + loss.detach()*0
+    nothing = 0. if own else _nothing_of(pred)
+    if getattr(nothing, 'requires_grad', False): loss = nothing + loss.detach()*0   # else the model is frozen, and the loss itself may learn
     return _Whole.apply(loss, value.to(loss.dtype), (counts*world_size()/some).to(loss.dtype)), whole_weight if divisor is None else count
 
 # %% ../nbs/20_distributed.ipynb #16ee1485
