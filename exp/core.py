@@ -117,8 +117,8 @@ def user_path(
     root='.', # where a relative name starts, unless it begins with `root` already
 ) -> Path:
     "The path of `name`: absolute names stay, relative ones are below `root`."
-    name = Path(os.path.expanduser(name))
-    return name if name.is_relative_to(root) else Path(root)/name
+    name, root = Path(os.path.expanduser(name)), Path(root)
+    return name if name.parts[:len(root.parts)] == root.parts else root/name
 
 # %% ../nbs/00_core.ipynb #adf09316
 def text_encoding(

@@ -119,9 +119,8 @@ class ItemList(ListContainer):
 # %% ../nbs/13_data_block.ipynb #5b752f2a
 def _relative(path, root):
     "`path` from the folder `root`, if it lies there."
-    path = user_path(path, root)
-    try: return path.relative_to(root)
-    except ValueError: pass
+    path, above = user_path(path, root), Path(root).parts
+    if path.parts[:len(above)] == above: return Path(*path.parts[len(above):])
     try: return Path(os.path.abspath(path)).relative_to(os.path.abspath(root))
     except ValueError: return path
 
@@ -168,9 +167,9 @@ def __repr__(self: ItemList):
     return f'{type(self).__name__} ({len(self)} items) [{shown}]'
 
 # %% ../nbs/13_data_block.ipynb #dd476e63
-def _kinds(files):
+def _kinds(endings):
     "How many files of which ending there are, for messages."
-    kinds = Counter(f.suffix.lower() or 'without ending' for f in files)
+    kinds = Counter(ending or 'without ending' for ending in endings)
     return ', '.join(f'{n} {kind}' for kind, n in kinds.most_common(5)) or 'no files at all'
 
 def _may_be(ending, kind):
@@ -178,11 +177,10 @@ def _may_be(ending, kind):
     known, packed = mimetypes.guess_type(f'x{ending}', strict=False)
     return (known or packed or kind).startswith(kind)
 
-def _warn_of_others(cls, path, files, every):
+def _warn_of_others(cls, path, endings):
     "A warning that counts the files left out, but for those that are known to be of another kind, as text is."
-    mine = {f.suffix.lower() for f in files}
-    others = {ending for ending in {f.suffix.lower() for f in every} - mine if _may_be(ending, cls.kind)}
-    if others: warnings.warn(f'{path}: {cls.__name__} leaves out {_kinds(f for f in every if f.suffix.lower() in others)}', stacklevel=3)
+    odd = {ending for ending in set(endings) if _may_be(ending, cls.kind)}
+    if odd: warnings.warn(f'{path}: {cls.__name__} leaves out {_kinds(e for e in endings if e in odd)}', stacklevel=3)
 
 def _from_folder(cls,
     path,                 # a folder
@@ -194,9 +192,10 @@ def _from_folder(cls,
     "The files below `path`, by name, with a warning that counts those left out. `FileNotFoundError` if it is not there, `ValueError` if it has none."
     given = cls.extensions if extensions is None else extensions
     wanted, every = None if given is None else _endings(given), get_files(path, recurse=recurse, include=include)
-    files = [f for f in every if wanted is None or f.suffix.lower() in wanted]
-    if not files: raise ValueError(f'{path} has no files for {cls.__name__}; it holds {_kinds(every)}. Check the path, or give extensions=…')
-    if extensions is None: _warn_of_others(cls, path, files, every)
+    endings = [f.suffix.lower() for f in every]
+    files = [f for f, ending in zip(every, endings) if wanted is None or ending in wanted]
+    if not files: raise ValueError(f'{path} has no files for {cls.__name__}; it holds {_kinds(endings)}. Check the path, or give extensions=…')
+    if extensions is None and wanted is not None: _warn_of_others(cls, path, [e for e in endings if e not in wanted])
     return cls(files, path)
 
 ItemList.from_folder = classmethod(_from_folder)

@@ -254,7 +254,8 @@ def _shared_loss(loss, pred, own, weight, adds_up=False):
     if adds_up: count = torch.ones_like(count)
     some = torch.where(count > 0, count, 1.)
     value = torch.where(count > 0, total/some, nothing)
-    if not own: loss = _nothing_of(pred) + loss.detach()*0
+    none = 0. if own else _nothing_of(pred)
+    if getattr(none, 'requires_grad', False): loss = none + loss.detach()*0   # else the model is frozen, and the loss itself may learn
     return _Whole.apply(loss, value.to(loss.dtype), (counts*world_size()/some).to(loss.dtype)), count
 
 # %% ../nbs/20_distributed.ipynb #16ee1485

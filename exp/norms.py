@@ -258,7 +258,7 @@ class RunningBatchNorm(nn.modules.batchnorm._BatchNorm):
         if mom == 0: raise ValueError('mom is 0, so that a batch would never enter the running statistics; it should be above 0')
         super().__init__(_check_count('nf', nf), _check_number('eps', eps), mom, affine, device=device, dtype=dtype)
         del self.num_batches_tracked   # instead:
-        for name in ('counts', 'items'): self.register_buffer(name, torch.zeros((), device=device, dtype=dtype))
+        for name in ('counts', 'items'): self.register_buffer(name, torch.zeros(1, device=device, dtype=dtype))
 
     nf, mom = _also('num_features'), _also('momentum')
     def extra_repr(self): return f'{self.nf}, mom={self.mom}, eps={self.eps}'
@@ -270,7 +270,7 @@ class RunningBatchNorm(nn.modules.batchnorm._BatchNorm):
     def renew_state(self, state_dict, prefix=''):
         "Let `state_dict` have the keys of today: `counts` and `items` were once one `_extra_state`."
         old = state_dict.pop(prefix + '_extra_state', None)
-        if old is not None: state_dict[prefix + 'counts'], state_dict[prefix + 'items'] = old.to(self.counts.dtype)
+        if old is not None: state_dict[prefix + 'counts'], state_dict[prefix + 'items'] = old.to(self.counts.dtype).split(1)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         self.renew_state(state_dict, prefix)

@@ -235,9 +235,10 @@ class GradAccumulation(Callback):
 
     def after_train(self):   # no more batches come
         if not self._seen: return
-        self._seen = max(self._seen, self.n_items)
+        seen, self._seen = self._seen, max(self._seen, self.n_items)
         try: self.run.take_step()
         except CancelBatchException: self.run('after_cancel_step')
+        if self._seen: self._seen = seen   # called off by another; the group goes on
     after_cancel_epoch = after_cancel_fit = after_train
 
     def __repr__(self): return f'GradAccumulation({self.n_items})'

@@ -403,7 +403,7 @@ def _before_rise(lrs, losses):
     middle = statistics.median_low(smooth)
     last = max(i for i, v in enumerate(smooth) if v <= middle)
     flat, rest = smooth[:last + 1][_FEW:] or smooth[:last + 1], smooth[last + 1:]
-    return lrs[last]/10 if rest and max(rest) - middle > max(0.02*abs(middle), 2*(max(flat) - min(flat))) else None
+    return lrs[last]/10 if rest and max(rest) - middle > max(0.02*abs(middle), 2.5*(max(flat) - min(flat))) else None
 
 def _best(lrs, losses):
     smooth, valley = _falling(losses)
