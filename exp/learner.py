@@ -347,12 +347,12 @@ def _items_of(sampler, n):
     first, second = ({i for o in _order(sampler, epoch, 0, 0) for i in _listed(o)} for epoch in (0, 1))
     return sorted(first) if first == second else range(n)
 
-def _plan(dl, n):
-    "Batches of the items that a loader is there for, each item once."
+def _plan(dl, n, times):
+    "Batches of the items that a loader is there for, each item once; `times` as many in each."
     batches = dl.sampler if dl.batch_sampler is None else dl.batch_sampler
     sampler = getattr(batches, 'sampler', None)
     items = _items_of(batches if sampler is None else sampler, n)
-    if type(batches) in (BatchSampler, torch.utils.data.BatchSampler): return BatchSampler(items, getattr(batches, 'bs', None) or batches.batch_size).cut(items)
+    if type(batches) in (BatchSampler, torch.utils.data.BatchSampler): return BatchSampler(items, times*(getattr(batches, 'bs', None) or batches.batch_size)).cut(items)
     given = _order(batches, 0, 0, 0)
     if len(given) and isinstance(given[0], int): return list(items)   # of a data set that makes whole batches
     left, plan = set(items), []
@@ -385,7 +385,7 @@ def _in_order(self: Learner, dl):
     if not isinstance(dl, (DataLoader, torch.utils.data.DataLoader)) or isinstance(ds, torch.utils.data.IterableDataset): return dl
     plain = self._plain(ds)
     if plain is ds and isinstance(dl, DataLoader) and _is_in_order(dl): return dl   # with its workers
-    return _planned(dl, plain, _plan(dl, len(ds)))
+    return _planned(dl, plain, _plan(dl, len(ds), 2 if dl is self.data.train_dl else 1))   # without gradients twice as many fit
 
 def _is_in_order(dl): return type(dl.batch_sampler) is BatchSampler and not dl.batch_sampler.drop_last and type(dl.sampler) is Sampler and not dl.sampler.shuffle
 
