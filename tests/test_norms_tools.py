@@ -25,7 +25,7 @@ BATCHES = [draw(bs, 3, 8, 8, seed=i) for i, bs in enumerate((2, 3, 2, 9, 33, 2))
 
 def network(kind, seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 6, 3), NORMS[kind](), GeneralRelu(0.1, 0.4), Dropout(0.), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 2)).double()
+    return nn.Sequential(nn.Conv2d(3, 6, 3), NORMS[kind](), GeneralRelu(0.1, 0.5), Dropout(0.), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 2)).double()
 
 def steps(model, call=None, batches=BATCHES):
     "The gradients of some training steps, and the state afterwards."
@@ -62,7 +62,7 @@ def test_a_model_made_on_the_meta_device_and_loaded_is_the_one_that_was_saved(ki
     with torch.device('meta'): made = network(kind)
     assert all(t.is_meta for t in (*made.parameters(), *made.buffers()))
     if not assign: made = made.to_empty(device='cpu')
-    made.load_state_dict(trained.state_dict(), assign=assign)
+    made.load_state_dict(copy.deepcopy(trained.state_dict()), assign=assign)
     for model in (trained, made): model.eval()
     equal(made(BATCHES[0]), trained(BATCHES[0]))
     equal(made.train()(BATCHES[0]), trained.train()(BATCHES[0]))
@@ -94,7 +94,7 @@ def older(state):
     "A state dict as it was when counts and items were one `_extra_state`."
     state = dict(state)
     for name in [k[:-len('counts')] for k in state if k.endswith('counts')]:
-        state[name + '_extra_state'] = torch.stack([state.pop(name + 'counts'), state.pop(name + 'items')]).double()
+        state[name + '_extra_state'] = torch.cat([state.pop(name + 'counts'), state.pop(name + 'items')]).double()
     return state
 
 @pytest.mark.parametrize('assign', [False, True])
@@ -103,7 +103,7 @@ def test_older_state_dicts_are_read(assign):
     for x in BATCHES: trained(x)
     state = older(trained.state_dict())
     assert '1._extra_state' in state and '1.counts' not in state
-    again.load_state_dict(state, assign=assign)
+    again.load_state_dict(copy.deepcopy(state), assign=assign)
     equal(again(x), trained(x))
     equal(again.state_dict(), trained.state_dict())
 
@@ -259,8 +259,8 @@ def test_a_traced_model_goes_on_as_the_model_does(kind, train):
     if not train: model(BATCHES[0])
     traced = fx.symbolic_trace(copy.deepcopy(model))
     same(steps(traced), steps(model))
-    new = {name: t + 1 for name, t in model.state_dict().items()}   # the numbers are the module's, not the graph's
-    for m in (traced, model): m.load_state_dict(new)
+    new = {name: t + 1 for name, t in model.state_dict().items() if name != '2.sub'}   # the numbers are the module's, not the graph's
+    for m in (traced, model): m.load_state_dict(new, strict=False)
     close(traced(BATCHES[0]), model(BATCHES[0]), 1e-10)
     equal(len(pickle.dumps(traced)) > 0, True)
 
