@@ -962,7 +962,7 @@ def _check_rules(tfms, x, y, tfm_y):
     for t in tfms:
         if not t.has(x.kind): raise TypeError(f'{t!r} has no rule for {x.kind}; it should define {x.kind}(self, x, draw)')
         if tfm_y and y is not None and y.spatial and t.moves and not t.has(y.kind):
-            raise TypeError(f'{t!r} moves the {x.kind} and has no rule for {y.kind}, which would stay behind; define {y.kind}(self, y, draw), or leave it out')
+            raise TypeError(f'{t!r} has no rule for {y.kind}, which would stay behind; define {y.kind}(self, y, draw), or give tfm_y=False')
 
 # %% ../nbs/13_data_block.ipynb #f011bb34
 @patch
