@@ -1394,6 +1394,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'exp.norms._check_maps': ('batchnorm.html#_check_maps', 'exp/norms.py'),
                            'exp.norms._check_number': ('batchnorm.html#_check_number', 'exp/norms.py'),
                            'exp.norms._check_shape': ('batchnorm.html#_check_shape', 'exp/norms.py'),
+                           'exp.norms._exact_mean': ('batchnorm.html#_exact_mean', 'exp/norms.py'),
                            'exp.norms._kept': ('batchnorm.html#_kept', 'exp/norms.py'),
                            'exp.norms._mean': ('batchnorm.html#_mean', 'exp/norms.py'),
                            'exp.norms._normalized': ('batchnorm.html#_normalized', 'exp/norms.py'),

@@ -202,16 +202,17 @@ def _kept(mom, bs):
     return (1 - mom)/math.sqrt(bs - 1) if bs > 1 else math.sqrt(1 - mom)
 
 # %% ../nbs/11_batchnorm.ipynb #56267099
-def _mean(x):
-    "Over all dimensions but that of the channels. The mean of the distances from a first mean corrects what rounding does to large sums."
-    dims = [0, *range(2, x.ndim)]
-    first = x.detach().mean(dims)
-    return first + (x - _per_channel(first, x)).mean(dims)
+def _mean(x): return x.mean([0, *range(2, x.ndim)])
+
+def _exact_mean(x):
+    "That of the distances from a first mean corrects what rounding does to large sums."
+    first = _mean(x.detach())
+    return first + _mean(x - _per_channel(first, x))
 
 def _without(x, mean, var, share):
     "The running statistics as they were before `x` entered them with this share."
     gone = share/(1 - share).clamp_min(1e-6)
-    old_mean = mean + gone*(mean - _mean(x))
+    old_mean = mean + gone*(mean - _exact_mean(x))
     return old_mean, var + gone*(var - _mean((x - _per_channel(mean, x)).square())) - (old_mean - mean).square()
 
 def _now(buffer):
@@ -233,7 +234,7 @@ def _running_norm(x, weight, bias, running_mean, running_var, counts, items, mom
             items.add_(x.shape[0])
         share = new*n/_now(counts)
         if again: mean, var = _without(x.detach(), mean, var, share)
-        old_mean, mean = mean, mean.lerp(_mean(x), share)
+        old_mean, mean = mean, mean.lerp(_exact_mean(x), share)
     distance = x - _per_channel(mean, x)
     if enter:
         var = (var + (old_mean - mean).square()).lerp(_mean(distance.square()), share)
