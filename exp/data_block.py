@@ -731,7 +731,7 @@ def _from_df(cls,
         items = [user_path(Path(folder)/f'{_slashed(name)}{suffix}', path) for name in items]
         _check_files(items)
     items = cls(items, path)
-    items._keep_rows(df)
+    items._keep_rows(df.copy())   # its owner may sort it later
     return items
 
 def _from_csv(cls,

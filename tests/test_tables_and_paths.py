@@ -362,3 +362,10 @@ def test_the_working_folder_has_its_name_as_a_label(tmp_path, monkeypatch):
     picture(tmp_path/'train'/'dog'/'valid'/'x'/'b.png')
     monkeypatch.chdir(tmp_path/'train')
     assert len(ImageList.from_folder('.').split_by_grandparent().train) == 2
+
+def test_a_table_that_its_owner_sorts_later_keeps_its_rows_here():
+    df = pd.DataFrame({'text': ['b', 'a', 'c'], 'label': ['of b', 'of a', 'of c'], 'is_valid': [True, False, False]})
+    items = ItemList.from_df(df, col='text')
+    df.sort_values('text', inplace=True)
+    split = items.split_by_col().label_from_df('label', classes=['of a', 'of b', 'of c'])
+    assert split.valid.x.items == ['b'] and [split.train.y.decode(y) for y in split.train.y.items] == ['of a', 'of c']
