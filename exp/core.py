@@ -32,13 +32,14 @@ def _tensor(o):
     if hasattr(o, '__array__') and not isinstance(o, torch.Tensor):
         o = np.asarray(o)
         o = o.astype(o.dtype.newbyteorder('='))
-    return torch.as_tensor(o).detach().cpu()
+    return torch.as_tensor(o).detach().cpu().to_dense()
 
 def _same(a, b):
     "Are `a` and `b` equal, tensors and arrays by shape and value, containers part by part?"
     if isinstance(a, Mapping) and isinstance(b, Mapping): return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)): return len(a) == len(b) and all(map(_same, a, b))
     if type(a) is type(b) and hasattr(a, 'equals'): return a.equals(b)   # pandas' own
+    if is_dataclass(a) and type(a) is type(b): return all(map(_same, _children(a), _children(b)))
     if not hasattr(a, '__array__') and not hasattr(b, '__array__'): return bool(a == b)
     try:
         s, t = _tensor(a), _tensor(b)
@@ -235,8 +236,9 @@ def settings() -> Settings:
     path = os.environ.get('EXP_SETTINGS') or ((root := checkout()) and root/'settings.ini')
     v = {**_DEFAULTS, **(_ini_values(path) if path else {}), **_env_values()}
     def whole(key):
-        if not v[key].strip().isdecimal(): raise ValueError(f'the setting {key} should be a whole number from 0 up, not {v[key]!r}')
-        return int(v[key])
+        text = v[key].strip() or _DEFAULTS[key]
+        if not text.isdecimal(): raise ValueError(f'the setting {key} should be a whole number from 0 up, not {text!r}')
+        return int(text)
     data = user_path(v['data'].strip()) if v['data'].strip() else _user_cache()/'exp'
     mirrors = tuple(m.strip() for m in v['data_mirror'].split(',') if m.strip())
     return Settings(data.absolute(), mirrors, whole('seed'), v['device'].strip() or 'auto', whole('threads'), v['torch_index'].strip())
@@ -422,7 +424,7 @@ def image_array(
 
 def _colours(a):
     "Numbers h×w×c as matplotlib takes them: bytes, or floats in 0…1."
-    if a.dtype == np.uint16: return a/65535
+    if a.dtype.name == 'uint16': return a/65535   # of either byte order
     if a.dtype.kind in 'fb': return np.nan_to_num(a.astype(np.float32)).clip(0, 1)
     return a.clip(0, 255).astype(np.uint8)
 

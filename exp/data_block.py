@@ -12,7 +12,7 @@ import copy, io, itertools, mimetypes, operator, os, random, re, shutil, unicode
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from .schedules import _undisturbed
 # %% ../nbs/13_data_block.ipynb #61f9a06a
 def _image_extensions():
     "The endings of image files that Pillow opens here; not of videos, of PostScript, and of formats that it knows by name only."
-    endings = Image.registered_extensions()
+    endings = {**Image.registered_extensions(), '.mpo': 'JPEG'}   # several JPEGs in one, which their reader opens
     def opens(kind):
         if kind not in Image.OPEN or not Image.MIME.get(kind, 'image/').startswith('image/'): return False
         factory = Image.OPEN[kind][0]
@@ -60,8 +60,9 @@ def _check_folder(path):
 
 def _list_of(items, is_one=lambda array: False):
     "A list of the items in a list, array, tensor, column or iterator, numbers and names as Python's own; anything else is one item."
+    if isinstance(items, pd.DataFrame): items = items.to_numpy()   # its rows, not the names of its columns
     one = isinstance(items, (str, bytes, bytearray, Mapping)) or hasattr(items, 'read') or not isinstance(items, Iterable)
-    if one or isinstance(items, (np.ndarray, torch.Tensor)) and is_one(items): return [] if items is None else [items]
+    if one or isinstance(items, (np.ndarray, torch.Tensor)) and (items.ndim == 0 or is_one(items)): return [] if items is None else [items]
     return items.tolist() if getattr(items, 'ndim', 0) == 1 else list(items)
 
 def _endings(extensions): return {f'.{e.lower().removeprefix(".")}' for e in _list_of(extensions)}
@@ -395,7 +396,7 @@ def split_by_grandparent(self: ItemList,
     valid=('valid', 'val'), # likewise
 ) -> SplitData:
     "By the folder above the file's own: `train` in train/dog/1.jpg; files of other folders are left out."
-    return _split_by_names(self, lambda o: user_path(o, self.path).parent.parent.name, train, valid, 'two above the files are')
+    return _split_by_names(self, lambda o: user_path(o, self.path).absolute().parent.parent.name, train, valid, 'two above the files are')
 
 # %% ../nbs/13_data_block.ipynb #f366ffe2
 def _slashed(name): "A file's name as a list or table has it, with / between folders."; return str(name).strip().replace('\\', '/')
@@ -535,7 +536,9 @@ class LabeledData:
 # %% ../nbs/13_data_block.ipynb #acc1308a
 def _label_list(labels, label_cls, path, classes, other):
     "A label list of the given class; of numbers with a point if there is none and they are such, else of categories."
-    if label_cls is None: label_cls = FloatList if labels and all(isinstance(o, (float, np.floating)) for o in labels) else CategoryList
+    if label_cls is None:
+        real = all(isinstance(o, Real) for o in labels) and any(isinstance(o, (float, np.floating)) for o in labels)
+        label_cls = FloatList if real else CategoryList
     if classes is None and other is None: return label_cls(labels, path)
     if not (isinstance(label_cls, type) and issubclass(label_cls, CategoryList)):
         raise TypeError(f'classes and other are for a CategoryList; {label_cls!r} has processors of its own')
@@ -576,7 +579,8 @@ def label_from_func(self: SplitData,
     "Label every item by a function of it; processors learn from the training set alone. `ValueError` for a label that is None or NaN."
     def label(item):
         y = func(item)
-        if y is None or isinstance(y, float) and y != y: raise ValueError(f'{y} is no label; does the function return one for every item?')
+        if getattr(y, 'ndim', None) == 0: y = y.item()   # a number of NumPy's or PyTorch's as Python's
+        if pd.api.types.is_scalar(y) and pd.isna(y): raise ValueError(f'{y} is no label; does the function return one for every item?')
         return y
     return self._label(lambda part: _each(label, part.items, part), label, label_cls, classes, other)
 
@@ -597,7 +601,7 @@ def label_from_folder(self: SplitData,
     label_cls=None, *, classes=None, other=None,   # as in `label_from_func`
 ) -> SplitData:
     "Label every file by the name of its folder."
-    return self.label_from_func(lambda o: user_path(o, self.path).parent.name, label_cls, classes=classes, other=other)
+    return self.label_from_func(lambda o: user_path(o, self.path).absolute().parent.name, label_cls, classes=classes, other=other)
 
 @patch
 def label_from_re(self: SplitData,
@@ -618,10 +622,11 @@ _NUMBER = _WHOLE + r'|[+-]?((0|[1-9]\d*)\.\d*|\.\d+)([eE][+-]?\d+)?|[+-]?\d+[eE]
 
 def _numbers(column, text):
     "A column of cells as numbers, if all are such; `text` leaves those with a point as they are written."
-    if column.str.fullmatch(_WHOLE).all(): return pd.to_numeric(column)
-    given = column[column.notna() & ~column.isin(['NA', 'N/A', 'NaN', 'nan', 'null', 'None'])]
+    bare = column.str.strip()
+    if bare.str.fullmatch(_WHOLE).all(): return pd.to_numeric(bare)
+    given = bare[bare.notna() & ~bare.isin(['NA', 'N/A', 'NaN', 'nan', 'null', 'None'])]
     if text or given.str.fullmatch(_WHOLE).all() or not given.str.fullmatch(_NUMBER).all(): return column
-    return pd.to_numeric(column.where(column.isin(given)))
+    return pd.to_numeric(bare.where(bare.isin(given)))
 
 def _read_csv(path, sep, text=()):
     "A table. Cells are text, columns of plain numbers become numbers; those in `text`, by name or number, only whole ones."
@@ -726,7 +731,7 @@ def _from_df(cls,
         items = [user_path(Path(folder)/f'{_slashed(name)}{suffix}', path) for name in items]
         _check_files(items)
     items = cls(items, path)
-    items._keep_rows(df)
+    items._keep_rows(df.copy())   # its owner may sort it later
     return items
 
 def _from_csv(cls,

@@ -21,3 +21,8 @@ def test_the_library_is_imported_among_strangers():
     done = subprocess.run([sys.executable, '-c', 'import exp.core'], env={**os.environ, **strangers}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'EXP_SEED' in done.stderr and 'EXP_NAME' not in done.stderr
+
+@pytest.mark.parametrize('name', ['EXP_SEED', 'EXP_THREADS', 'EXP_DEVICE', 'EXP_DATA', 'EXP_SETTINGS'])
+def test_an_empty_variable_is_as_none(name):
+    with environ(**{name: None}): plain = settings()
+    with environ(**{name: ''}): assert settings() == plain

@@ -1,5 +1,6 @@
 """The helpers of tests take any two things: what differs is an AssertionError that says so, never an error of the comparison itself."""
 import math
+from dataclasses import dataclass
 from decimal import Decimal
 
 import numpy as np
@@ -56,3 +57,11 @@ def test_two_infinities_are_not_the_largest_gap():
 
 def test_frames_of_other_columns_are_not_equal():
     with pytest.raises(AssertionError): test_eq(pd.DataFrame({'a': [1]}), pd.DataFrame({'b': [1]}))
+
+@dataclass
+class Pair: one: object; two: object
+
+@pytest.mark.parametrize('make', [lambda v: Pair(torch.tensor([1, v]), v), lambda v: torch.eye(2).mul(v).to_sparse(), lambda v: [Pair(np.array([v, 2]), None)]])
+def test_dataclasses_and_sparse_tensors_are_compared_by_value(make):
+    test_eq(make(3), make(3))
+    with pytest.raises(AssertionError): test_eq(make(3), make(4))

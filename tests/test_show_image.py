@@ -69,3 +69,9 @@ def test_lists_show_what_the_numbers_say():
     assert ax.images[0].get_clim() == (0, 1)
     show_images([torch.zeros(3, 3), torch.ones(3, 3).bfloat16()])
     plt.close('all')
+
+@pytest.mark.parametrize('order', '<>')
+@pytest.mark.parametrize('shape', [(4, 4), (4, 4, 3)])
+def test_sixteen_bits_of_either_byte_order_are_shown_alike(order, shape):
+    shown = show_image(np.full(shape, 32768, f'{order}u2')).images[0]
+    assert np.asarray(shown.norm(shown.get_array()) if len(shape) == 2 else shown.get_array(), float).mean() == pytest.approx(0.5, abs=0.01)

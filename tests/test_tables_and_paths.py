@@ -154,7 +154,7 @@ def test_a_label_is_the_text_that_stands_there(tmp_path, labels, way):
 @pytest.mark.parametrize('way', WAYS.values(), ids=WAYS)
 def test_whole_numbers_keep_their_order_and_numbers_with_a_point_are_a_regression(tmp_path, way):
     assert way(csv_of(tmp_path/'a', ['10', '9', '-3'])).classes == [-3, 9, 10]
-    for labels in (['0.5', '2', '1e-05'], ['.5', '-1.25', '3.'], ['1.50', '2.25E3', '0.0']):
+    for labels in (['0.5', '2', '1e-05'], ['.5', '-1.25', '3.'], ['1.50', '2.25E3', '0.0'], ['0.5 ', ' 1.5', '2']):
         got = way(csv_of(tmp_path/'b', labels))
         assert isinstance(got.train.y, FloatList) and got.train.y.column()[:, 0].tolist() == pytest.approx(list(map(float, labels)))
 
@@ -265,6 +265,9 @@ def test_what_pillow_writes_and_reads_is_listed(tmp_path, ending):
     assert [p.name for p in ImageList.from_folder(tmp_path)] == [f'a{ending}']
     ImageList.from_folder(tmp_path).get(0).load()
 
+@pytest.mark.parametrize('ending', ['.jpg', '.jfif', '.jp2', '.tga', '.mpo'])
+def test_what_pillow_opens_by_anothers_reader_is_listed_too(ending): assert ending in image_extensions
+
 @pytest.mark.parametrize('ending', ['.heic', '.svg', '.pdf', '.mpg', '.h5', '.grib', '.eps', '.csv', '.txt'])
 def test_what_pillow_cannot_show_is_not_listed(ending): assert Image.registered_extensions().get(ending) == 'HEIF' or ending not in image_extensions
 
@@ -330,3 +333,39 @@ def test_a_column_that_cannot_be_says_why(tmp_path, call, match):
     df = rows(FLAGS)
     for n in df['name']: picture(tmp_path/n)
     with pytest.raises(ValueError, match=match): call(ImageList.from_df(df, tmp_path), df)
+
+# ---- labels and items of other types
+
+@pytest.mark.parametrize('of', [torch.tensor, np.int64, np.array, lambda v: np.float32(v).astype(int)])
+def test_a_number_of_any_type_is_one_class(of):
+    split = ItemList(list(range(6))).split_by_index([5]).label_from_func(lambda i: of(i % 2)).add_test([1], labeled=True)
+    assert split.classes == [0, 1] and split.test.y.items == [1]
+
+@pytest.mark.parametrize('label', [lambda i: torch.tensor(float(i)), np.float32, lambda i: i/2 if i else 0])
+def test_numbers_with_a_point_are_a_regression_whatever_their_type(label):
+    assert isinstance(ItemList(list(range(4))).split_none().label_from_func(label).train.y, FloatList)
+
+@pytest.mark.parametrize('hole', [None, float('nan'), np.float32('nan'), torch.tensor(float('nan')), pd.NA, pd.NaT, np.datetime64('NaT')])
+def test_no_label_is_refused_whatever_its_type(hole):
+    with pytest.raises(ValueError, match='no label'): ItemList([1, 2]).split_none().label_from_func(lambda i: hole)
+
+def test_a_data_frame_is_its_rows_and_a_place_alone_is_a_place():
+    assert [r.tolist() for r in ItemList(pd.DataFrame({'a': [1, 2], 'b': [3, 4]}))] == [[1, 3], [2, 4]]
+    assert ItemList([5, 6, 7]).split_by_index(pd.DataFrame({'is_valid': [False, True, False]})).valid.items == [6]
+    for place in (1, np.int64(1), np.array(1), torch.tensor(1)): assert ItemList([5, 6, 7]).split_by_index(place).valid.items == [6]
+
+def test_the_working_folder_has_its_name_as_a_label(tmp_path, monkeypatch):
+    picture(tmp_path/'train'/'cat'/'a.png')
+    monkeypatch.chdir(tmp_path/'train'/'cat')
+    assert ImageList.from_folder('.').split_none().label_from_folder().classes == ['cat']
+    picture(tmp_path/'train'/'dog'/'b.png')
+    picture(tmp_path/'train'/'dog'/'valid'/'x'/'b.png')
+    monkeypatch.chdir(tmp_path/'train')
+    assert len(ImageList.from_folder('.').split_by_grandparent().train) == 2
+
+def test_a_table_that_its_owner_sorts_later_keeps_its_rows_here():
+    df = pd.DataFrame({'text': ['b', 'a', 'c'], 'label': ['of b', 'of a', 'of c'], 'is_valid': [True, False, False]})
+    items = ItemList.from_df(df, col='text')
+    df.sort_values('text', inplace=True)
+    split = items.split_by_col().label_from_df('label', classes=['of a', 'of b', 'of c'])
+    assert split.valid.x.items == ['b'] and [split.train.y.decode(y) for y in split.train.y.items] == ['of a', 'of c']
