@@ -20,7 +20,7 @@ import torch.utils.data
 from torch import nn, utils
 from torch.nn.utils.rnn import PackedSequence
 
-from .core import _children, _first_size, _like, _places, check_int, default_device, exercise, listify, patch, settings, to_device
+from .core import _children, _first_size, _like, _own_type, _places, check_int, default_device, exercise, listify, patch, settings, to_device
 from .losses import SquaredLoss, loss_weight
 
 # %% ../nbs/05_minibatches.ipynb #fac287f9
@@ -724,9 +724,9 @@ class DataBunch:
         self.batch_tfms = _train_and_valid(batch_tfms)
         _check_classes(self.train_ds, self.valid_ds)
         known = lambda name, given: getattr(self.train_ds, name, None) if given is None else given
-        self.loss_func, self.c = known('loss_func', loss_func), known('c', c)
+        self.loss_func, self.c = known('loss_func', loss_func), _own_type(known('c', c))
         self.classes, self.kind = known('classes', classes), known('kind', None)
-        if self.classes is not None: self.classes = list(self.classes)   # it may be a column of pandas
+        if self.classes is not None: self.classes = list(map(_own_type, np.asarray(self.classes).tolist() if hasattr(self.classes, 'dtype') else self.classes))
 
     train_ds = property(lambda self: _ds(self.train_dl), doc="The training loader's data set.")
     valid_ds = property(lambda self: _ds(self.valid_dl), doc="The validation loader's data set.")

@@ -324,8 +324,8 @@ def target_weights(
     if isinstance(loss_func, Loss): return loss_func.mask(yb)
     f, option = loss_func, functools.partial(getattr, loss_func)
     if isinstance(loss_func, functools.partial): f, option = loss_func.func, loss_func.keywords.get
-    if f not in (F.cross_entropy, F.nll_loss) and getattr(type(f), 'forward', None) not in _BY_CLASS: return None
     if not isinstance(yb, torch.Tensor) or yb.is_floating_point(): return None   # targets that are probabilities count alike
+    if f not in (F.cross_entropy, F.nll_loss) and getattr(type(f), 'forward', None) not in _BY_CLASS: return _counted(loss_func, yb, yb)
     weight, counts = option('weight', None), yb != option('ignore_index', -100)
     return counts if weight is None else weight.to(yb.device)[yb.where(counts, 0)]*counts
 
