@@ -1803,6 +1803,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'exp.schedules._check_08_1': ('schedules.html#_check_08_1', 'exp/schedules.py'),
                                'exp.schedules._check_08_2': ('schedules.html#_check_08_2', 'exp/schedules.py'),
                                'exp.schedules._check_08_3': ('schedules.html#_check_08_3', 'exp/schedules.py'),
+                               'exp.schedules._check_alone': ('schedules.html#_check_alone', 'exp/schedules.py'),
                                'exp.schedules._check_fractions': ('schedules.html#_check_fractions', 'exp/schedules.py'),
                                'exp.schedules._check_hyper': ('schedules.html#_check_hyper', 'exp/schedules.py'),
                                'exp.schedules._check_monitor': ('schedules.html#_check_monitor', 'exp/schedules.py'),

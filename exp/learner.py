@@ -179,8 +179,7 @@ def _ready_opt(self: Learner, lr):
 @patch
 def _decays(self: Learner, wd):
     "`wd` for each parameter group, but for those of biases and norms alone, which keep what they have."
-    rest = {id(p) for g in self.param_groups() if g.get('weight_decay') == 0 for p in g['params']}
-    return [g.get('weight_decay') if rest.issuperset(map(id, g['params'])) else wd for g in self.opt.param_groups]
+    return [g.get('weight_decay') if all(p.ndim <= 1 for p in g['params']) else wd for g in self.opt.param_groups]
 
 # %% ../nbs/16_learner.ipynb #da264241
 @patch
