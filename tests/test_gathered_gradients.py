@@ -136,6 +136,14 @@ def test_fp16_trains_through_batches_without_gradients_as_float32_does(case, sca
     assert ends[1].isfinite().all() and torch.allclose(*ends, atol=3e-3)
 
 
+@pytest.mark.parametrize('cancel', (CancelEpochException, CancelFitException))
+@pytest.mark.parametrize('precision', PRECISIONS)
+def test_who_ends_epoch_or_fit_before_each_step_ends_it_and_no_step_is_taken(cancel, precision):
+    class Never(Callback):
+        def before_step(self): raise cancel
+    never = fit(32, 8, [GradAccumulation(24), Never()], PRECISIONS[precision])
+    assert torch.equal(never, fit(32, 8, [Never()], PRECISIONS[precision]))
+
 # GradClip
 
 @pytest.mark.parametrize('precision', PRECISIONS)
