@@ -809,7 +809,7 @@ class GradClip(Callback):
         value: float|None = None, # each number lies in −value … value
     ):
         if norm is None and value is None: raise ValueError('GradClip needs a norm, or a value')
-        self.norm, self.value = norm, value
+        self.norm, self.value = (None if v is None else check_real(**{name: v}, least=0) for name, v in (('norm', norm), ('value', value)))
 
     def before_step(self):
         params = [p for group in self.opt.param_groups for p in group['params']]

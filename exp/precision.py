@@ -7,13 +7,13 @@ __all__ = ['MixedPrecision', 'GradAccumulation', 'ChannelsLast', 'Compile']
 
 # %% ../nbs/19_mixed_precision.ipynb #6ac04c80
 import math, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from numbers import Real
 
 import torch
 from torch import nn
 
-from .callbacks import Callback, CancelBatchException, CancelStepException, _n_items
+from .callbacks import Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, _n_items
 from .core import _on_each, check_int, did_you_mean, exercise, near, patch
 from .learner import CheckpointError, Learner
 from .losses import is_sum
@@ -239,7 +239,11 @@ class GradAccumulation(Callback):
         try: self.run.take_step()
         except CancelBatchException: self.run('after_cancel_step')
         if self._seen: self._seen = seen   # called off by another; the group goes on
-    after_cancel_epoch = after_cancel_fit = after_train
+
+    def after_cancel_epoch(self):
+        with suppress(CancelEpochException): self.after_train()   # who calls off this step too cannot end what has ended
+    def after_cancel_fit(self):
+        with suppress(CancelEpochException, CancelFitException): self.after_train()
 
     def __repr__(self): return f'GradAccumulation({self.n_items})'
 

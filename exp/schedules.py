@@ -650,6 +650,10 @@ def load_state_dict(self: EMA,
     self.n, self.averages, self._loaded = state['n'], [a.clone() for a in state['averages']], True
 
 # %% ../nbs/08_schedules.ipynb #0b0c01f7
+def _check_alone(cb):
+    if any(isinstance(o, ParamScheduler) and o.hyper == 'lr' for o in cb.run.cbs):
+        raise ValueError(f'a ParamScheduler of lr sets the rate before each batch and would undo what {type(cb).__name__} does; use one of them')
+
 class ReduceLROnPlateau(_Tracker):
     """Multiplies the rates by `factor` when the monitored number has not improved for `patience` epochs in a row, and again after as many.
 
@@ -668,8 +672,7 @@ class ReduceLROnPlateau(_Tracker):
         if not 0 < self.factor < 1: raise ValueError(f'factor is {factor}; it should lie between 0 and 1')
 
     def before_fit(self):
-        if any(isinstance(cb, ParamScheduler) and cb.hyper == 'lr' for cb in self.run.cbs):
-            raise ValueError('a ParamScheduler of lr sets the rate before each batch and would undo what ReduceLROnPlateau does; use one of them')
+        _check_alone(self)
         get_hyper(self.opt, 'lr')
         super().before_fit()
 
@@ -700,18 +703,21 @@ _LEFT = 'initial_lr', 'max_lr', 'min_lr', 'max_momentum', 'base_momentum'   # wh
 class TorchScheduler(Callback):
     """Moves the rates by a scheduler of PyTorch's, after each training batch or each epoch; after the fit they are what they were before.
 
-    `ReduceLROnPlateau` is given the monitored number after each epoch. `ValueError` in `before_fit` where there is no such number."""
+    `ReduceLROnPlateau` is given the monitored number after each epoch. `ValueError` in `before_fit` where there is no such number,
+    or beside a `ParamScheduler` of lr, as `fit_one_cycle` has, which would undo it."""
     order, keeps_records = 60, True   # after AvgStats has its row
     def __init__(self,
         make, # make(opt) returns the scheduler; called when a fit begins
         per: str = 'batch',           # or 'epoch'
         monitor: str = 'valid_loss',  # a column of AvgStats' history, for ReduceLROnPlateau
     ):
+        if not callable(make): raise TypeError(f'make should be a function of the optimizer, not a {type(make).__name__}; write lambda opt: …')
         if per not in ('batch', 'epoch'): raise ValueError(f"per is {per!r}; it should be 'batch' or 'epoch'")
         self.make, self.per, self.monitor = make, per, monitor
         self.sched, self._before, self._loaded = None, [], None
 
     def before_fit(self):
+        _check_alone(self)
         for group in self.opt.param_groups: group.pop('initial_lr', None)   # of another scheduler; ours would go on from it
         self._before = [{k: copy.deepcopy(group[k]) for k in ('lr', 'momentum', 'betas') if k in group} for group in self.opt.param_groups]
         self.sched = self.make(self.opt)

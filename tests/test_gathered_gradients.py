@@ -136,6 +136,14 @@ def test_fp16_trains_through_batches_without_gradients_as_float32_does(case, sca
     assert ends[1].isfinite().all() and torch.allclose(*ends, atol=3e-3)
 
 
+@pytest.mark.parametrize('cancel', (CancelEpochException, CancelFitException))
+@pytest.mark.parametrize('precision', PRECISIONS)
+def test_who_ends_epoch_or_fit_before_each_step_ends_it_and_no_step_is_taken(cancel, precision):
+    class Never(Callback):
+        def before_step(self): raise cancel
+    never = fit(32, 8, [GradAccumulation(24), Never()], PRECISIONS[precision])
+    assert torch.equal(never, fit(32, 8, [Never()], PRECISIONS[precision]))
+
 # GradClip
 
 @pytest.mark.parametrize('precision', PRECISIONS)
@@ -161,8 +169,11 @@ def test_norm_and_value_are_pytorchs(kw):
         opt.step()
     torch.testing.assert_close(got, torch.cat([p.detach().flatten() for p in model.parameters()]))
 
-def test_gradclip_needs_something_and_takes_missing_gradients():
-    with pytest.raises(ValueError): GradClip()
+@pytest.mark.parametrize('kw, error', (({}, ValueError), (dict(norm=-1), ValueError), (dict(value=float('nan')), ValueError), (dict(norm='1'), TypeError), (dict(value=True), TypeError)))
+def test_gradclip_refuses_what_is_no_limit(kw, error):
+    with pytest.raises(error): GradClip(**kw)
+
+def test_gradclip_takes_missing_gradients():
     for case in (GradClip(1.), GradClip(value=1.)): Runner((DataLoader(Dataset(*points(8)), 8), None), Frozen(), loss_func=F.cross_entropy, cbs=case).fit(1)
 
 
@@ -213,6 +224,16 @@ def test_a_plateau_needs_a_number_that_is_there(monitor):
     with pytest.raises(ValueError, match=monitor): learner([TorchScheduler(PLATEAU, monitor=monitor)]).fit(1)
     with pytest.raises(ValueError, match='AvgStats'): Runner((DataLoader(Dataset(*points(8)), 8), None), net(), cbs=TorchScheduler(PLATEAU)).fit(1)
     with pytest.raises(ValueError, match='per'): TorchScheduler(PLATEAU, 'step')
+
+@pytest.mark.parametrize('make', (3, None, S.StepLR(torch.optim.SGD(net().parameters(), lr=0.1), 3)))
+def test_what_makes_no_scheduler_is_refused(make):
+    with pytest.raises(TypeError, match='make'): TorchScheduler(make)
+
+def test_a_schedule_of_ours_beside_it_is_refused_and_only_where_it_moves_the_rate():
+    learn = learner([TorchScheduler(PER_BATCH['cosine'])])
+    with pytest.raises(ValueError, match='ParamScheduler'): learn.fit_one_cycle(1)
+    learn.fit(1, wd=0.1)
+    learn.lr_find(show=False)
 
 @pytest.mark.parametrize('name', (*PER_BATCH, 'plateau'))
 def test_a_resumed_fit_is_the_unbroken_one_to_the_bit(name, tmp_path):

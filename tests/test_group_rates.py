@@ -135,6 +135,14 @@ def test_a_learners_decay_reaches_all_groups_but_biases(opt_func, wd, tmp_path):
     assert {d for flat, d in decays(learn) if not flat} == {0.1}
     learn.load('a')
 
+@pytest.mark.parametrize('shape', ((), (3,)))
+def test_a_losss_temperature_is_not_decayed(shape):
+    t = nn.Parameter(torch.ones(shape))
+    def loss(pred, yb): return nn.functional.cross_entropy(pred*t, yb)
+    learn = learner(lambda groups, lr: adam_opt([*groups, {'params': [t]}], lr=lr), loss_func=loss, wd=0.1)
+    learn.fit(1, wd=0.2)
+    assert decays(learn) == [(False, 0.1), (True, 0.), (True, 0.)]
+
 @pytest.mark.parametrize('own', (None, 0.1))
 @pytest.mark.parametrize('fit', ('fit', 'fit_one_cycle'))
 def test_a_fits_decay_is_for_that_fit(fit, own, tmp_path):
