@@ -344,7 +344,7 @@ def _listed(o):
 def _items_of(sampler, n):
     "The items that a sampler is there for, in order: those that it names in each epoch, or all `n` where they change."
     if type(sampler) in _OF_ALL: return range(len(_OF_ALL[type(sampler)](sampler)))
-    first, second = ({i for o in _order(sampler, epoch, 0, 0) for i in _listed(o)} for epoch in (0, 1))
+    first, second = ({i for o in _order(sampler, epoch, 0) for i in _listed(o)} for epoch in (0, 1))
     return sorted(first) if first == second else range(n)
 
 def _plan(dl, n, times):
@@ -353,7 +353,7 @@ def _plan(dl, n, times):
     sampler = getattr(batches, 'sampler', None)
     items = _items_of(batches if sampler is None else sampler, n)
     if type(batches) in (BatchSampler, torch.utils.data.BatchSampler): return BatchSampler(items, times*(getattr(batches, 'bs', None) or batches.batch_size)).cut(items)
-    given = _order(batches, 0, 0, 0)
+    given = _order(batches, 0, 0)
     if len(given) and isinstance(given[0], int): return list(items)   # of a data set that makes whole batches
     left, plan = set(items), []
     for batch in map(_listed, given):
