@@ -116,6 +116,8 @@ def get_loss(self: Learner):
 def _params_of(part):
     if isinstance(part, nn.Module): return list(part.parameters())
     if isinstance(part, torch.Tensor): return [part]
+    if isinstance(part, (str, Mapping)) or not hasattr(part, '__iter__'):
+        raise TypeError(f'a layer group should be a module, a parameter, or a list of these, not a {type(part).__name__}')
     return [p for o in part for p in _params_of(o)]
 
 @patch

@@ -213,18 +213,22 @@ def _set_generators(states):
     if mps is not None: torch.mps.set_rng_state(mps)
 
 # %% ../nbs/08_schedules.ipynb #267d4abb
+def _plain_attributes(o): return {k: v for k, v in vars(o).items() if v is None or type(v) in (bool, int, float, str)}
+
 class _ModelState:
-    "A copy of a model's parameters and buffers, those that `state_dict` leaves out too; or of the tensors among an object's attributes."
+    "A copy of a model's parameters and buffers, those that `state_dict` leaves out too, or of the tensors among an object's attributes; and of plain attributes."
     def __init__(self, model):
         modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
         places = [slots for m in modules for slots in (m._parameters, m._buffers)] or [vars(model)]
         self.slots = [(slots, name, t, None if t is None else t.detach().clone())
                       for slots in places for name, t in slots.items() if t is None or isinstance(t, torch.Tensor)]
+        self.plain = [(o, {k: v for k, v in _plain_attributes(o).items() if k[0] != '_'}) for o in modules or [model]]
         self.extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules
                       if type(m).get_extra_state is not torch.nn.Module.get_extra_state]
 
     def put_back(self):
         for m, state in self.extra: m.set_extra_state(state)
+        for o, values in self.plain: vars(o).update(values)
         with torch.no_grad():
             for slots, name, t, saved in self.slots:
                 now = slots.get(name)
@@ -267,7 +271,7 @@ class _OwnState:
     "A copy of what an object's `state_dict` says, and of its plain attributes."
     def __init__(self, o):
         self.o, self.names = o, set(vars(o))
-        self.plain = {k: v for k, v in vars(o).items() if v is None or type(v) in (bool, int, float, str)}
+        self.plain = _plain_attributes(o)
         try: self.state = copy.deepcopy(_on_each(torch.Tensor.detach, o.state_dict()))
         except AttributeError: self.state = None   # it has none before its first fit
 
@@ -597,11 +601,13 @@ class EMA(Callback):
         decay: float = 0.999,       # weight of the past in each step; 0 up to, not including, 1
         load_average: bool = False, # at the end of the fit the model has the averages, also after an error; False: its raw weights
     ):
+        decay = check_real(decay=decay)
         if not 0 <= decay < 1: raise ValueError(f'decay is {decay}; the weight of the past is at least 0 and less than 1')
-        self.decay, self.load_average = float(decay), load_average
+        self.decay, self.load_average = decay, load_average
         self.n, self.averages, self._params, self._raw, self._loaded = 0, [], [], None, False
 
     def before_fit(self):
+        if sum(isinstance(cb, EMA) for cb in self.cbs) > 1: raise ValueError('two callbacks of this fit are EMA; take one off')
         self._params = [p for group in self.opt.param_groups for p in group['params']]
         if not self._loaded: self.n, self.averages = 0, []
 
@@ -650,6 +656,11 @@ def load_state_dict(self: EMA,
     self.n, self.averages, self._loaded = state['n'], [a.clone() for a in state['averages']], True
 
 # %% ../nbs/08_schedules.ipynb #0b0c01f7
+def _check_alone(cb):
+    "`ValueError` beside a callback that would undo what this one does to the rates."
+    if any(isinstance(o, ParamScheduler) and o.hyper == 'lr' for o in cb.cbs):
+        raise ValueError(f'a ParamScheduler of lr sets the rate before each batch and would undo what {type(cb).__name__} does; use one of them')
+
 class ReduceLROnPlateau(_Tracker):
     """Multiplies the rates by `factor` when the monitored number has not improved for `patience` epochs in a row, and again after as many.
 
@@ -668,8 +679,7 @@ class ReduceLROnPlateau(_Tracker):
         if not 0 < self.factor < 1: raise ValueError(f'factor is {factor}; it should lie between 0 and 1')
 
     def before_fit(self):
-        if any(isinstance(cb, ParamScheduler) and cb.hyper == 'lr' for cb in self.run.cbs):
-            raise ValueError('a ParamScheduler of lr sets the rate before each batch and would undo what ReduceLROnPlateau does; use one of them')
+        _check_alone(self)
         get_hyper(self.opt, 'lr')
         super().before_fit()
 
@@ -700,18 +710,21 @@ _LEFT = 'initial_lr', 'max_lr', 'min_lr', 'max_momentum', 'base_momentum'   # wh
 class TorchScheduler(Callback):
     """Moves the rates by a scheduler of PyTorch's, after each training batch or each epoch; after the fit they are what they were before.
 
-    `ReduceLROnPlateau` is given the monitored number after each epoch. `ValueError` in `before_fit` where there is no such number."""
+    `ReduceLROnPlateau` is given the monitored number after each epoch. `ValueError` in `before_fit` where there is no such number,
+    or beside a `ParamScheduler` of lr, as `fit_one_cycle` has one, which would undo it."""
     order, keeps_records = 60, True   # after AvgStats has its row
     def __init__(self,
         make, # make(opt) returns the scheduler; called when a fit begins
         per: str = 'batch',           # or 'epoch'
         monitor: str = 'valid_loss',  # a column of AvgStats' history, for ReduceLROnPlateau
     ):
+        if not callable(make): raise TypeError(f'make should be a function of the optimizer, not {make!r}; write lambda opt: …')
         if per not in ('batch', 'epoch'): raise ValueError(f"per is {per!r}; it should be 'batch' or 'epoch'")
         self.make, self.per, self.monitor = make, per, monitor
         self.sched, self._before, self._loaded = None, [], None
 
     def before_fit(self):
+        _check_alone(self)
         for group in self.opt.param_groups: group.pop('initial_lr', None)   # of another scheduler; ours would go on from it
         self._before = [{k: copy.deepcopy(group[k]) for k in ('lr', 'momentum', 'betas') if k in group} for group in self.opt.param_groups]
         self.sched = self.make(self.opt)

@@ -213,6 +213,8 @@ def test_a_plateau_needs_a_number_that_is_there(monitor):
     with pytest.raises(ValueError, match=monitor): learner([TorchScheduler(PLATEAU, monitor=monitor)]).fit(1)
     with pytest.raises(ValueError, match='AvgStats'): Runner((DataLoader(Dataset(*points(8)), 8), None), net(), cbs=TorchScheduler(PLATEAU)).fit(1)
     with pytest.raises(ValueError, match='per'): TorchScheduler(PLATEAU, 'step')
+    with pytest.raises(TypeError, match='function'): TorchScheduler(PER_BATCH['cosine'](torch.optim.SGD(net().parameters(), lr=0.1)))
+    with pytest.raises(ValueError, match='ParamScheduler'): learner([TorchScheduler(PLATEAU)]).fit_one_cycle(1)
 
 @pytest.mark.parametrize('name', (*PER_BATCH, 'plateau'))
 def test_a_resumed_fit_is_the_unbroken_one_to_the_bit(name, tmp_path):
