@@ -383,10 +383,17 @@ def _with_state(o, seen):
     if   isinstance(o, functools.partial): inside = [o.func, *o.args, *o.keywords.values()]
     elif isinstance(o, Mapping):           inside = list(o.values())
     elif isinstance(o, (list, tuple)):     inside = o
-    elif inspect.isfunction(o):            inside = [cell.cell_contents for cell in o.__closure__ or ()]
+    elif inspect.isfunction(o):            inside = _used_by(o)
     else:                                  inside = list(getattr(o, '__dict__', {}).values())
-    own = [o] if hasattr(o, '__dict__') and any(isinstance(v, torch.Tensor) for v in vars(o).values()) else []
+    own = [o] if getattr(o, '__dict__', None) else []
     return own + [part for v in inside for part in _with_state(v, seen)]
+
+def _used_by(f):
+    "What a function refers to: what surrounds it, its defaults and, where it was written, what it names."
+    inside = [cell.cell_contents for cell in f.__closure__ or ()]
+    named = [f.__globals__.get(name) for name in f.__code__.co_names]
+    named = [v for v in named if not inspect.isfunction(v) or v.__globals__ is f.__globals__]   # not those of other libraries
+    return [*inside, *(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values(), *named]
 
 def _stateful(self):
     "What has a state that a training may change: the model, then the parts of the loss."
@@ -403,6 +410,11 @@ def _state(o):
     return o.state_dict() if hasattr(o, 'state_dict') else {k: v.detach() for k, v in vars(o).items() if isinstance(v, torch.Tensor)}
 
 def _shapes(state): return {k: getattr(v, 'shape', None) for k, v in state.items()}
+
+def _fits(o, own, state):
+    "Is a state of the kind that `o` has? Attributes may be None here or there, as before the first batch."
+    if hasattr(o, 'load_state_dict'): return _shapes(own) == _shapes(state)
+    return all(vars(o).get(k, o) is None or k in own and own[k].shape == v.shape for k, v in state.items())
 
 def _put(o, state):
     if hasattr(o, 'load_state_dict'): return o.load_state_dict(state)
@@ -424,7 +436,7 @@ def load_loss_state(self: Runner,
     parts, own = dict(enumerate(self.stateful)), self.loss_state()
     for i in own.keys() | states.keys():
         fixed = not hasattr(parts.get(i), 'state_dict') or isinstance(parts[i], nn.Module)   # else it may hold what it likes
-        if i not in parts or fixed and _shapes(own.get(i, {})) != _shapes(states.get(i, {})):
+        if i not in parts or fixed and not _fits(parts[i], own.get(i, {}), states.get(i, {})):
             raise ValueError(f'the state of the loss is of another loss; here it has {", ".join(own.get(i, ())) or "none"} in place {i}')
     for i, state in states.items(): _put(parts[i], state)
 

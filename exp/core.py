@@ -559,7 +559,7 @@ def load_state(
         first = str(e).split('\n')[0]
         reason = 'it asks for code to be run' if re.search('weights.only', first, re.I) else first
         raise ValueError(f'{path} is refused: it holds more than tensors and plain data, or is no saved state ({reason})') from None
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as e:
+    except (RuntimeError, EOFError, LookupError, ValueError, OSError) as e:
         if isinstance(e, OSError) and e.errno != errno.EINVAL: raise   # no rights, a bad disk; a file cut short gives EINVAL
         raise ValueError(f'{path} cannot be read as a saved state; it may be damaged or cut short ({str(e).splitlines()[0] if str(e) else type(e).__name__})') from None
 

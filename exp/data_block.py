@@ -85,6 +85,7 @@ def get_files(
     return [file for f in folders for file in _walk(f, wanted, recurse, {os.path.realpath(f)})]
 
 # %% ../nbs/13_data_block.ipynb #cf27000e
+@register
 class ItemList(ListContainer):
     "Items, and how to open, batch and show them. A kind of data of its own is a subclass."
     kind = 'item'       # what `open` answers: transforms have a rule (a method) of this name

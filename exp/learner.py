@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import RandomSampler, SequentialSampler, Subset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import RandomSampler, SequentialSampler, WeightedRandomSampler
 
 from .callbacks import AvgStats, Callback, CancelFitException, NanCheck, Recorder, Runner, TrainEvalCallback, _check_rate, _n_batches, _n_items, _read
 from .core import _children, _like, check_int, exercise, from_spec, get_grid, listify, load_state, patch, save_state, set_seed, to_cpu, to_spec, user_path
 from .data_block import ImageList, LabeledData, Normalize, _as_transform, _OnBatch, _rows
-from .dataloader import Batch, BatchSampler, DataBunch, DataLoader, Dataset, Sampler, TransformedDataset, _check_dl, _ds, _fingerprint, _generator_state, _indices, _loader_generators, _order, _set_generator, collate, make_data
+from .dataloader import Batch, BatchSampler, DataBunch, DataLoader, Dataset, Sampler, TransformedDataset, _check_dl, _columns, _ds, _fingerprint, _generator_state, _indices, _loader_generators, _order, _set_generator, _tensor, collate, make_data
 from .hooks import BatchTransform, DeviceCallback, Hooks
 from .losses import _check_numbers, _counted, item_losses, loss_parts
 from .norms import NORMS
@@ -116,6 +116,8 @@ def get_loss(self: Learner):
 def _params_of(part):
     if isinstance(part, nn.Module): return list(part.parameters())
     if isinstance(part, torch.Tensor): return [part]
+    if isinstance(part, (str, Mapping)) or not hasattr(part, '__iter__'):
+        raise TypeError(f'a layer group should be a module, a parameter, or a list of these, not a {type(part).__name__}')
     return [p for o in part for p in _params_of(o)]
 
 @patch
@@ -179,8 +181,7 @@ def _ready_opt(self: Learner, lr):
 @patch
 def _decays(self: Learner, wd):
     "`wd` for each parameter group, but for those of biases and norms alone, which keep what they have."
-    rest = {id(p) for g in self.param_groups() if g.get('weight_decay') == 0 for p in g['params']}
-    return [g.get('weight_decay') if rest.issuperset(map(id, g['params'])) else wd for g in self.opt.param_groups]
+    return [g.get('weight_decay') if all(p.ndim <= 1 for p in g['params']) else wd for g in self.opt.param_groups]
 
 # %% ../nbs/16_learner.ipynb #da264241
 @patch
@@ -196,6 +197,7 @@ def fit(self: Learner,
     cbs = listify(cbs)
     if wd is not None:
         if self.fitting: raise RuntimeError('fit was called within a fit; use another Learner there')
+        _check_hyper('wd', wd)
         self._ready_opt(lr)   # its groups say how many decays there are
         cbs = [ParamScheduler('wd', [sched_no(w, w) for w in self._decays(wd)]), *cbs]
     if resume is not None and resume is not False: cbs = [*cbs, *self._resuming(resume, cbs)]
@@ -521,16 +523,19 @@ def _tensors(o):
     return [t for v in _children(o) for t in _tensors(v)]
 
 def _as_x(item):
-    if isinstance(item, (torch.Tensor, tuple, Mapping)): return item
-    try: return torch.as_tensor(item)
+    x = _columns(item)   # as a data set has it
+    if isinstance(x, (torch.Tensor, tuple, Mapping)): return x
+    try: return _tensor(x)
     except (TypeError, ValueError, RuntimeError): raise TypeError(f'a {type(item).__name__} that is no array is no item; give an x of the data set') from None
 
 def _item_shape(data):
-    "The shape of one x, where the data lie in tensors; else None."
-    ds = data.valid_ds if data.train_ds is None else data.train_ds
-    if isinstance(ds, Subset): ds = ds.dataset
-    rows = ds.tensors if isinstance(ds, TensorDataset) else ds.x if isinstance(ds, Dataset) and ds.sliceable else None
-    return tuple(_tensors(rows)[0].shape[1:]) if rows is not None else getattr(data, 'item_shape', None)
+    "The shape of one x, looked at once; None where an item list opens it, or it is no tensor."
+    if not hasattr(data, 'item_shape'):
+        ds = data.valid_ds if data.train_ds is None else data.train_ds
+        opened = isinstance(ds, (LabeledData, torch.utils.data.IterableDataset)) or not hasattr(ds, '__getitem__')
+        with _undisturbed(): first = None if opened or len(ds) == 0 else _columns(ds[0][0])
+        data.item_shape = next((tuple(t.shape) for t in _tensors(first)), None)
+    return data.item_shape
 
 def _check_one(x, data):
     "`ValueError` for a batch in place of an item."
@@ -752,8 +757,9 @@ def _weights_for(model, state):
     "The state dict within what a file holds, under this model's names, whichever of the two was compiled or data-parallel."
     while isinstance(state, Mapping) and (found := [state[k] for k in _HOLDERS if isinstance(state.get(k), Mapping)]): state = found[0]
     if not isinstance(state, Mapping): return state
-    names = {_bare(k): k for k in model.state_dict()}
-    return {k if k in names.values() or not isinstance(k, str) else names.get(_bare(k), k): v for k, v in state.items()}
+    own = model.state_dict()
+    names = {_bare(k): k for k in own}
+    return {k if k in own or not isinstance(k, str) else names.get(_bare(k), k): v for k, v in state.items()}
 
 # %% ../nbs/16_learner.ipynb #c4b6812c
 def _opt_kind(opt):
@@ -828,12 +834,13 @@ def load(self: Learner,
     state = load_state(path)
     weights = _weights_for(self.model, state)
     if strict or not isinstance(weights, Mapping): _check_weights(self.model, weights, path)
-    differ, ours = _differences(self.model, weights), isinstance(state, dict) and 'kind' in state   # else a bare state dict
+    differ, kind = _differences(self.model, weights), str(state.get('kind'))
+    ours = kind.startswith('exp ')   # else someone else's
     opt_too = with_opt and ours and not any(differ) and state.get('opt') is not None
     if opt_too:
         if self.opt is None: self._ready_opt(self.lr)
         _check_opt(self.opt, state, path)
-    if ours: _put_loss(self, state.get('loss'), path, with_opt and strict)
+    if ours: _put_loss(self, state.get('loss_state' if kind == 'exp learner 1' else 'loss'), path, with_opt and strict)
     if opt_too:
         self.opt.load_state_dict(state['opt'])
         self.epoch, self.n_iter = state['epoch'], state['n_iter']
@@ -1034,7 +1041,8 @@ def _unwrapped(model):
     while (inner := getattr(model, '_orig_mod', model.module if isinstance(model, (nn.DataParallel, DistributedDataParallel)) else None)) is not None: model = inner
     return model
 
-def _outline(m): return {k: _shape(v) for k, v in m.state_dict().items()}, [name for name, _ in m.named_parameters()], repr(m)
+def _outline(m): return ({k: _shape(v) for k, v in m.state_dict().items()}, [name for name, _ in m.named_parameters()], repr(m),
+            ['forward' in vars(part) or bool(part._forward_hooks or part._forward_pre_hooks) for part in m.modules()])
 
 def _made_again(spec):
     try:

@@ -213,18 +213,22 @@ def _set_generators(states):
     if mps is not None: torch.mps.set_rng_state(mps)
 
 # %% ../nbs/08_schedules.ipynb #267d4abb
+def _plain_attributes(o): return {k: v for k, v in vars(o).items() if v is None or type(v) in (bool, int, float, str)}
+
 class _ModelState:
-    "A copy of a model's parameters and buffers, those that `state_dict` leaves out too; or of the tensors among an object's attributes."
+    "A copy of a model's parameters and buffers, those that `state_dict` leaves out too, or of the tensors among an object's attributes; and of plain attributes."
     def __init__(self, model):
         modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
         places = [slots for m in modules for slots in (m._parameters, m._buffers)] or [vars(model)]
         self.slots = [(slots, name, t, None if t is None else t.detach().clone())
                       for slots in places for name, t in slots.items() if t is None or isinstance(t, torch.Tensor)]
+        self.plain = [(o, {k: v for k, v in _plain_attributes(o).items() if k[0] != '_'}) for o in modules or [model]]
         self.extra = [(m, copy.deepcopy(m.get_extra_state())) for m in modules
                       if type(m).get_extra_state is not torch.nn.Module.get_extra_state]
 
     def put_back(self):
         for m, state in self.extra: m.set_extra_state(state)
+        for o, values in self.plain: vars(o).update(values)
         with torch.no_grad():
             for slots, name, t, saved in self.slots:
                 now = slots.get(name)
@@ -267,7 +271,7 @@ class _OwnState:
     "A copy of what an object's `state_dict` says, and of its plain attributes."
     def __init__(self, o):
         self.o, self.names = o, set(vars(o))
-        self.plain = {k: v for k, v in vars(o).items() if v is None or type(v) in (bool, int, float, str)}
+        self.plain = _plain_attributes(o)
         try: self.state = copy.deepcopy(_on_each(torch.Tensor.detach, o.state_dict()))
         except AttributeError: self.state = None   # it has none before its first fit
 
@@ -597,11 +601,13 @@ class EMA(Callback):
         decay: float = 0.999,       # weight of the past in each step; 0 up to, not including, 1
         load_average: bool = False, # at the end of the fit the model has the averages, also after an error; False: its raw weights
     ):
+        decay = check_real(decay=decay)
         if not 0 <= decay < 1: raise ValueError(f'decay is {decay}; the weight of the past is at least 0 and less than 1')
-        self.decay, self.load_average = float(decay), load_average
+        self.decay, self.load_average = decay, load_average
         self.n, self.averages, self._params, self._raw, self._loaded = 0, [], [], None, False
 
     def before_fit(self):
+        if sum(isinstance(cb, EMA) for cb in self.cbs) > 1: raise ValueError('two callbacks of this fit are EMA; take one off')
         self._params = [p for group in self.opt.param_groups for p in group['params']]
         if not self._loaded: self.n, self.averages = 0, []
 
@@ -651,7 +657,8 @@ def load_state_dict(self: EMA,
 
 # %% ../nbs/08_schedules.ipynb #0b0c01f7
 def _check_alone(cb):
-    if any(isinstance(o, ParamScheduler) and o.hyper == 'lr' for o in cb.run.cbs):
+    "`ValueError` beside a callback that would undo what this one does to the rates."
+    if any(isinstance(o, ParamScheduler) and o.hyper == 'lr' for o in cb.cbs):
         raise ValueError(f'a ParamScheduler of lr sets the rate before each batch and would undo what {type(cb).__name__} does; use one of them')
 
 class ReduceLROnPlateau(_Tracker):

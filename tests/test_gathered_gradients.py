@@ -224,6 +224,8 @@ def test_a_plateau_needs_a_number_that_is_there(monitor):
     with pytest.raises(ValueError, match=monitor): learner([TorchScheduler(PLATEAU, monitor=monitor)]).fit(1)
     with pytest.raises(ValueError, match='AvgStats'): Runner((DataLoader(Dataset(*points(8)), 8), None), net(), cbs=TorchScheduler(PLATEAU)).fit(1)
     with pytest.raises(ValueError, match='per'): TorchScheduler(PLATEAU, 'step')
+    with pytest.raises(TypeError, match='function'): TorchScheduler(PER_BATCH['cosine'](torch.optim.SGD(net().parameters(), lr=0.1)))
+    with pytest.raises(ValueError, match='ParamScheduler'): learner([TorchScheduler(PLATEAU)]).fit_one_cycle(1)
 
 @pytest.mark.parametrize('make', (3, None, S.StepLR(torch.optim.SGD(net().parameters(), lr=0.1), 3)))
 def test_what_makes_no_scheduler_is_refused(make):

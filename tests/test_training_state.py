@@ -82,7 +82,20 @@ def _itself(kind):
     loss = kind()
     return loss, loss
 
-LOSSES = {'module': lambda: _itself(Warm), 'partial': _partial, 'ours': lambda: _itself(Ours), 'own state': lambda: _itself(OwnState),
+IN_THE_FILE = Warm()
+
+def used(pred, yb): return IN_THE_FILE(pred, yb)
+
+def _named():
+    globals()['IN_THE_FILE'] = inner = Warm()
+    return lambda pred, yb: used(pred, yb), inner
+
+def _default():
+    inner = Warm()
+    def loss(pred, yb, inner=inner): return inner(pred, yb)
+    return loss, inner
+
+LOSSES = {'named': _named, 'default': _default, 'module': lambda: _itself(Warm), 'partial': _partial, 'ours': lambda: _itself(Ours), 'own state': lambda: _itself(OwnState),
           'in a list': _parts, 'method': _method, 'closure': closed}
 kinds = pytest.mark.parametrize('kind', LOSSES)
 
@@ -135,6 +148,31 @@ def test_a_trial_puts_back_a_parameter_that_only_the_optimizer_has():
     learn.opt_func = lambda groups, lr: torch.optim.SGD([*groups, {'params': [stray]}], lr=lr)
     learn.lr_find(20, show=False)
     assert stray == 1.
+
+class Lazy:
+    "Keeps an average that is not there before the first batch, and a count."
+    def __init__(self): self.mean, self.n = None, 0
+    def __call__(self, pred, yb):
+        if torch.is_grad_enabled(): self.mean, self.n = pred.detach().mean() + (0 if self.mean is None else self.mean), self.n + 1
+        return F.cross_entropy(pred, yb)
+
+@pytest.mark.parametrize('fits', [0, 1])
+def test_a_trial_leaves_what_a_loss_counts_and_has_not_yet_as_it_was(fits):
+    learn = Learner(make_data(points(40, 1), points(16, 2), bs=8), nn.Linear(4, 3), loss_func=(loss := Lazy()), cbs=Progress(False))
+    learn.fit(fits)
+    was = loss.mean, loss.n
+    learn.lr_find(20, show=False)
+    assert (loss.mean, loss.n) == was
+
+def test_an_average_that_begins_with_the_first_batch_is_resumed(tmp_path):
+    def make():
+        set_seed(1)
+        return Learner(make_data(points(40, 1), points(16, 2), bs=8, seed=3), nn.Linear(4, 3), loss_func=Lazy(), cbs=Progress(False))
+    whole, first, again = make(), make(), make()
+    whole.fit(2)
+    with pytest.raises(InterruptedError): first.fit(2, cbs=[Checkpoint(tmp_path/'fit.ckpt', every=1), Break(7)])
+    again.fit(2, cbs=Checkpoint(tmp_path/'fit.ckpt', every=1), resume=True)
+    assert again.loss_func.mean == whole.loss_func.mean
 
 class OwnAverages(Callback):
     "An averaging callback of one's own."
@@ -271,7 +309,7 @@ def test_the_best_weights_come_back_with_the_loss_they_had(tmp_path):
 
 # ---------------------------------------------------------------- modes, devices, precision, steps
 
-@pytest.mark.parametrize('kind', ['module', 'partial', 'in a list', 'method', 'closure'])
+@pytest.mark.parametrize('kind', ['module', 'partial', 'in a list', 'method', 'closure', 'named', 'default'])
 def test_a_loss_is_evaluated_in_evaluation_mode_and_has_its_own_mode_else(kind):
     class Modes(Callback):
         def __init__(self): self.seen = []
@@ -318,6 +356,10 @@ def test_tied_weights_stand_once_in_a_group_and_not_in_two():
     assert [len(g) for g in learn.layer_groups()] == [3, 2]
     learn.fit(1)
     with pytest.raises(ValueError, match='2 places'): learner(model=model, splitter=lambda m: [m[0], [m[2], m[3]]])
+
+@pytest.mark.parametrize('part', ['0.weight', {'params': []}, None, 3])
+def test_a_splitter_of_something_else_is_refused(part):
+    with pytest.raises(TypeError, match='layer group'): learner(splitter=lambda m: [part, m])
 
 @pytest.mark.parametrize('fit', ['fit', 'fit_one_cycle'])
 def test_no_epochs_train_nothing(fit):
