@@ -324,6 +324,10 @@ class _Endless:
         return getattr(self.dl, name)
 
 # %% ../nbs/08_schedules.ipynb #a0ed6ce1
+def _check_rule(rule):
+    if callable(rule) or rule in (None, 'valley', 'steep', 'rise'): return
+    raise ValueError(f"rule is {rule!r}; it should be 'valley', 'steep', 'rise', a function of (lrs, losses), or None")
+
 class LRFinder(Callback):
     """Tries rates from `min_lr` to `max_lr`, a higher one for each batch, and suggests one: `run.fit(1, cbs=(finder := LRFinder()))`.
 
