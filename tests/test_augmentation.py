@@ -1049,7 +1049,7 @@ def test_tta_without_random_transforms_is_get_preds():
     learn = small(make_data(Dataset(x, y), Dataset(x[:8], y[:8]), bs=6))
     torch.testing.assert_close(learn.tta(n=3)[0], learn.get_preds()[0], rtol=0, atol=1e-7)
 
-@pytest.mark.parametrize('arguments, error, match', [({'n': 0}, ValueError, 'n is 0'), ({'n': True}, ValueError, 'n is True'), ({'n': 1.5}, ValueError, 'n is 1.5'), ({'beta': 1.2}, ValueError, 'beta is 1.2'), ({'dl': 'test'}, ValueError, 'test'), ({'dl': 'valud'}, ValueError, 'valud')])
+@pytest.mark.parametrize('arguments, error, match', [({'n': 0}, ValueError, 'n is 0'), ({'n': True}, TypeError, 'whole'), ({'n': 1.5}, TypeError, 'whole'), ({'beta': 1.2}, ValueError, 'beta is 1.2'), ({'dl': 'test'}, ValueError, 'test'), ({'dl': 'valud'}, ValueError, 'valud')])
 def test_tta_refuses_arguments_that_make_no_sense(arguments, error, match):
     with pytest.raises(error, match=match): small(augmented()).tta(**arguments)
 

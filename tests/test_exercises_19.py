@@ -40,7 +40,8 @@ class ScaleLog(Callback):
 
 class AfterBatch(ScaleLog):
     before_backward = Callback.__repr__   # nothing
-    def after_step(self): self.scales.append(self.mixed_precision.scale)
+    def after_batch(self):   # a step that is left out has no after_step
+        if self.in_train: self.scales.append(self.mixed_precision.scale)
 
 class Keeps(ScaleLog):
     def __init__(self): self.scales = []
