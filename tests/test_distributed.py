@@ -501,7 +501,9 @@ def main(folder, what, *args):
         elif what == 'wait': long_training(folder, seconds=0.5)
         elif what == 'fail': long_training(folder, [Fails()])
         if is_first(): print('the script came to its end')
-    if Path('/proc/self/task').exists(): print('threads:', *[(t/'comm').read_text().strip() for t in Path('/proc/self/task').iterdir()])
+    names = [(t/'comm').read_text().strip() for t in Path('/proc/self/task').iterdir()] if Path('/proc/self/task').exists() else []
+    sys.stdout.flush()
+    os.write(1, f'threads: {names}\n'.encode())   # at once, so that the lines of two processes do not mix
 
 if __name__ == '__main__':
     torch.set_num_threads(1)

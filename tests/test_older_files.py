@@ -128,7 +128,8 @@ def test_a_checkpoint_is_resumed_as_if_it_had_not_been_broken_off(tmp_path, name
     (tmp_path/'whole').mkdir()
     whole = one_cycle(tmp_path/'whole'/'fit.ckpt')
     learn = one_cycle(tmp_path/'fit.ckpt', resume=FIXTURES/name)
-    for k, v in whole.model.state_dict().items(): near(learn.model.state_dict()[k], v)
+    for k, v in whole.model.state_dict().items():   # batch norm takes out the first bias, so that Adam moves it by rounding alone, which is another on each processor
+        if k not in ('layers.0.bias', 'layers.1.running_mean'): near(learn.model.state_dict()[k], v)
     assert [row['epoch'] for row in learn.history] == [0, 1, 2] and learn.n_iter == 15
 
 @pytest.mark.parametrize('name, kwargs', [('registered', {}), ('unregistered', {'model': Unregistered})])
