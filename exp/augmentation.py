@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .core import check_int, exercise, listify, patch, register
-from .data_block import LabeledData, Transform, _draft, _size, to_byte_tensor
-from .dataloader import DataLoader, Rng, TransformedDataset, _ints
-from .learner import Learner, _with_tfms
+from .data_block import LabeledData, Transform, ask_for_draft, as_size, to_byte_tensor
+from .dataloader import DataLoader, Rng, TransformedDataset, as_ints
+from .learner import Learner, with_tfms
 
 # %% ../nbs/17_augmentation.ipynb #fb89da74
 def _matrix(*rows): return torch.tensor(rows, dtype=torch.float64)
@@ -227,7 +227,7 @@ def resample(
     if not isinstance(x, torch.Tensor): raise TypeError(f'images are tensors or a PIL image, not {type(x).__name__}')
     if x.ndim == 3: return resample(x[None], matrix, size, **how)[0]
     if x.ndim != 4: raise ValueError(f'images have shape {tuple(x.shape)}; n×c×h×w or c×h×w is expected')
-    size = tuple(x.shape[2:]) if size is None else _size(size)
+    size = tuple(x.shape[2:]) if size is None else as_size(size)
     same = size == tuple(x.shape[2:])
     if len(x) == 0: return x.new_empty(0, x.shape[1], *size)
     if matrix.shape not in ((3, 3), (1, 3, 3), (len(x), 3, 3)):
@@ -539,7 +539,7 @@ class _Crop(PilGeometric):
     def draw(self, im, rng): return _window(self.box(rng, _hw(im)), _hw(im), self.size)
     def moved(self, im, move, mode):
         (h, w), (sx, sy, _) = move.size, move.matrix.diagonal().tolist()
-        if mode != Image.Resampling.NEAREST: _draft(im, (math.ceil(w/sx), math.ceil(h/sy)))
+        if mode != Image.Resampling.NEAREST: ask_for_draft(im, (math.ceil(w/sx), math.ceil(h/sy)))
         box = _pixel_box(move.matrix, *im.size)
         if (box[2] - box[0], box[3] - box[1]) == (w, h) and all(isinstance(v, int) for v in box): return im.crop(box)   # outside is black
         if mode == Image.Resampling.NEAREST: return im.transform((w, h), Image.Transform.EXTENT, box, mode)   # a mask may have another size than its image
@@ -566,7 +566,7 @@ class RandomResizedCrop(_Crop):
         if not 0 < scale[0] <= scale[1] <= 1: raise ValueError(f'scale is {scale}; two parts of the area are expected, 0 < smallest ≤ largest ≤ 1')
         if not 0 < ratio[0] <= ratio[1]: raise ValueError(f'ratio is {ratio}; 0 < narrowest ≤ widest is expected')
         _check_visible(min_visible)
-        self.size, self.scale, self.ratio, self.min_visible = _size(size), tuple(scale), tuple(ratio), min_visible
+        self.size, self.scale, self.ratio, self.min_visible = as_size(size), tuple(scale), tuple(ratio), min_visible
 
     def box(self, rng, old):
         H, W = old
@@ -592,7 +592,7 @@ class CenterResizedCrop(_Crop):
     ):
         if not zoom >= 1: raise ValueError(f'zoom is {zoom}; it should be 1 or more')
         _check_visible(min_visible)
-        self.size, self.zoom, self.min_visible = _size(size), zoom, min_visible
+        self.size, self.zoom, self.min_visible = as_size(size), zoom, min_visible
     def box(self, rng, old): return _centred(old, self.size[1]/self.size[0], self.zoom)
 
 # %% ../nbs/17_augmentation.ipynb #67d9b658
@@ -604,7 +604,7 @@ class RandomCrop(_Crop):
         min_visible=0.25, # the part of a moved box that has to be within the image
     ):
         _check_visible(min_visible)
-        self.size, self.min_visible = _size(size), min_visible
+        self.size, self.min_visible = as_size(size), min_visible
     def box(self, rng, old):
         (H, W), (h, w) = old, self.size
         l, t = (rng.randint(*sorted((0, room))) for room in (W - w, H - h))
@@ -758,7 +758,7 @@ def get_transforms(
 # %% ../nbs/17_augmentation.ipynb #acabee57
 def _passes(dl, random_ds, n):
     "Loaders with the same batches: one of `dl`'s items as they are, and n of `random_ds`'s, each with random numbers of its own."
-    batches = [list(_ints(rows)) for rows in dl._plan(dl._next[0], 0)]
+    batches = [list(as_ints(rows)) for rows in dl._plan(dl._next[0], 0)]
     def loader(ds, seed): return DataLoader(ds, batch_sampler=batches, collate=dl.collate, num_workers=dl.num_workers, seed=seed)
     return loader(dl.ds, dl.seed), [loader(random_ds, Rng(dl.seed, 'tta', k).number) for k in range(n)]
 
@@ -780,7 +780,7 @@ def tta(self: Learner,
         before, dl = self.data, self._in_order(dl)
         kinds = {isinstance(ds, LabeledData) for ds in (before.train_ds, dl.ds) if not isinstance(ds, TransformedDataset)}
         if len(kinds) > 1: raise TypeError('tta needs a loader of the same kind of data set as training')
-        plain, passes = _passes(dl, _with_tfms(dl.ds, before.train_ds), n)
+        plain, passes = _passes(dl, with_tfms(dl.ds, before.train_ds), n)
         (preds, targets), total = self._preds(plain, act), 0.
         if not isinstance(preds, torch.Tensor): raise TypeError(f'tta averages predictions in one tensor; this model answers a {type(preds).__name__}')
         try:

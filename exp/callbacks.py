@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'CancelStepException', 'CancelBatchException', 'CancelEpochException', 'CancelFitException', 'Callback',
-           'TrainEvalCallback', 'Runner', 'AvgStats', 'Recorder', 'smoothed', 'DelayedRead', 'NanCheck', 'GradClip']
+           'TrainEvalCallback', 'set_epoch', 'count_batches', 'call_model', 'check_rate', 'Runner', 'count_items',
+           'read_numbers', 'AvgStats', 'Recorder', 'smoothed', 'DelayedRead', 'NanCheck', 'GradClip']
 
 # %% ../nbs/07_callbacks.ipynb #b59c3435
 import copy, difflib, functools, inspect, time, warnings
@@ -16,9 +17,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .core import _first_size, _on_each, camel2snake, check_int, check_real, did_you_mean, exercise, listify, near, patch
-from .dataloader import DataBunch, DataLoader, Dataset, History, _loader_parts
-from .losses import CrossEntropy, MeanMetric, _one_number, as_metric, is_sum, loss_weight
+from .core import first_size, tree_map, camel2snake, check_int, check_real, did_you_mean, exercise, listify, near, patch
+from .dataloader import DataBunch, DataLoader, Dataset, History, loader_parts
+from .losses import CrossEntropy, MeanMetric, one_number, as_metric, is_sum, loss_weight
 from .regularization import clip_grad_values, clip_grads
 
 # %% ../nbs/07_callbacks.ipynb #91ec39eb
@@ -132,12 +133,12 @@ def _bunch(data):
     return data
 
 # %% ../nbs/07_callbacks.ipynb #a9e5be0d
-def _set_epoch(dl, epoch):
+def set_epoch(dl, epoch):
     "Tell a loader, and the samplers in it at any depth, which epoch begins."
-    for o in _loader_parts(dl):
+    for o in loader_parts(dl):
         if hasattr(o, 'set_epoch'): o.set_epoch(epoch)
 
-def _n_batches(dl):
+def count_batches(dl):
     "The length of a loader. `TypeError` if it has none."
     try: return len(dl)
     except TypeError: raise TypeError(f'this {type(dl).__name__} has no length, which says where in a fit we are; give its data set a __len__') from None
@@ -151,7 +152,7 @@ def _unpack(batch):
     return *batch, getattr(batch, 'items', None)
 
 # %% ../nbs/07_callbacks.ipynb #e7739446
-def _apply(model, xb):
+def call_model(model, xb):
     "The model's output; a tuple gives it several arguments, a dict named ones."
     if isinstance(xb, Mapping): return model(**xb)
     return model(*xb) if isinstance(xb, (tuple, list)) and not isinstance(xb, PackedSequence) else model(xb)
@@ -164,7 +165,7 @@ def _one_loss(loss, loss_func):
     return loss.reshape(())
 
 # %% ../nbs/07_callbacks.ipynb #9ee1f976
-def _check_rate(lr):
+def check_rate(lr):
     rate = check_real(lr=lr, least=0)
     return lr if isinstance(lr, torch.Tensor) else rate   # which an optimizer may change in place
 
@@ -189,7 +190,7 @@ class Runner:
         cbs=None,         # callbacks for every fit
     ):
         _check_parts(model, loss_func, opt_func)
-        self.data, self.model, self.lr = _bunch(data), model, _check_rate(lr)
+        self.data, self.model, self.lr = _bunch(data), model, check_rate(lr)
         self.loss_func = next(f for f in (loss_func, self.data.loss_func, CrossEntropy()) if f is not None)
         self.opt_func, self.opt = torch.optim.SGD if opt_func is None else opt_func, None
         self.epoch, self.n_iter, self.pct_fit, self.fitting, self.cbs = 0, 0, 0., False, []
@@ -215,8 +216,8 @@ class Runner:
         if self.data.valid_dl is not None: self._one_pass('validate', self.data.valid_dl)
 
     def _one_pass(self, what, dl):
-        self.in_train, self.dl, self.iter, self.iters = what == 'train', dl, 0, _n_batches(dl)
-        _set_epoch(dl, self.epoch)
+        self.in_train, self.dl, self.iter, self.iters = what == 'train', dl, 0, count_batches(dl)
+        set_epoch(dl, self.epoch)
         self(f'before_{what}')
         with torch.set_grad_enabled(self.in_train):
             for batch in dl:
@@ -266,7 +267,7 @@ class Runner:
         early = '; it is there once a fit has begun' if name in _OWNED else ''
         raise AttributeError(f'{type(self).__name__} has no attribute {name!r}{early}')
 
-    def get_pred(self):  return _apply(self.model, self.xb)
+    def get_pred(self):  return call_model(self.model, self.xb)
     def get_loss(self):  return _one_loss(self.loss_func(self.pred, self.yb), self.loss_func)
     def backward(self):
         if not self.loss_grad.requires_grad: raise ValueError('the loss depends on no parameter that learns; unfreeze some, or compute it from pred')
@@ -356,7 +357,7 @@ def _rates_of(groups): return [float(group.get('lr', 1.)) for group in groups]
 @patch
 def _base_rate(self: Runner, lr):
     "What `opt_func` is given."
-    return _check_rate(lr)
+    return check_rate(lr)
 
 @patch
 def group_rates(self: Runner,
@@ -514,7 +515,7 @@ def _explained(self: Runner, error):
     if own is None or not isinstance(error, RuntimeError) or 'type' not in str(error): return error
     for what, data in (('inputs', self.xb), ('targets', self.yb)):
         kinds = []
-        _on_each(lambda t: kinds.append(t.dtype), data)
+        tree_map(lambda t: kinds.append(t.dtype), data)
         for kind in kinds:
             if kind == own or what == 'targets' and not kind.is_floating_point: continue
             better = TypeError(f'the {what} are {kind} and the model is {own}; convert them with .to({own})')
@@ -534,9 +535,9 @@ def _weight(e):
     return 4 if isinstance(e, Exception) else 5
 
 # %% ../nbs/07_callbacks.ipynb #1fb472ae
-def _n_items(xb, items=None):
+def count_items(xb, items=None):
     "The number of items in a batch: the first dimension of its first tensor, else of its `items`."
-    n = _first_size(xb)
+    n = first_size(xb)
     if n is None and items is not None: n = len(items)
     if n is None: raise TypeError(f'the size of a batch cannot be seen from this {type(xb).__name__} without tensors; give the loss a count(yb)')
     return n
@@ -546,12 +547,12 @@ def batch_weight(self: Runner):
     "What this batch's loss counts in an average: its `loss_weight`, else its number of items; 1 for a loss that is a sum."
     if is_sum(self.loss_func): return 1
     weight = loss_weight(self.loss_func, self.yb)
-    return _n_items(self.xb, self.items) if weight is None else weight
+    return count_items(self.xb, self.items) if weight is None else weight
 
 # %% ../nbs/07_callbacks.ipynb #7b15a8ae
-def _read(values):
+def read_numbers(values):
     "The numbers in a dict of tensors of one number, and of plain numbers: one read from the device for all."
-    values = {k: _one_number(v, k) for k, v in values.items()}
+    values = {k: one_number(v, k) for k, v in values.items()}
     tensors = {k: v for k, v in values.items() if isinstance(v, torch.Tensor)}
     if not tensors: return values
     device = next((t.device for t in tensors.values() if t.device.type != 'cpu'), torch.device('cpu'))
@@ -600,7 +601,7 @@ class AvgStats(Callback):
         *metrics, # functions of (pred, yb), or objects with `reset`, `update(pred, yb)` and `compute`
     ):
         named, self.history, self._start, self._begun = _named(metrics), History(), None, None
-        own = lambda m: copy.deepcopy(m) if hasattr(m, 'update') else MeanMetric(m, lambda yb: _n_items(self.xb, self.items))
+        own = lambda m: copy.deepcopy(m) if hasattr(m, 'update') else MeanMetric(m, lambda yb: count_items(self.xb, self.items))
         self._sets = {which: {'loss': _EpochLoss(self), **{name: own(m) for name, m in named.items()}}
                       for which in ('train', 'valid')}
         self._left_out = set()   # of the training row
@@ -615,7 +616,7 @@ class AvgStats(Callback):
         if self._begun is not None: self._go_on()
 
     def after_loss(self):
-        pred = _on_each(torch.Tensor.detach, self.pred)   # which may be a tuple or a dict
+        pred = tree_map(torch.Tensor.detach, self.pred)   # which may be a tuple or a dict
         loss, *metrics = self._sets['train' if self.in_train else 'valid'].items()
         loss[1].update(pred, self.yb)
         for name, m in metrics:
@@ -626,7 +627,7 @@ class AvgStats(Callback):
         if self.over != 'epoch' or start is None: return   # it was broken off, or cancelled before it began
         which = ('train', 'valid') if self.data.valid_dl is not None else ('train',)
         whole = {f'{w}_{name}': self.run.gather(m) for w in which for name, m in self._sets[w].items()}
-        means = _read({name: m.compute() for name, m in whole.items() if name not in self._left_out})
+        means = read_numbers({name: m.compute() for name, m in whole.items() if name not in self._left_out})
         self.history.append({'epoch': self.epoch, **means, 'seconds': time.perf_counter() - start})
 
     def __repr__(self): return f'AvgStats({", ".join(self.columns[1:])})'

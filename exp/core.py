@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['test_eq', 'near', 'test_close', 'expect_error', 'did_you_mean', 'user_path', 'text_encoding', 'read_text',
            'is_clutter', 'check_int', 'check_real', 'check_bool', 'Settings', 'checkout', 'settings', 'environ',
-           'set_seed', 'available_devices', 'default_device', 'to_device', 'to_cpu', 'patch', 'listify',
-           'ListContainer', 'camel2snake', 'compose', 'image_array', 'show_image', 'get_grid', 'show_images',
-           'atomic_path', 'save_state', 'load_state', 'register', 'to_spec', 'from_spec', 'Report', 'report', 'Verdict',
-           'exercise', 'check_exercise']
+           'set_seed', 'available_devices', 'default_device', 'tree_children', 'tree_like', 'tree_map', 'first_size',
+           'to_device', 'to_cpu', 'tree_leaves', 'widen', 'patch', 'listify', 'mask_places', 'ListContainer',
+           'camel2snake', 'compose', 'image_array', 'show_image', 'get_grid', 'show_images', 'atomic_path', 'own_type',
+           'save_state', 'load_state', 'register', 'to_spec', 'from_spec', 'Report', 'report', 'Verdict', 'exercise',
+           'check_exercise']
 
 # %% ../nbs/00_core.ipynb #a3e41cc3
 import configparser, copy, difflib, errno, functools, hashlib, importlib.util, inspect, json, math, operator, os, pickle, random, re, sys, tempfile, typing, warnings, zipfile
@@ -39,7 +40,7 @@ def _same(a, b):
     if isinstance(a, Mapping) and isinstance(b, Mapping): return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)): return len(a) == len(b) and all(map(_same, a, b))
     if type(a) is type(b) and hasattr(a, 'equals'): return a.equals(b)   # pandas' own
-    if is_dataclass(a) and type(a) is type(b): return all(map(_same, _children(a), _children(b)))
+    if is_dataclass(a) and type(a) is type(b): return all(map(_same, tree_children(a), tree_children(b)))
     if not hasattr(a, '__array__') and not hasattr(b, '__array__'): return bool(a == b)
     try:
         s, t = _tensor(a), _tensor(b)
@@ -271,6 +272,39 @@ def set_seed(
     torch.manual_seed(seed)
     return seed
 
+# %% ../nbs/00_core.ipynb #36ef5a82
+def generator_state(g):
+    "Where a random generator is, as plain data."
+    if isinstance(g, torch.Generator): return g.get_state()
+    if isinstance(g, random.Random): return g.getstate()
+    return _lists(g.bit_generator.state if isinstance(g, np.random.Generator) else g.get_state(legacy=False))
+
+def _lists(state):
+    "A generator's state with its arrays as lists."
+    if isinstance(state, dict): return {k: _lists(v) for k, v in state.items()}
+    return state.tolist() if isinstance(state, np.ndarray) else state
+
+def set_generator(g, state):
+    "Put a random generator where it was."
+    if isinstance(g, np.random.Generator): g.bit_generator.state = state
+    elif isinstance(g, random.Random): g.setstate(state)
+    else: g.set_state(state)
+
+def global_generators():
+    "The states of Python's, NumPy's and PyTorch's global generators, those of accelerators too."
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda, mps
+
+def set_global_generators(states):
+    "Put the global generators where they were."
+    python, numpy, cpu, cuda, mps = states
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(cpu)
+    if cuda is not None: torch.cuda.set_rng_state_all(cuda)
+    if mps is not None: torch.mps.set_rng_state(mps)
+
 # %% ../nbs/00_core.ipynb #26bb4cd2
 def available_devices() -> list[str]:
     "The names of the devices that torch can use here, the CPU last."
@@ -289,15 +323,15 @@ def default_device() -> torch.device:
     return device
 
 # %% ../nbs/00_core.ipynb #b1e42341
-def _children(x):
+def tree_children(x):
     "The parts of a tuple, list, mapping or dataclass; none of anything else."
     if isinstance(x, Mapping): return list(x.values())
     if isinstance(x, PackedSequence): return [x.data, x.sorted_indices, x.unsorted_indices]   # its batch_sizes stay as they are
     if isinstance(x, (tuple, list)): return list(x)
     return [getattr(x, f.name) for f in fields(x)] if is_dataclass(x) and not isinstance(x, type) else []
 
-def _like(x, parts):
-    "A container of the type of `x` with other parts, in the order of `_children`."
+def tree_like(x, parts):
+    "A container of the type of `x` with other parts, in the order of `tree_children`."
     if isinstance(x, PackedSequence): return type(x)(parts[0], x.batch_sizes, *parts[1:])
     if hasattr(x, '_fields'): return type(x)(*parts)   # a named tuple
     if isinstance(x, (tuple, list)):
@@ -311,17 +345,17 @@ def _like(x, parts):
     for f, v in () if isinstance(x, Mapping) else zip(fields(x), parts): object.__setattr__(new, f.name, v)   # it may be frozen
     return new
 
-def _on_each(f, x):
+def tree_map(f, x):
     "`f` of every tensor in `x`, which may be nested in tuples, lists, mappings and dataclasses; each keeps its type, anything else stays."
     if isinstance(x, torch.Tensor): return f(x)
-    parts = _children(x)
-    return _like(x, [_on_each(f, part) for part in parts]) if parts else x
+    parts = tree_children(x)
+    return tree_like(x, [tree_map(f, part) for part in parts]) if parts else x
 
-def _first_size(x):
+def first_size(x):
     "The first dimension of the first tensor in `x`, which may be nested; None if there is none."
     if isinstance(x, torch.Tensor): return len(x) if x.ndim else None
     if isinstance(x, PackedSequence): return int(x.batch_sizes[0])   # of so many sequences
-    return next((n for n in map(_first_size, _children(x)) if n is not None), None)
+    return next((n for n in map(first_size, tree_children(x)) if n is not None), None)
 
 def to_device(
     x,           # a tensor, or tensors nested in tuples, lists and dicts
@@ -329,13 +363,26 @@ def to_device(
 ):
     "The same structure with its tensors on `device`, copied without waiting where the memory allows it."
     device = default_device() if device is None else device
-    return _on_each(lambda t: t.to(device, non_blocking=True), x)
+    return tree_map(lambda t: t.to(device, non_blocking=True), x)
 
 def to_cpu(
     x, # a tensor, or tensors nested in tuples, lists and dicts
 ):
     "The same structure with its tensors on the CPU, detached from any graph."
-    return _on_each(lambda t: t.detach().cpu(), x)
+    return tree_map(lambda t: t.detach().cpu(), x)
+
+def tree_leaves(
+    x, # a tensor, or tensors nested in tuples, lists and dicts
+) -> list:
+    "The tensors in `x`, in its order."
+    if isinstance(x, torch.Tensor): return [x]
+    return [leaf for part in tree_children(x) for leaf in tree_leaves(part)]
+
+def widen(
+    x, # a tensor
+):
+    "`x`, in float32 if it is half precision."
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 # %% ../nbs/00_core.ipynb #bc626054
 def patch(
@@ -362,7 +409,7 @@ def listify(
     return [o]
 
 # %% ../nbs/00_core.ipynb #cf58dde7
-def _places(i, n):
+def mask_places(i, n):
     "A mask of `n` truth values (list, tuple, array, tensor or Series) as the list of places where it is true; anything else as it is."
     if any(kind in str(getattr(i, 'dtype', '')) for kind in ('bool', 'object')): i = i.tolist()
     if not isinstance(i, (list, tuple)) or not any(isinstance(o, (bool, np.bool_)) for o in i): return i
@@ -378,7 +425,7 @@ class ListContainer:
     def __getitem__(self, i):
         "One element for an int; a list of elements for a slice, or for several ints or a mask (list, tuple, array, tensor, Series)."
         if hasattr(i, 'tolist'): i = i.tolist()
-        if isinstance(i, (list, tuple, range)): return [self.items[j] for j in _places(i, len(self))]
+        if isinstance(i, (list, tuple, range)): return [self.items[j] for j in mask_places(i, len(self))]
         return self.items[i]
 
     def __len__(self): return len(self.items)
@@ -512,7 +559,7 @@ _PLAIN = (type(None), bool, int, float, str, bytes, torch.Tensor, torch.dtype, t
 
 _KINDS = {bool: (bool, np.bool_), int: Integral, float: Real, str: str, bytes: bytes}   # NumPy's are among Python's kinds, but for its bool
 
-def _own_type(x):
+def own_type(x):
     "A number or string as Python's own type; anything else as it is."
     if type(x) in _PLAIN: return x
     return next((own(x) for own, kind in _KINDS.items() if isinstance(x, kind)), x)
@@ -526,7 +573,7 @@ def _plain(x, where='state'):
         out.update((_plain(k, f'a key of {where}'), _plain(v, f'{where}[{k!r}]')) for k, v in x.items())
         return out
     if type(x) in (list, tuple, set): return type(x)(_plain(v, f'{where}[{i}]') for i, v in enumerate(x))
-    x = _own_type(x)
+    x = own_type(x)
     if isinstance(x, torch.Tensor) or type(x) in _PLAIN: return x
     raise TypeError(f'{where} is a {type(x).__name__}; only tensors and plain data (numbers, strings, lists, dicts) can be saved')
 
@@ -648,7 +695,7 @@ def to_spec(
 
 def _spec(o, seen):
     "The spec of `o`; `seen` are the layers so far, by identity, each with its number."
-    o = o.tolist() if isinstance(o, np.ndarray) else _own_type(o)
+    o = o.tolist() if isinstance(o, np.ndarray) else own_type(o)
     if type(o) in _PLAIN: return o
     if type(o) in (list, tuple): return type(o)(_spec(v, seen) for v in o)
     if type(o) is dict: return {k: _spec(v, seen) for k, v in o.items()}

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['image_extensions', 'get_files', 'ItemList', 'ImageError', 'ImageList', 'GreyImageList', 'SplitData', 'Processor',
            'CategoryProcessor', 'LabelList', 'CategoryList', 'FloatList', 'LabeledData', 'to_byte_tensor', 'Transform',
-           'MakeRGB', 'MakeGrey', 'ResizeFixed', 'ToByteTensor', 'ToFloatTensor', 'Normalize', 'verify_images']
+           'MakeRGB', 'MakeGrey', 'ask_for_draft', 'as_size', 'ResizeFixed', 'ToByteTensor', 'as_transform',
+           'ToFloatTensor', 'Normalize', 'OnBatch', 'verify_images']
 
 # %% ../nbs/13_data_block.ipynb #190428ce
 import copy, io, itertools, mimetypes, operator, os, random, re, shutil, unicodedata, warnings
@@ -23,10 +24,10 @@ from PIL import Image, ImageFile, ImageOps
 from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 from tqdm import tqdm
 
-from .core import ListContainer, _children, _like, check_int, did_you_mean, exercise, from_spec, get_grid, image_array, is_clutter, listify, patch, read_text, register, settings, show_image, text_encoding, to_spec, user_path
+from .core import ListContainer, tree_children, tree_like, check_int, did_you_mean, exercise, from_spec, get_grid, image_array, is_clutter, listify, patch, read_text, register, settings, show_image, text_encoding, to_spec, user_path
 from .dataloader import BatchContext, DataBunch, DataLoader, Rng, collate
 from .losses import CrossEntropy, SquaredLoss
-from .schedules import _undisturbed
+from .schedules import undisturbed
 
 # %% ../nbs/13_data_block.ipynb #61f9a06a
 def _image_extensions():
@@ -232,7 +233,7 @@ def _open_image(source):
     "A PIL image of a path, bytes or an open file; `ImageError` or `FileNotFoundError` that names it."
     try:
         im = Image.open(io.BytesIO(_read(source)))
-        im.is_ours = True   # so that `_draft` may change it
+        im.is_ours = True   # so that `ask_for_draft` may change it
         return im
     except FileNotFoundError: raise FileNotFoundError(f'{_name(source)} does not exist') from None
     except Exception as e:   # PIL's readers raise all kinds of errors
@@ -837,7 +838,7 @@ class Transform:
     def joined(self, later): "One transform for this one and `later`, which comes next; None: they stay two."
 
     def __call__(self, x, rng=None, kind='image'):
-        if isinstance(kind, BatchContext): return _OnBatch(self, type(self).__name__)(x, rng, kind)   # (xb, yb, ctx), from a DataBunch made by hand
+        if isinstance(kind, BatchContext): return OnBatch(self, type(self).__name__)(x, rng, kind)   # (xb, yb, ctx), from a DataBunch made by hand
         if self.random and rng is None:
             new = lambda: Rng(random.getrandbits(63))
             rng = new() if self.on == 'item' else [new() for _ in x]
@@ -893,7 +894,7 @@ class MakeGrey(Transform):
 # %% ../nbs/13_data_block.ipynb #b6a8cfe0
 _FAST = torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512')   # where PyTorch's kernel is faster than PIL's
 
-def _draft(im, size):
+def ask_for_draft(im, size):
     "Let a JPEG that is not decoded yet come at a part of its size, at least (width, height). PIL changes the image itself, so only one that we opened."
     if getattr(im, 'is_ours', False): im.draft('RGB', size)
 
@@ -902,7 +903,7 @@ def _shrunk(stack, size):
     x = stack.permute(0, 3, 1, 2)
     return x if x.shape[2:] == size else F.interpolate(x, size=size, mode='bilinear', antialias=True)
 
-def _size(size):
+def as_size(size):
     "(height, width) of a number or a pair. `ValueError` for anything else."
     pair = tuple(size) if isinstance(size, (tuple, list)) or getattr(size, 'ndim', 0) else (size, size)
     try: height, width = (check_int(size=s, least=1) for s in pair)
@@ -916,11 +917,11 @@ class ResizeFixed(Transform):
     order, role, moves = 20, 'size', True
     def __init__(self,
         size, # pixels of a square, or (height, width)
-    ): self.size = _size(size)
+    ): self.size = as_size(size)
 
     def image(self, im, draw):
         h, w = self.size
-        _draft(im, (w, h))
+        ask_for_draft(im, (w, h))
         if im.size == (w, h): return im
         if not (_FAST and im.mode == 'RGB'): return im.resize((w, h), Image.Resampling.BILINEAR)
         return Image.fromarray(_shrunk(torch.from_numpy(np.array(im))[None], (h, w))[0].permute(1, 2, 0).contiguous().numpy())
@@ -949,7 +950,7 @@ class _Plain(Transform):
     def apply(self, kind, x, draw): return self.func(x, draw) if self.random else self.func(x)
     def __repr__(self): return getattr(self.func, '__name__', repr(self.func))
 
-def _as_transform(t):
+def as_transform(t):
     if isinstance(t, Transform): return t
     if isinstance(t, type): raise TypeError(f'{t.__name__} is a class; give an instance, {t.__name__}(…)')
     if not callable(t): raise TypeError(f'a transform should be a function or a Transform, not {t!r}')
@@ -1084,7 +1085,7 @@ class Normalize(Transform):
         return x*std + mean
 
 # %% ../nbs/13_data_block.ipynb #005987a2
-class _OnBatch:
+class OnBatch:
     "A transform of batches, with its place among them, as `DataBunch.transform_batch` calls it."
     on = 'batch'
     def __init__(self, tfm, place, x_kind='image', y_kind=None):
@@ -1130,7 +1131,7 @@ def _train_valid(tfms):
     "Two lists of transforms: of a tuple (train, valid), or twice the same."
     if isinstance(tfms, tuple) and len(tfms) != 2:
         raise ValueError(f'tfms should be one list for both sets, or a tuple (train, valid); this tuple has {len(tfms)}')
-    return [[_as_transform(t) for t in listify(part)] for part in (tfms if isinstance(tfms, tuple) else (tfms, tfms))]
+    return [[as_transform(t) for t in listify(part)] for part in (tfms if isinstance(tfms, tuple) else (tfms, tfms))]
 
 # %% ../nbs/13_data_block.ipynb #48b63682
 @patch
@@ -1149,7 +1150,7 @@ def transform(self: SplitData,
         on_items, on_batch = _complete(mine, self.train.x, size)
         _check_rules(on_batch, self.train.x, self.train.y, tfm_y)
         y_kind = lambda t: self.train.kind if _moves_y(t, self.train.y, tfm_y) else None
-        self._on_batch.append([_OnBatch(t, place, self.train.x_kind, y_kind(t)) for place, t in enumerate(on_batch)])
+        self._on_batch.append([OnBatch(t, place, self.train.x_kind, y_kind(t)) for place, t in enumerate(on_batch)])
         for name in names:
             if (part := getattr(self, name)) is not None: setattr(self, name, LabeledData(part.x, part.y, on_items, tfm_y))
     self._later = on_items, tfm_y   # for a test set that is added now
@@ -1198,7 +1199,7 @@ def one_batch(self: DataBunch,
     dl, data = copy.copy(getattr(self, name)), copy.copy(self)
     if isinstance(dl, DataLoader): dl._idle, dl.num_workers = None, 0   # no workers for a single batch
     setattr(data, name, dl)
-    with _undisturbed(dl):   # its samplers are those of the loader that stays
+    with undisturbed(dl):   # its samplers are those of the loader that stays
         if hasattr(dl, 'set_epoch'): dl.set_epoch(0)
         batch = next(iter(dl))
         return data.transform_batch(*batch, train=train, items=getattr(batch, 'items', None))
@@ -1219,8 +1220,8 @@ def _rows(b, n):
     if b is None: return [None]*n
     if isinstance(b, torch.Tensor): return list(b[:n])
     if isinstance(b, PackedSequence): return unpack_sequence(b)[:n]
-    rows = zip(*(_rows(v, n) for v in _children(b)))
-    return list(rows) if isinstance(b, list) else [_like(b, row) for row in rows]
+    rows = zip(*(_rows(v, n) for v in tree_children(b)))
+    return list(rows) if isinstance(b, list) else [tree_like(b, row) for row in rows]
 
 @patch
 def show_batch(self: DataBunch,
@@ -1256,7 +1257,7 @@ def normalize(self: DataBunch,
     try: tfm = Normalize(*stats)
     except TypeError: raise TypeError(f'stats is {stats!r}; it should be (mean, std), each a list with a number for each channel') from None
     for tfms in both:
-        tfms.append(_OnBatch(tfm, len(tfms)))
+        tfms.append(OnBatch(tfm, len(tfms)))
         if len(tfms) == 2 and isinstance(getattr(tfms[0], 'tfm', None), ToFloatTensor): tfms[0].pair = tfms   # while nothing comes between
     return self
 
@@ -1280,7 +1281,7 @@ def _resized(ims, resize, out):
     places = {}
     for i, im in enumerate(ims):
         if im.mode != 'RGB': raise ValueError(f'an image is {im.mode}; RGB is expected')
-        _draft(im, resize.size[::-1])
+        ask_for_draft(im, resize.size[::-1])
         if im.width*im.height > 2**19: im = ims[i] = resize.image(im, None)
         places.setdefault(im.size, []).append(i)
     for (w, h), here in places.items():
@@ -1449,7 +1450,7 @@ def _from_state(cls,
 ):
     "A data set without items, which opens, names and transforms as that one."
     x, y = (None if state[k] is None else _list_from_state(state[k]) for k in 'xy')
-    return cls(x, y, [_as_transform(from_spec(t)) for t in state['tfms']], state['tfm_y'])
+    return cls(x, y, [as_transform(from_spec(t)) for t in state['tfms']], state['tfm_y'])
 
 LabeledData.from_state = classmethod(_from_state)
 

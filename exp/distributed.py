@@ -17,11 +17,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .callbacks import AvgStats, Callback, NanCheck, Recorder
-from .core import _children, check_bool, check_real, default_device, exercise, near, patch, save_state, settings, to_cpu
+from .core import tree_children, check_bool, check_real, default_device, exercise, near, patch, save_state, settings, to_cpu
 from .dataloader import DataLoader, Rng
-from .learner import Checkpoint, Learner, _Resume, _checkpoint, _strangers
+from .learner import Checkpoint, Learner, Resume, checkpoint_state, strangers
 from .losses import Metric, is_sum
-from .schedules import LRFinder, SaveBest, _Endless
+from .schedules import LRFinder, SaveBest, Endless
 
 # %% ../nbs/20_distributed.ipynb #55b9bfcc
 def _in_group(): return dist.is_available() and dist.is_initialized()
@@ -243,7 +243,7 @@ class _Whole(torch.autograd.Function):
 def _nothing_of(pred):
     "Zero, as a function of all predictions: a loss to which no item contributes."
     if isinstance(pred, torch.Tensor): return (pred*0).sum() if pred.is_floating_point() else 0.
-    return sum(_nothing_of(p) for p in _children(pred))
+    return sum(_nothing_of(p) for p in tree_children(pred))
 
 def _shared_loss(loss, pred, own, weight, adds_up=False):
     "(loss of the whole batch, its weight); the former's gradient, averaged over ranks, is that of the whole batch's loss."
@@ -313,7 +313,7 @@ def _check_metrics(self: Distributed):
 # %% ../nbs/20_distributed.ipynb #52066f42
 def _cut(dl):
     if dl is None: return None
-    return _Endless(RankLoader(dl.dl), dl.n) if isinstance(dl, _Endless) else RankLoader(dl)   # the rate finder's
+    return Endless(RankLoader(dl.dl), dl.n) if isinstance(dl, Endless) else RankLoader(dl)   # the rate finder's
 
 @patch
 def _cut_data(self: Distributed):
@@ -359,12 +359,12 @@ def _write_once(self: Distributed):
     for cb in self.run.cbs:
         if isinstance(cb, Checkpoint): cb._write = self._checkpoint_writer(cb)
         if isinstance(cb, SaveBest): cb._improved = (lambda write=cb._improved: _first_alone(write))
-        if isinstance(cb, _Resume) and cb._state is not None: self._random = cb._state.get('ranks_random')
+        if isinstance(cb, Resume) and cb._state is not None: self._random = cb._state.get('ranks_random')
 
 @patch
 def _checkpoint_writer(self: Distributed, cb):
     def write(*place, **more):
-        state = {**_checkpoint(cb.run, *place, **more), 'ranks_random': _all_random()}
+        state = {**checkpoint_state(cb.run, *place, **more), 'ranks_random': _all_random()}
         _first_alone(lambda: save_state(cb.path, state))
     return write
 
@@ -481,7 +481,7 @@ class _Last(Callback):
 
     def before_train(self):
         owner, run = self.owner, self.run
-        owner._parts, owner._strangers = run.stateful[1:], [p for p in _strangers(run) if p.requires_grad]
+        owner._parts, owner._strangers = run.stateful[1:], [p for p in strangers(run) if p.requires_grad]
         owner._wrap(self._get_pred)
         for cb in self.run.cbs:
             if isinstance(cb, NanCheck): cb._read = _EveryNth()

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .callbacks import Callback
-from .core import ListContainer, _children, available_devices, check_int, default_device, exercise, get_grid, listify, near, patch, settings, to_device
+from .core import ListContainer, tree_children, available_devices, check_int, default_device, exercise, get_grid, listify, near, patch, settings, to_device
 from .dataloader import BatchContext, DataBunch
 
 # %% ../nbs/09_cuda_hooks.ipynb #17f1d860
@@ -261,7 +261,7 @@ def _is_layer(module, inp, a):
 def _float_tensor(out):
     "The first tensor of floats in an output, which may be nested in tuples, lists and dicts; None if there is none."
     if isinstance(out, torch.Tensor): return out if out.is_floating_point() and out.numel() else None
-    return next((t for t in map(_float_tensor, _children(out)) if t is not None), None)
+    return next((t for t in map(_float_tensor, tree_children(out)) if t is not None), None)
 
 @patch
 @torch.no_grad()

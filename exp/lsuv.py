@@ -17,13 +17,13 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from .callbacks import _apply
+from .callbacks import call_model
 from .core import exercise, near, to_device
 from .dataloader import Batch, DataBunch
 from .hooks import Hooks
 from .layers import GeneralRelu
 from .norms import NORMS
-from .schedules import _undisturbed
+from .schedules import undisturbed
 from .tensors import Welford
 
 # %% ../nbs/12_lsuv.ipynb #90c13b09
@@ -105,7 +105,7 @@ def _unchanged(model):
     buffers = [(m._buffers, k, b, b.clone()) for m in model.modules() for k, b in m._buffers.items() if b is not None]
     values  = [(m, {k: v for k, v in vars(m).items() if isinstance(v, _PLAIN)}) for m in model.modules()]
     try:
-        with _undisturbed(): yield
+        with undisturbed(): yield
     finally:
         for slots, k, b, was in buffers: slots[k] = b.copy_(was)
         for m, v in values: vars(m).update(v)
@@ -113,7 +113,7 @@ def _unchanged(model):
 def _forward(model, batches):
     "Run the batches, in the mode that the model is in; each pass draws the same random numbers and leaves no trace."
     with torch.no_grad(), _unchanged(model):
-        for xb in batches: _apply(model, xb)
+        for xb in batches: call_model(model, xb)
 
 # %% ../nbs/12_lsuv.ipynb #9ba719e2
 class _Stats(NamedTuple):
@@ -149,7 +149,7 @@ def _batches(xb, device):
     if isinstance(xb, (torch.Tensor, tuple, Mapping)): batches = [xb]
     elif isinstance(xb, list): batches = [b[0] if isinstance(b, Batch) else b for b in xb]
     elif isinstance(xb, Iterable) and not isinstance(xb, str):
-        with _undisturbed(xb): batches = [_inputs(b) for b in xb]   # a loader that shuffles draws random numbers
+        with undisturbed(xb): batches = [_inputs(b) for b in xb]   # a loader that shuffles draws random numbers
     else: raise TypeError(f'xb should be a batch (a tensor, or a tuple or dict of inputs), a list of batches or a loader, not a {type(xb).__name__}')
     _check_batches(batches)
     return to_device(batches, device)

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .callbacks import Callback, _n_items
-from .core import _on_each, check_real, exercise, near, patch, register, settings
+from .callbacks import Callback, count_items
+from .core import tree_map, check_real, exercise, near, patch, register, settings, widen
 from .dataloader import Dataset, Rng, make_data
-from .learner import _ELEMENTWISE, _ELEMENTWISE_CLASSES, Learner
-from .losses import CrossEntropy, Loss, _check_numbers, _counted, _of_loss, _wide, is_sum, target_weights
+from .learner import ELEMENTWISE_LOSSES, ELEMENTWISE_CLASSES, Learner
+from .losses import CrossEntropy, Loss, check_same_shape, which_count, loss_attr, is_sum, target_weights
 from .progress import Progress
 
 # %% ../nbs/18_mixup.ipynb #de6b0256
@@ -35,7 +35,7 @@ class LabelSmoothing(CrossEntropy):
 
     def elements(self, pred, yb):
         "(1 − eps)·(−log p of the right class) + eps·(mean of −log p over the classes), 0 where a target does not count."
-        right, every = super().elements(pred, yb), -F.log_softmax(_wide(pred), self.dim).mean(self.dim)
+        right, every = super().elements(pred, yb), -F.log_softmax(widen(pred), self.dim).mean(self.dim)
         counts = self.mask(yb)
         if counts is not None: every = every.where(counts, torch.zeros_like(every))
         return (1 - self.eps)*right + self.eps*every
@@ -44,7 +44,7 @@ class LabelSmoothing(CrossEntropy):
 def _unreduced(loss_func, pred, yb):
     "The loss before its mean is taken, in the shape that it has then."
     f = loss_func.func if isinstance(loss_func, functools.partial) else loss_func
-    if f in _ELEMENTWISE or isinstance(f, _ELEMENTWISE_CLASSES): _check_numbers(pred, yb, getattr(f, '__name__', type(f).__name__))
+    if f in ELEMENTWISE_LOSSES or isinstance(f, ELEMENTWISE_CLASSES): check_same_shape(pred, yb, getattr(f, '__name__', type(f).__name__))
     if _sums_elements(loss_func): return loss_func.elements(pred, yb)
     if not hasattr(loss_func, 'reduction'): return loss_func(pred, yb, reduction='none')
     each = copy.copy(loss_func)
@@ -58,7 +58,7 @@ def _name(loss_func): return getattr(loss_func, '__name__', type(loss_func).__na
 def _reduction(loss_func):
     "'mean' or 'sum'. `ValueError` for a loss with another reduction or none, `TypeError` for a class."
     if isinstance(loss_func, type): raise TypeError(f'{_name(loss_func)} is a class; give an instance, {_name(loss_func)}()')
-    reduction = _of_loss(loss_func, 'reduction')
+    reduction = loss_attr(loss_func, 'reduction')
     if reduction is None:
         raise ValueError(f"to mix targets takes a loss for each item, and {_name(loss_func)} has no reduction; "
                          "give it an argument or attribute reduction='mean'|'sum'|'none'")
@@ -69,7 +69,7 @@ def _reduction(loss_func):
 def _weights(loss_func, yb, values):
     "What each of `values` counts in the loss's mean, in its shape; None: all the same."
     weights = target_weights(loss_func, yb)
-    return _counted(loss_func, yb, values) if weights is None and isinstance(yb, torch.Tensor) else weights
+    return which_count(loss_func, yb, values) if weights is None and isinstance(yb, torch.Tensor) else weights
 
 # %% ../nbs/18_mixup.ipynb #0bd90557
 def mixed_loss(
@@ -167,7 +167,7 @@ def _beside(self: _Mixer, inner):
 # %% ../nbs/18_mixup.ipynb #2bb9ddb0
 def _tensors_of(o):
     found = []
-    _on_each(lambda t: found.append(t), o)
+    tree_map(lambda t: found.append(t), o)
     return found
 
 @patch
@@ -175,13 +175,13 @@ def before_batch(self: _Mixer):
     self._y2 = None
     if not self.in_train or self.yb is None: return
     seed = getattr(self.dl, 'seed', None)
-    seed, n = self._seed if seed is None else seed, _n_items(self.xb)
+    seed, n = self._seed if seed is None else seed, count_items(self.xb)
     if len(self._mixers) > 1 and self._mixers[Rng(seed, self.epoch, self.iter, 'mixers').randrange(len(self._mixers))] is not self: return
     if n < 2: return   # there is no partner
     keys = [(i,) for i in self.items] if self.items is not None else [('batch', self.iter, i) for i in range(n)]
     rngs, device = [Rng(seed, self.epoch, *key, self.name) for key in keys], _tensors_of(self.xb)[0].device
     self.partner = _send(_ring([rng.random() for rng in rngs]), device)
-    y2 = _on_each(lambda t: t[self.partner], self.yb)
+    y2 = tree_map(lambda t: t[self.partner], self.yb)
     self._y2 = self._mix([rng.betavariate(self.alpha, self.alpha) for rng in rngs], rngs, y2, device)
 
 # %% ../nbs/18_mixup.ipynb #f7705e44
@@ -207,7 +207,7 @@ class MixUp(_Mixer):
 
     def _mix(self, lams, rngs, y2, device):
         self.lam = _send(torch.tensor(lams), device)
-        self.run.xb = _on_each(self._mixed, self.xb)
+        self.run.xb = tree_map(self._mixed, self.xb)
         return y2
 
     def _mixed(self, t):
@@ -253,14 +253,14 @@ class CutMix(_Mixer):
         boxes, lam = _boxes(torch.tensor(lams), torch.tensor([(rng.random(), rng.random()) for rng in rngs]), h, w)
         self.lam, inside = _send(lam, device), _inside(_send(boxes, device), h, w)
         paste = lambda t: torch.where(inside.view(len(t), *[1]*(t.ndim - 3), h, w), t[self.partner], t)
-        self.run.xb = _on_each(paste, self.xb)
+        self.run.xb = tree_map(paste, self.xb)
         own, on_image = self.yb, lambda t: t.ndim > 2 and t.shape[-2:] == (h, w)
         for t in _tensors_of(own):
             if t.ndim > 2 and not t.is_floating_point() and not on_image(t):
                 raise ValueError(f'CutMix pastes pixels of images {h}×{w}, and the targets, classes of places, have shape {tuple(t.shape)}; make them as large, or use MixUp')
-        self.run.yb = _on_each(lambda t: paste(t) if on_image(t) else t, own)
+        self.run.yb = tree_map(lambda t: paste(t) if on_image(t) else t, own)
         if all(map(on_image, _tensors_of(own))): return None   # no target is a mixture
-        return _on_each(lambda t: paste(t) if on_image(t) else t[self.partner], own)
+        return tree_map(lambda t: paste(t) if on_image(t) else t[self.partner], own)
 
 # %% ../nbs/18_mixup.ipynb #53f7437a
 @exercise('18.1')

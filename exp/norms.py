@@ -12,7 +12,7 @@ from numbers import Integral, Real
 import torch
 from torch import fx, nn
 
-from .core import exercise, near, register
+from .core import exercise, near, register, widen
 
 # %% ../nbs/11_batchnorm.ipynb #29fd4b5d
 def _check_count(name, value):
@@ -42,12 +42,10 @@ def _check_channels(x, nf, weight, least=2):
     _check_float(x, weight)
 
 # %% ../nbs/11_batchnorm.ipynb #cdd25af4
-def _wide(x): return x.float() if x.dtype in _HALF else x
-
 @fx.wrap
 def _standardized(x, first, eps):
     "`x`, in float32 at least, with mean 0 and (biased) variance 1 over the dimensions from `first` on."
-    x = _wide(x)
+    x = widen(x)
     var, mean = torch.var_mean(x, list(range(first % x.ndim, x.ndim)), correction=0, keepdim=True)
     return (x - mean)*(var + eps).rsqrt()
 
@@ -66,7 +64,7 @@ def _also(name): return property(lambda self: getattr(self, name), lambda self, 
 @fx.wrap
 def _batch_stats(x, running_mean, running_var, batches, mom):
     "Mean and biased variance per channel; the running ones, if there are any, move towards them."
-    x, n = _wide(x), x.numel()//x.shape[1]
+    x, n = widen(x), x.numel()//x.shape[1]
     if n < 2: raise ValueError(f'x has shape {tuple(x.shape)}, {n} value{"" if n == 1 else "s"} per channel, and a variance needs two; use a larger '
                                'batch (DataLoader(…, drop_last=True) leaves out a last single item), RunningBatchNorm, or model.eval()')
     var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
@@ -81,9 +79,9 @@ def _batch_stats(x, running_mean, running_var, batches, mom):
 @fx.wrap
 def _normalized(x, mean, var, weight, bias, eps):
     "(x − mean)/√(var + eps)·weight + bias, each per channel, in float32 at least."
-    scale = (_wide(var) + eps).rsqrt()
+    scale = (widen(var) + eps).rsqrt()
     if weight is not None: scale = scale*weight
-    return _affine(_wide(x) - _per_channel(mean, x), scale, bias)
+    return _affine(widen(x) - _per_channel(mean, x), scale, bias)
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     "Mean 0 and variance 1 per channel over the batch, then a learned scale and shift (Ioffe & Szegedy 2015, 1502.03167); as `nn.BatchNorm2d`."
@@ -217,7 +215,7 @@ def _without(x, mean, var, share):
 
 def _now(buffer):
     "What `buffer` holds, in float32 at least. A cumulative sum (of one) is kept by compiled code, which else reads buffers again in the backward pass."
-    return _wide(buffer[None].cumsum(0)[0] if torch.compiler.is_compiling() else buffer)
+    return widen(buffer[None].cumsum(0)[0] if torch.compiler.is_compiling() else buffer)
 
 @fx.wrap
 def _running_norm(x, weight, bias, running_mean, running_var, counts, items, mom, eps, enter):

@@ -13,15 +13,14 @@ from numbers import Real
 import torch
 from torch import nn
 
-from .callbacks import Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, _n_items
-from .core import _on_each, check_int, did_you_mean, exercise, near, patch
+from .callbacks import Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, count_items
+from .core import tree_map, check_int, did_you_mean, exercise, near, patch, widen
 from .learner import CheckpointError, Learner
 from .losses import is_sum
 
 # %% ../nbs/19_mixed_precision.ipynb #cb3237a9
 _HALVES = torch.float16, torch.bfloat16
 
-def _widened(t): return t.float() if t.dtype in _HALVES else t
 
 class _Stepping:
     "The optimizer as a `GradScaler` sees it: its step is the runner's, and is noted."
@@ -82,7 +81,7 @@ def before_fit(self: MixedPrecision):
     def cast(): return torch.autocast(device, dtype=self.dtype)
     def pred():
         with cast(): out = get_pred()
-        return _on_each(_widened, out)
+        return tree_map(widen, out)
     def loss():
         with cast(): return get_loss()
     run.get_pred, run.get_loss = pred, loss
@@ -255,7 +254,7 @@ def _share(self: GradAccumulation, loss):
     if isinstance(weight, torch.Tensor): weight = weight.to(loss.device, torch.promote_types(loss.dtype, torch.float32))
     if self._seen == 0: self._unit = _at_least(weight, 1)
     self._total = weight if is_sum(self.loss_func) else self._total + weight
-    self._seen += _n_items(self.xb) if self.items is None else self.run.whole_batch()
+    self._seen += count_items(self.xb) if self.items is None else self.run.whole_batch()
     return weight/self._unit
 
 @patch
@@ -275,7 +274,7 @@ def load_state_dict(self: GradAccumulation,
     if state['n_items'] != self.n_items: raise CheckpointError(f'the checkpoint is of a training with GradAccumulation({state["n_items"]}), and this is {self!r}')
     self._forget()
     device = next(self.model.parameters()).device
-    self._seen, self._unit, self._total = state['seen'], *(_on_each(lambda t: t.to(device), state[k]) for k in ('unit', 'total'))
+    self._seen, self._unit, self._total = state['seen'], *(tree_map(lambda t: t.to(device), state[k]) for k in ('unit', 'total'))
 
 # %% ../nbs/19_mixed_precision.ipynb #d09dbedf
 def _last(t): return t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t
@@ -291,7 +290,7 @@ class ChannelsLast(Callback):
         for p, state in ({} if self.opt is None else self.opt.state).items():
             for k, v in state.items():
                 if isinstance(v, torch.Tensor) and v.shape == p.shape: state[k] = _last(v)
-    def before_batch(self): self.run.xb = _on_each(_last, self.xb)
+    def before_batch(self): self.run.xb = tree_map(_last, self.xb)
 
 @patch
 def channels_last(self: Learner) -> Learner: "Keep model and image batches in the memory order n, h, w, c from now on."; return self._replace(ChannelsLast, ChannelsLast())

@@ -13,7 +13,7 @@ from itertools import zip_longest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from .core import exercise, near
+from .core import exercise, near, widen
 
 # %% ../nbs/02_tensors.ipynb #188c4ead
 def broadcast_shape(
@@ -129,7 +129,7 @@ def _real(x, what):
     "`x`, in float32 if it is half precision. `TypeError` for anything but a tensor of floating-point numbers."
     if not isinstance(x, torch.Tensor): raise TypeError(f'{what} needs a tensor, not a {type(x).__name__}; make one with torch.tensor(…)')
     if not x.is_floating_point(): raise TypeError(f'{what} needs floating-point numbers, not {x.dtype}; convert with .float()')
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return widen(x)
 
 def _reduced(x, dim, least=1):
     "The dimensions that `dim` names, and how many numbers of `x` lie along them; `ValueError` if fewer than `least`."

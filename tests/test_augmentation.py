@@ -15,7 +15,7 @@ from exp import augmentation
 from exp.augmentation import *
 from exp.callbacks import Callback
 from exp.core import from_spec, to_spec
-from exp.data_block import ImageList, LabeledData, Normalize, ToByteTensor, _OnBatch, to_byte_tensor
+from exp.data_block import ImageList, LabeledData, Normalize, ToByteTensor, OnBatch, to_byte_tensor
 from exp.dataloader import DataLoader, Dataset, Rng, TransformedDataset, make_data
 from exp.learner import Checkpoint, Learner, load_learner
 from exp.losses import accuracy
@@ -1038,7 +1038,7 @@ def shift_far(x, rng): return x.roll(rng.randint(3, 9), -1)
 def test_tta_works_where_make_data_made_the_data(how):
     x, y = noise(24, 3, 24, 24), torch.arange(24) % 2
     train = TransformedDataset(Dataset(x, y), [shift_far]) if 'items' in how else Dataset(x, y)
-    tfms = {'batch function': [FlipSome()], 'placed': [_OnBatch(RandomRotate(30), 0)], 'items': [], 'items and batch': [FlipSome()]}[how]
+    tfms = {'batch function': [FlipSome()], 'placed': [OnBatch(RandomRotate(30), 0)], 'items': [], 'items and batch': [FlipSome()]}[how]
     learn = small(make_data(train, Dataset(x[:8], y[:8]), bs=6, batch_tfms=(tfms, [])))
     preds, targets = learn.tta(n=2, beta=0.5)
     assert torch.equal(targets, y[:8]) and preds.shape == (8, 2) and not torch.allclose(preds, learn.get_preds()[0], atol=1e-5)

@@ -6,7 +6,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
-LESSONS = [p for p in NOTEBOOKS if not p.name.startswith('99_')]
+APPENDICES, WORKSHOPS = ('98', '99'), ('01b', '01c', '05b', '07b', '13b', '14b', '35b')   # workshops: skipped on a first reading
+def number_of(path): return path.name.split('_')[0]
+LESSONS = [p for p in NOTEBOOKS if number_of(p) not in (*APPENDICES, *WORKSHOPS)]
 pyproject = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))
 by_name = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
 each_lesson = pytest.mark.parametrize('path', LESSONS, ids=lambda p: p.stem)
@@ -61,12 +63,37 @@ def test_a_lesson_is_stored_as_it_ran_with_pictures_and_has_its_parts(path):
     checks = re.findall(r"check_exercise\('(.+?)'", '\n'.join(map(source, code)))
     assert any(c.startswith(path.name[:2]) for c in checks), 'no exercises'
 
-@each_lesson
-def test_a_lesson_imports_only_modules_of_lower_number(path):
-    number = {re.search(r'default_exp (\w+)', p.read_text(encoding='utf-8'))[1]: p.name[:2] for p in NOTEBOOKS}
-    exported = '\n'.join(source(c) for c in read(path)['cells'] if c['cell_type'] == 'code' and source(c).startswith('#| export'))
-    used = {(n.module or '').split('.')[1] for n in ast.walk(ast.parse(exported)) if isinstance(n, ast.ImportFrom) and (n.module or '').startswith('exp.')}
-    assert all(number[m] < path.name[:2] for m in used)
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if number_of(p) in WORKSHOPS], ids=lambda p: p.stem)
+def test_a_workshop_opens_as_a_lesson_does_and_is_short(path):
+    cells = read(path)['cells']
+    assert re.match(r'# \S.*\n\n> \S', source(cells[0])) and re.search(r'^Builds on: .+\. Runs in .+\.$', source(cells[0]), re.M)
+    assert sum(c['cell_type'] == 'code' for c in cells) < 100
+
+# ---- modules and their imports
+
+def imports():
+    "By module: its notebook's number, and the (module, name) pairs that it imports."
+    found = {}
+    for path in NOTEBOOKS:
+        name = re.search(r'default_exp (\w+)', path.read_text(encoding='utf-8'))[1]
+        nodes = ast.walk(ast.parse((ROOT/'exp'/f'{name}.py').read_text(encoding='utf-8')))
+        found[name] = number_of(path), [(n.module, a.name) for n in nodes if isinstance(n, ast.ImportFrom) and n.level for a in n.names]
+    return found
+
+def test_a_module_imports_only_those_of_lower_number_or_its_own_workshop():
+    every = imports()
+    for name, (number, used) in every.items():
+        for other in {module for module, _ in used if module}:
+            theirs = every[other][0]
+            own = theirs[:2] == number[:2] and (number in WORKSHOPS or theirs in WORKSHOPS or theirs < number)
+            assert theirs[:2] < number[:2] or own, f'{name} ({number}) imports {other} ({theirs})'
+
+def test_the_graph_of_imports_has_no_circle():
+    from graphlib import TopologicalSorter
+    TopologicalSorter({name: {module for module, _ in used if module} for name, (_, used) in imports().items()}).prepare()
+
+def test_no_module_imports_private_names_of_another():
+    assert not [f'{name}: {module}.{n}' for name, (_, used) in imports().items() for module, n in used if n.startswith('_')]
 
 def modules(): return [importlib.import_module(f'exp.{p.stem}') for p in sorted((ROOT/'exp').glob('[a-z]*.py')) if p.stem != 'all']
 

@@ -8,9 +8,9 @@ import torch
 import torch.utils.data as tud
 from torch import nn
 
-from exp.callbacks import Callback, Runner, _set_epoch
-from exp.core import set_seed
-from exp.dataloader import BatchSampler, DataLoader, Dataset, Rng, Sampler, _generator_state, _loader_generators, _set_generator
+from exp.callbacks import Callback, Runner, set_epoch
+from exp.core import generator_state, set_generator, set_seed
+from exp.dataloader import BatchSampler, DataLoader, Dataset, Rng, Sampler, loader_generators
 from exp.learner import Checkpoint, CheckpointError, Learner
 from exp.progress import Progress
 
@@ -131,11 +131,11 @@ def test_the_order_depends_on_seed_and_epoch_alone(kind, recwarn):
 @kinds
 def test_drawing_leaves_every_generator_where_it_was(kind):
     dl, everywhere = ours(kind), lambda: (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
-    before, own = everywhere(), [_generator_state(g) for g in _loader_generators(dl)]
+    before, own = everywhere(), [generator_state(g) for g in loader_generators(dl)]
     orders(dl)
     assert everywhere() == before
-    for g, state in zip(_loader_generators(dl), own):
-        now = _generator_state(g)
+    for g, state in zip(loader_generators(dl), own):
+        now = generator_state(g)
         assert now.equal(state) if isinstance(now, torch.Tensor) else now == state
 
 @pytest.mark.parametrize('make', [lambda s: tud.RandomSampler(range(N), generator=torch.Generator().manual_seed(s)),
@@ -291,20 +291,20 @@ def test_the_state_of_a_generator_goes_to_a_file_and_back(make, tmp_path):
     from exp.core import load_state, save_state
     draw = lambda g: torch.rand(3, generator=g).tolist() if isinstance(g, torch.Generator) else [g.random() for _ in range(3)]
     g = make(); draw(g)
-    save_state(tmp_path/'g.pth', {'g': _generator_state(g)})
+    save_state(tmp_path/'g.pth', {'g': generator_state(g)})
     wanted = draw(g)
     other = make()
-    _set_generator(other, load_state(tmp_path/'g.pth')['g'])
+    set_generator(other, load_state(tmp_path/'g.pth')['g'])
     assert draw(other) == wanted
 
 def test_generators_are_found_at_any_depth_and_once():
     g, r, n = seeded(), random.Random(1), np.random.default_rng(1)
     nested = Deep(tud.RandomSampler(range(N), generator=g), Holding(r))
-    assert _loader_generators(tud.DataLoader(Items(), batch_sampler=Batches(nested, n), generator=g)) == [g, n, r]
-    assert _loader_generators(DataLoader(Items(), batch_sampler=Batches(nested))) == [g, r]
-    assert _loader_generators(DataLoader(Items(), 4, shuffle=True)) == []
+    assert loader_generators(tud.DataLoader(Items(), batch_sampler=Batches(nested, n), generator=g)) == [g, n, r]
+    assert loader_generators(DataLoader(Items(), batch_sampler=Batches(nested))) == [g, r]
+    assert loader_generators(DataLoader(Items(), 4, shuffle=True)) == []
     looped = Deep(Holding(r)); looped.parts = (looped, Holding(r))
-    assert _loader_generators(looped) == [r]
+    assert loader_generators(looped) == [r]
 
 @pytest.mark.parametrize('wrap', [lambda s: tud.DataLoader(Items(), BS, sampler=s), lambda s: tud.DataLoader(Items(), batch_sampler=tud.BatchSampler(s, BS, False)),
                                   lambda s: tud.DataLoader(Items(), batch_sampler=Batches(Deep(s))), lambda s: DataLoader(Items(), BS, sampler=s),
@@ -316,6 +316,6 @@ def test_every_sampler_is_told_the_epoch(wrap):
         def before_batch(self): epochs.append(sampler.epoch)
     Runner((dl, None), nn.Linear(3, 3)).fit(3, cbs=Note())
     assert epochs == [e for e in range(3) for _ in range(6)]
-    _set_epoch(dl, 7)
+    set_epoch(dl, 7)
     list(dl)
     assert sampler.epoch == 7

@@ -96,11 +96,11 @@ def setup():
 
 # ---- running lessons
 
-def lessons(): return sorted(p for p in NBS.glob('[0-9][0-9]_*.ipynb') if not p.name.startswith('99_'))
+def lessons(): return sorted(p for p in NBS.glob('[0-9][0-9]*_*.ipynb') if not p.name.startswith('99_'))
 
 def find_lesson(number):
-    found = [p for p in lessons() if p.name.split('_')[0] == number.zfill(2)]
-    if not found: stop(f'there is no lesson {number}; there are {", ".join(p.name[:2] for p in lessons())}')
+    found = [p for p in lessons() if p.name.split('_')[0] == (number.zfill(2) if number.isdigit() else number)]
+    if not found: stop(f'there is no lesson {number}; there are {", ".join(p.name.split("_")[0] for p in lessons())}')
     return found[0]
 
 def environment(threads):
