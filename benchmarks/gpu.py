@@ -29,7 +29,8 @@ from torch import nn
 import images, learner, lr_finder, norms, optimizers   # this folder's
 from exp.callbacks import AvgStats, Callback, NanCheck, Recorder, Runner
 from exp.core import atomic_path, default_device, to_device
-from exp.data_block import ImageList, Normalize
+from exp.data_block import ImageList
+from exp.transforms import Normalize
 from exp.dataloader import DataBunch, DataLoader, Dataset, Rng, TransformedDataset
 from exp.datasets import mnist
 from exp.hooks import ActivationStats, DeviceCallback

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from exp.augmentation import RandomFlip, RandomResizedCrop
 from exp.callbacks import Callback
 from exp.core import register, set_seed
-from exp.data_block import ImageList, ResizeFixed
+from exp.data_block import ImageList
+from exp.transforms import ResizeFixed
 from exp.datasets import URLs, data_kind, imagenette_standin, untar_data
 from exp.learner import Learner
 from exp.losses import accuracy

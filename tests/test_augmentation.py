@@ -15,7 +15,8 @@ from exp import augmentation
 from exp.augmentation import *
 from exp.callbacks import Callback
 from exp.core import from_spec, to_spec
-from exp.data_block import ImageList, LabeledData, Normalize, ToByteTensor, OnBatch, to_byte_tensor
+from exp.data_block import ImageList, LabeledData
+from exp.transforms import Normalize, ToByteTensor, OnBatch, to_byte_tensor
 from exp.dataloader import DataLoader, Dataset, Rng, TransformedDataset, make_data
 from exp.learner import Checkpoint, Learner, load_learner
 from exp.losses import accuracy

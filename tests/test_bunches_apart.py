@@ -8,7 +8,8 @@ from PIL import Image
 from torch import nn
 
 from exp.augmentation import get_transforms
-from exp.data_block import CategoryList, FloatList, ImageList, Normalize, ToFloatTensor
+from exp.data_block import CategoryList, FloatList, ImageList
+from exp.transforms import Normalize, ToFloatTensor
 from exp.dataloader import DataBunch, Dataset, make_data
 from exp.learner import Learner
 from exp.losses import CrossEntropy

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from exp.core import load_state, register, save_state
-from exp.data_block import CategoryProcessor, FloatList, ImageList, ItemList, LabeledData, LabelList, Processor, Transform
+from exp.data_block import CategoryProcessor, FloatList, ImageList, ItemList, LabeledData, LabelList, Processor
+from exp.transforms import Transform
 from exp.dataloader import Rng
 
 W, H = 40, 30   # all pictures here

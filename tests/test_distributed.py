@@ -34,7 +34,8 @@ from torch import nn
 
 from exp.callbacks import Callback, NanCheck
 from exp.core import load_state
-from exp.data_block import ImageList, Transform
+from exp.data_block import ImageList
+from exp.transforms import Transform
 from exp.dataloader import BatchSampler, DataBunch, DataLoader, Dataset, Rng, Sampler, TransformedDataset, make_data, random_shift
 from exp.distributed import Distributed, RankLoader, barrier, distributed, gather_over_ranks, is_first, rank, sum_over_ranks, world_size
 from exp.learner import Checkpoint, Learner

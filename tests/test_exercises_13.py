@@ -10,7 +10,8 @@ from PIL import Image
 
 import exp.data_block
 from exp.core import check_exercise
-from exp.data_block import Processor, Transform
+from exp.data_block import Processor
+from exp.transforms import Transform
 
 def by_name(path): return zlib.crc32(Path(path).name.encode()) % 5 == 0
 def by_digest(path): return int(hashlib.sha256(Path(path).name.encode()).hexdigest(), 16) % 5 == 0

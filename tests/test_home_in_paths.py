@@ -11,7 +11,9 @@ from torch import nn
 
 from exp.callbacks import AvgStats, Runner
 from exp.core import atomic_path, environ, load_state, read_text, report, save_state, settings, user_path
-from exp.data_block import ImageList, ItemList, get_files, verify_images
+from exp.data_block import ImageList, ItemList
+from exp.sources import get_files
+from exp.image_cache import verify_images
 from exp.dataloader import Dataset, make_data
 from exp.datasets import DataFile, DataSource, atomic_folder, download, file_lock, file_sums, read_idx, unpack, untar_data
 from exp.learner import Checkpoint, Learner, load_learner

@@ -8,7 +8,9 @@ from PIL import Image
 from torch import nn
 
 from exp.core import load_state, save_state
-from exp.data_block import (GreyImageList, ImageError, ImageList, LabeledData, LabelList, MakeGrey, MakeRGB, Normalize, ResizeFixed, ToByteTensor, verify_images)
+from exp.data_block import GreyImageList, ImageList, LabeledData, LabelList
+from exp.image_cache import ImageError, verify_images
+from exp.transforms import MakeGrey, MakeRGB, Normalize, ResizeFixed, ToByteTensor
 from exp.learner import Learner, load_learner
 
 RAMP = np.arange(65536, dtype=np.uint16).reshape(256, 256)

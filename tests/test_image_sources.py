@@ -10,7 +10,9 @@ from torch import nn
 from exp.augmentation import (CenterCrop, CenterResizedCrop, PilRandomDihedral, PilRandomFlip, PilRandomWarp, RandomBrightness, RandomCrop, RandomResizedCrop, RandomRotate,
                               get_transforms)
 from exp.core import show_image
-from exp.data_block import ImageList, LabeledData, LabelList, MakeRGB, Normalize, ResizeFixed, ToByteTensor, ToFloatTensor, verify_images
+from exp.data_block import ImageList, LabeledData, LabelList
+from exp.image_cache import verify_images
+from exp.transforms import MakeRGB, Normalize, ResizeFixed, ToByteTensor, ToFloatTensor
 from exp.dataloader import Rng
 from exp.learner import Learner
 

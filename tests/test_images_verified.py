@@ -8,7 +8,9 @@ import torch
 from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
-from exp.data_block import ImageError, ImageList, LabeledData, LabelList, MakeRGB, ResizeFixed, ToByteTensor, verify_images
+from exp.data_block import ImageList, LabeledData, LabelList
+from exp.image_cache import ImageError, verify_images
+from exp.transforms import MakeRGB, ResizeFixed, ToByteTensor
 
 def photo(seed=0, size=(60, 40)): return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 

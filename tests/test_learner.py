@@ -13,7 +13,8 @@ from torch import nn
 
 from exp.callbacks import AvgStats, Callback, Recorder, Runner, TrainEvalCallback
 from exp.core import load_state, register
-from exp.data_block import ImageList, LabelList, Transform
+from exp.data_block import ImageList, LabelList
+from exp.transforms import Transform
 from exp.dataloader import DataLoader, Dataset, TransformedDataset, make_data
 from exp.hooks import ActivationStats, DeviceCallback
 from exp.learner import Checkpoint, Learner, load_learner

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from exp.callbacks import Callback, Runner
 from exp.core import ListContainer, to_cpu, to_device
-from exp.data_block import _rows as first_rows
+from exp.transforms import first_rows
 from exp.dataloader import Batch, BatchSampler, DataLoader, Dataset, TransformedDataset, collate, eval_simple, make_data
 from exp.distributed import RankLoader
 from exp.learner import Learner, _at, _join

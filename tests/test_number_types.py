@@ -9,7 +9,7 @@ from torch import nn
 
 from exp.callbacks import AvgStats, Callback, Runner
 from exp.core import ListContainer, check_bool, check_int, check_real, from_spec, load_state, save_state, set_seed, to_spec
-from exp.data_block import ResizeFixed
+from exp.transforms import ResizeFixed
 from exp.dataloader import BatchSampler, DataBunch, DataLoader, Dataset, Sampler, make_data
 from exp.hooks import ActivationStats
 from exp.learner import Checkpoint, Learner

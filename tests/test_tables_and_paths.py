@@ -8,7 +8,10 @@ import torch
 from PIL import Image
 
 from exp.core import read_text, settings, environ, user_path
-from exp.data_block import CategoryList, CategoryProcessor, FloatList, ImageList, ItemList, LabelList, get_files, image_extensions, verify_images
+import exp.transforms   # SplitData.transform and databunch
+from exp.data_block import CategoryList, CategoryProcessor, FloatList, ImageList, ItemList, LabelList
+from exp.sources import get_files, image_extensions
+from exp.image_cache import verify_images
 
 def picture(path, colour=0, size=(6, 4)):
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,8 @@ from PIL import Image
 
 from exp.augmentation import (CenterCrop, CenterResizedCrop, Composed, PilRandomDihedral, PilRandomFlip, PilRandomWarp, RandomCrop, RandomDihedral, RandomFlip, RandomJitter, RandomResizedCrop,
                               RandomRotate, RandomShear, RandomShift, RandomWarp, RandomZoom, get_transforms)
-from exp.data_block import FloatList, ImageList, LabeledData, LabelList, ResizeFixed, ToByteTensor, Transform
+from exp.data_block import FloatList, ImageList, LabeledData, LabelList
+from exp.transforms import ResizeFixed, ToByteTensor, Transform
 from exp.dataloader import Rng
 
 H, W = 96, 128

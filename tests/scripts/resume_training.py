@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from exp.callbacks import Callback, CancelStepException
-from exp.data_block import ImageList, Transform
+from exp.data_block import ImageList
+from exp.transforms import Transform
 from exp.dataloader import Dataset, Rng, TransformedDataset, make_data, random_shift
 from exp.learner import Checkpoint, Learner
 from exp.losses import Rmse, accuracy
