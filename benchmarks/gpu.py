@@ -35,7 +35,7 @@ from exp.dataloader import DataBunch, DataLoader, Dataset, Rng, TransformedDatas
 from exp.datasets import mnist
 from exp.hooks import ActivationStats, DeviceCallback
 from exp.learner import Learner
-from exp.losses import accuracy
+from exp.metrics import accuracy
 from exp.optimizers import adam_opt, sgd_opt
 from loop import network
 

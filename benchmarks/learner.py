@@ -16,7 +16,7 @@ from exp.datasets import mnist
 from exp.dataloader import DataLoader, Dataset
 from exp.hooks import BatchTransform, DeviceCallback
 from exp.learner import Learner
-from exp.losses import accuracy
+from exp.metrics import accuracy
 from exp.progress import Progress
 from exp.schedules import ParamScheduler, cos_1cycle
 from loop import LR, compare, peers, seconds   # this folder's

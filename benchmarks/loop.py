@@ -14,7 +14,7 @@ from exp.callbacks import AvgStats, Recorder, Runner
 from exp.core import set_seed
 from exp.dataloader import DataLoader, Dataset
 from exp.datasets import mnist
-from exp.losses import accuracy
+from exp.metrics import accuracy
 
 LR = 0.1
 

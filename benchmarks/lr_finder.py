@@ -15,7 +15,7 @@ from exp.callbacks import AvgStats, Runner
 from exp.core import set_seed
 from exp.dataloader import Dataset, make_data
 from exp.datasets import fashion_mnist, mnist, standardize
-from exp.losses import accuracy
+from exp.metrics import accuracy
 from exp.regularization import init_kaiming
 from exp.schedules import LRFinder, ParamScheduler, cos_1cycle
 

@@ -21,7 +21,7 @@ from exp.data_block import ImageList
 from exp.transforms import ResizeFixed
 from exp.datasets import URLs, data_kind, imagenette_standin, untar_data
 from exp.learner import Learner
-from exp.losses import accuracy
+from exp.metrics import accuracy
 from exp.optimizers import adam_opt
 
 def conv(ni, nf, ks=3, stride=1, act=True):

@@ -15,7 +15,7 @@ from exp.dataloader import Dataset, make_data
 from exp.datasets import mnist, standardize
 from exp.distributed import distributed, is_first
 from exp.learner import Checkpoint, Learner
-from exp.losses import accuracy
+from exp.metrics import accuracy
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)

@@ -19,7 +19,7 @@ from exp.data_block import ImageList, LabeledData
 from exp.transforms import Normalize, ToByteTensor, OnBatch, to_byte_tensor
 from exp.dataloader import DataLoader, Dataset, Rng, TransformedDataset, make_data
 from exp.learner import Checkpoint, Learner, load_learner
-from exp.losses import accuracy
+from exp.metrics import accuracy
 from exp.progress import Progress
 from test_data_block_kinds import H, W, boxes, known, masks, points, same_with_workers, scenes, shows, value_at
 

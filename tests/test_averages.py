@@ -13,7 +13,9 @@ from exp.callbacks import AvgStats, Callback, Recorder, Runner
 from exp.core import load_state
 from exp.dataloader import DataBunch, DataLoader, Dataset, eval_simple, make_data
 from exp.learner import Learner
-from exp.losses import BinaryCrossEntropy, CrossEntropy, HuberLoss, Loss, MeanMetric, SquaredLoss, accuracy, binary_accuracy, is_sum, loss_weight, target_weights
+from exp.losses import (BinaryCrossEntropy, CrossEntropy, HuberLoss, Loss, SquaredLoss, is_sum, loss_weight,
+                        target_weights)
+from exp.metrics import MeanMetric, accuracy, binary_accuracy
 from exp.mixup import LabelSmoothing, MixUp
 from exp.precision import GradAccumulation
 from exp.progress import CSVLog, Progress

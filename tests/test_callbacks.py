@@ -14,7 +14,8 @@ from exp.callbacks import (EVENTS, AvgStats, Callback, CancelBatchException, Can
                            DelayedRead, NanCheck, Recorder, Runner, TrainEvalCallback, smoothed)
 from exp.core import test_close as close
 from exp.dataloader import DataBunch, DataLoader, Dataset, make_data
-from exp.losses import CrossEntropy, MeanMetric, Metric, Rmse, SquaredLoss, accuracy
+from exp.losses import CrossEntropy, SquaredLoss
+from exp.metrics import MeanMetric, Metric, Rmse, accuracy
 
 few = hsettings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 KINDS = {'step': CancelStepException, 'batch': CancelBatchException, 'epoch': CancelEpochException, 'fit': CancelFitException}

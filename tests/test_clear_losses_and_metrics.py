@@ -10,7 +10,8 @@ from torch import nn
 from exp.callbacks import Runner
 from exp.dataloader import DataLoader, Dataset, TransformedDataset, make_data
 from exp.learner import Learner
-from exp.losses import BinaryCrossEntropy, CrossEntropy, Metric, SquaredLoss, accuracy, add_loss_parts, binary_accuracy
+from exp.losses import BinaryCrossEntropy, CrossEntropy, SquaredLoss, add_loss_parts
+from exp.metrics import Metric, accuracy, binary_accuracy
 from exp.mixup import LabelSmoothing
 from exp.progress import Progress
 

@@ -15,7 +15,7 @@ from exp.core import load_state
 from exp.dataloader import DataLoader, Dataset, make_data
 from exp.distributed import Distributed, RankLoader, barrier, distributed, gather_over_ranks, is_first, rank, sum_over_ranks, world_size
 from exp.learner import Learner
-from exp.losses import accuracy
+from exp.metrics import accuracy
 
 ROOT = Path(__file__).resolve().parents[1]
 launches = pytest.mark.skipif(os.name == 'nt' or not dist.is_available() or not dist.is_gloo_available(), reason='needs torchrun with gloo')
@@ -39,7 +39,8 @@ from exp.transforms import Transform
 from exp.dataloader import BatchSampler, DataBunch, DataLoader, Dataset, Rng, Sampler, TransformedDataset, make_data, random_shift
 from exp.distributed import Distributed, RankLoader, barrier, distributed, gather_over_ranks, is_first, rank, sum_over_ranks, world_size
 from exp.learner import Checkpoint, Learner
-from exp.losses import CrossEntropy, MeanMetric, Metric, accuracy
+from exp.losses import CrossEntropy
+from exp.metrics import MeanMetric, Metric, accuracy
 from exp.optimizers import adam_opt, lamb_opt, sgd_opt
 from exp.progress import CSVLog
 from exp.schedules import EarlyStopping, ReduceLROnPlateau, SaveBest

@@ -18,7 +18,8 @@ from exp.transforms import Transform
 from exp.dataloader import DataLoader, Dataset, TransformedDataset, make_data
 from exp.hooks import ActivationStats, DeviceCallback
 from exp.learner import Checkpoint, Learner, load_learner
-from exp.losses import CrossEntropy, Rmse, SquaredLoss, accuracy
+from exp.losses import CrossEntropy, SquaredLoss
+from exp.metrics import Rmse, accuracy
 from exp.optimizers import adam_opt, lamb_opt, rmsprop_opt, sgd_opt
 from exp.progress import CSVLog, Progress
 from exp.schedules import EarlyStopping, get_hyper

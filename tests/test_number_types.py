@@ -13,7 +13,8 @@ from exp.transforms import ResizeFixed
 from exp.dataloader import BatchSampler, DataBunch, DataLoader, Dataset, Sampler, make_data
 from exp.hooks import ActivationStats
 from exp.learner import Checkpoint, Learner
-from exp.losses import BinaryCrossEntropy, CrossEntropy, HuberLoss, Metric, accuracy
+from exp.losses import BinaryCrossEntropy, CrossEntropy, HuberLoss
+from exp.metrics import Metric, accuracy
 from exp.mixup import LabelSmoothing, MixUp
 from exp.optimizers import adam_opt, sgd_opt
 from exp.precision import GradAccumulation

@@ -14,7 +14,7 @@ import exp.augmentation   # tta
 from exp.data_block import ImageList
 from exp.dataloader import Batch, DataBunch, DataLoader, Dataset, Sampler, TransformedDataset, make_data, random_shift
 from exp.learner import Learner
-from exp.losses import accuracy
+from exp.metrics import accuracy
 from exp.progress import Progress
 
 N = 22

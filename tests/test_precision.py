@@ -14,7 +14,8 @@ from exp.core import listify
 from exp.dataloader import DataLoader, Dataset, make_data
 from exp.hooks import ActivationStats
 from exp.learner import Checkpoint, CheckpointError, Learner, load_learner
-from exp.losses import CrossEntropy, SquaredLoss, accuracy
+from exp.losses import CrossEntropy, SquaredLoss
+from exp.metrics import accuracy
 from exp.optimizers import adam_opt, lamb_opt, sgd_opt
 from exp.precision import ChannelsLast, Compile, GradAccumulation, MixedPrecision
 from exp.progress import Progress

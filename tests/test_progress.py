@@ -13,7 +13,7 @@ from exp import progress
 from exp.callbacks import AvgStats, Callback, CancelEpochException, CancelFitException, Recorder, Runner, smoothed
 from exp.core import load_state, save_state
 from exp.dataloader import DataBunch, DataLoader, Dataset
-from exp.losses import accuracy
+from exp.metrics import accuracy
 from exp.progress import CSVLog, Progress, progress_bar, quiet
 
 class Terminal(io.StringIO):
@@ -325,7 +325,7 @@ import sys, time, torch
 from torch import nn
 from exp.callbacks import *
 from exp.dataloader import DataLoader, Dataset
-from exp.losses import accuracy
+from exp.metrics import accuracy
 from exp.progress import *
 from exp.schedules import LRFinder
 torch.manual_seed(0)

@@ -14,7 +14,7 @@ from exp.callbacks import Callback
 from exp.core import load_state, save_state
 from exp.dataloader import Dataset, make_data
 from exp.learner import Checkpoint, CheckpointError, Learner
-from exp.losses import accuracy
+from exp.metrics import accuracy
 from exp.optimizers import lamb_opt, sgd_opt
 from exp.progress import CSVLog, Progress
 from exp.schedules import EarlyStopping

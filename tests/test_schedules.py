@@ -12,7 +12,7 @@ from torch import nn
 from exp.callbacks import AvgStats, Callback, CancelBatchException, CancelFitException, NanCheck, Recorder, Runner
 from exp.core import load_state, save_state, set_seed
 from exp.dataloader import DataBunch, DataLoader, Dataset, make_data
-from exp.losses import accuracy
+from exp.metrics import accuracy
 from exp.schedules import (EarlyStopping, LRFinder, ParamScheduler, ReduceLROnPlateau, SaveBest, combine_scheds, cos_1cycle, get_hyper,
                            sched_cos, sched_exp, sched_lin, sched_no, set_hyper)
 
