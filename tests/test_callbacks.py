@@ -9,10 +9,11 @@ import torch.utils.data as tud
 from hypothesis import HealthCheck, given, settings as hsettings, strategies as st
 from torch import nn
 
-import exp.callbacks as module
-from exp.callbacks import (EVENTS, AvgStats, Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
-                           DelayedRead, NanCheck, Recorder, Runner, TrainEvalCallback, smoothed)
+import exp.faults as module
+from exp.callbacks import (call_model, EVENTS, AvgStats, Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
+                           Recorder, Runner, TrainEvalCallback, smoothed)
 from exp.core import test_close as close
+from exp.faults import DelayedRead, NanCheck
 from exp.dataloader import DataBunch, DataLoader, Dataset, make_data
 from exp.losses import CrossEntropy, SquaredLoss
 from exp.metrics import MeanMetric, Metric, Rmse, accuracy
@@ -181,7 +182,7 @@ def test_what_is_no_callback_is_refused_and_nothing_of_the_lot_is_added():
     run, good = runner(), Trace()
     taken = Trace()
     elsewhere = runner(taken)
-    for bad, error, match in [(Trace, TypeError, r'class; give an instance, Trace\('), (print, TypeError, 'instance'), ('Trace', TypeError, 'Trace'),
+    for bad, error, match in [(Trace, TypeError, 'instance'), (print, TypeError, 'instance'), ('Trace', TypeError, 'Trace'),
                               (good, ValueError, 'already'), (taken, ValueError, 'another')]:
         for add in (run.add_cbs, lambda cbs: run.fit(1, cbs=cbs)):
             with pytest.raises(error, match=match): add([good, bad])
@@ -304,11 +305,13 @@ def test_an_error_in_any_event_leaves_a_usable_runner(event, given_to, second):
     mine, fits = ([bad], [head, tail, other, Hooked()]) if given_to == 'runner' else ([], [head, tail, other, bad, Hooked()])
     run = runner(mine)
     run.model.eval(); run.model[1].train()
-    with pytest.raises(Boom) as caught: run.fit(2, cbs=fits)
-    notes = '\n'.join(caught.value.__notes__)
+    with pytest.raises((Boom, KeyError)) as caught: run.fit(2, cbs=fits)
+    chain = [caught.value]   # the last error, and those that it came after
+    while chain[-1].__context__ is not None: chain.append(chain[-1].__context__)
+    assert sum(isinstance(e, Boom) for e in chain) == 1 and sum(isinstance(e, KeyError) for e in chain) == other.done   # none is lost
+    notes = '\n'.join(n for e in chain if isinstance(e, Boom) for n in e.__notes__)
     assert f'At.{event}, in epoch {2 if event in ("after_fit",) else 1 if event == "after_cancel_fit" else 0}' in notes, notes
-    if event in IN_BATCH: assert 'batch 0 of 2' in notes, notes
-    if other.done: assert 'KeyError' in notes   # the second is not lost
+    if event in IN_BATCH: assert any('batch 0 of 2' in n for e in chain for n in getattr(e, '__notes__', ())), chain
     if second == 'after_fit': assert other.done
     for what in ('batch', 'epoch', 'fit'):
         began, always = head.seen.count(f'before_{what}'), f'after_{what}'
@@ -567,7 +570,7 @@ def test_inputs_may_be_tuples_dicts_and_nested(form):
     run = Runner((batches, batches), Takes(), loss_func=F.cross_entropy, cbs=[stats, Recorder()])
     run.fit(1)
     model = run.model.eval()
-    with torch.no_grad(): pred = module._apply(model, make(slice(None))[0])
+    with torch.no_grad(): pred = call_model(model, make(slice(None))[0])
     close(stats.history[-1]['valid_loss'], F.cross_entropy(pred, y).double(), 1e-6)
     close(stats.history[-1]['valid_accuracy'], accuracy(pred, y).double(), 1e-6)
 
@@ -1198,6 +1201,8 @@ def fails(run, error, **kw):
     try: run.fit(2, **kw)
     except Boom as e: return weakref.ref(e)
 
+class Later(Boom): pass
+
 @pytest.mark.parametrize('event', EVENTS)
 def test_an_error_in_an_event_lives_no_longer_than_its_handling(event):
     "Its traceback holds every frame of the loop, with batches and predictions."
@@ -1211,7 +1216,7 @@ def test_an_error_in_the_model_or_two_errors_live_no_longer_than_their_handling(
     run = runner()
     def fail(*_): raise Boom
     if where == 'model': run.model[0].register_forward_hook(fail)
-    with no_collector(): assert fails(run, Boom, cbs=[At({('after_batch', 1): Boom}), At({('after_fit', 1): KeyError})])() is None
+    with no_collector(): assert fails(run, Boom, cbs=[At({('after_batch', 1): Boom}), At({('after_fit', 1): Later})])() is None
 
 def test_an_error_for_a_cancel_out_of_place_lives_no_longer_than_its_handling():
     run, refs = runner(), []
@@ -1290,6 +1295,37 @@ def test_a_callback_may_say_how_metrics_see_a_batch_and_where_their_sums_are():
     assert not {'measure', 'gather', 'rank'} & vars(mine).keys()   # as it was
     assert mine.measure.__func__ is Runner.measure
 
+def test_a_metric_that_says_so_is_computed_in_validation_alone():
+    class Late(Count): name, train = 'late', False
+    def late_function(pred, yb): return pred.sum()*0 + 1
+    late_function.train = False
+    run = runner(AvgStats(accuracy, Late(), late_function))
+    run.fit(1)
+    row = run.avg_stats.history[0]
+    assert {k for k in row if 'late' in k} == {'valid_late', 'valid_late_function'} and row['valid_late'] == 4
+    assert run.avg_stats.columns == ['loss', 'accuracy', 'late', 'late_function']
+
+def test_a_callback_of_the_first_process_is_not_called_in_others():
+    class Prints(Trace): rank_zero = True
+    class Rank(Callback):
+        order = -2000
+        def __init__(self, number): self.number = number
+        def before_fit(self): self.run.rank = self.number
+    for number in (0, 1):
+        prints, everywhere = Prints(), Trace()
+        run = runner()
+        run.fit(1, cbs=[Rank(number), prints, everywhere])
+        assert everywhere.seen == full(1) and prints.seen == ([] if number else full(1)) and run.rank == 0
+
+def test_a_part_that_was_replaced_before_the_fit_is_what_it_was_after_it():
+    run, calls = runner(), []
+    mine = run.step = lambda: calls.append('mine')
+    class Own(Callback):
+        def before_fit(self): self.run.step = lambda: calls.append('own')
+    run.fit(1, cbs=Own())
+    run.fit(1)
+    assert run.step is mine and calls == ['own']*2 + ['mine']*2
+
 def test_sums_of_a_broken_epoch_go_to_the_first_process_alone():
     states = []
     class Keep(Callback):
@@ -1300,7 +1336,7 @@ def test_sums_of_a_broken_epoch_go_to_the_first_process_alone():
     class Rank(Callback):
         order = -50
         def __init__(self, rank): self.rank_ = rank
-        def before_fit(self): self.run.rank, self.run.ranks = self.rank_, 2
+        def before_fit(self): self.run.rank = self.rank_
         def after_fit(self): self.seen = self.run.rank
     for rank, more in ((0, 4), (1, 0)):
         who = Rank(rank)

@@ -6,7 +6,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
-APPENDICES, WORKSHOPS = ('98', '99'), ('01b', '01c', '05b', '07b', '13b', '14b', '35b')   # workshops: skipped on a first reading
+APPENDICES, WORKSHOPS = ('98', '99'), ('01b', '01c', '05b', '07b', '07c', '13b', '14b', '35b')   # workshops: skipped on a first reading
 def number_of(path): return path.name.split('_')[0]
 LESSONS = [p for p in NOTEBOOKS if number_of(p) not in (*APPENDICES, *WORKSHOPS)]
 pyproject = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))
