@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, assume, example, given, settings, strategies
 from PIL import Image, ImageEnhance
 from torch import nn
 
-from exp import augmentation
+from exp import augmentation, batch_transforms
 from exp.augmentation import *
+from exp.batch_transforms import *
 from exp.callbacks import Callback
 from exp.core import from_spec, to_spec
 from exp.data_block import ImageList, LabeledData
@@ -322,7 +323,7 @@ def test_pils_perspective_takes_our_eight_numbers(size, seed):
     m = homography(CORNERS, dst)
     to_pixels = lambda p: (p + 1)/2*np.array([w, h])
     by_pixels = by_svd(to_pixels(CORNERS), to_pixels(dst)).flatten()[:8]         # as one finds them on the web
-    np.testing.assert_allclose(augmentation._coefficients(m, size, size), by_pixels, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(augmentation.pil_coefficients(m, size, size), by_pixels, rtol=1e-7, atol=1e-8)
     im = pil(smooth(1, h, w, seed)[0])
     theirs = to_byte_tensor(im.transform((w, h), Image.Transform.PERSPECTIVE, tuple(by_pixels), Image.Resampling.BILINEAR)).int()
     ours = to_byte_tensor(resample(im, m)).int()
@@ -385,7 +386,7 @@ def test_identity_through_the_sampler_returns_the_input(size, dtype, bound):
     m = torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
     for pad in ('reflection', 'border', 'zeros'):
         for flat in (True, False):
-            out = augmentation._sampled(x, m, size, 'bilinear', pad, 0., None, flat)
+            out = batch_transforms._sampled(x, m, size, 'bilinear', pad, 0., None, flat)
             assert (out - x).abs().max() < bound
     nearly = torch.eye(3, dtype=torch.float64) + 1e-15
     assert (resample(x, nearly) - x).abs().max() < bound
@@ -438,7 +439,7 @@ def test_the_types_of_numbers_agree_within_their_rounding(dtype, bound, size, se
         assert out.dtype == dtype and out.shape == x.shape
         assert (out.float()/scale - ref).abs().max() <= bound*(1 if isinstance(t, Geometric_) or dtype in (torch.uint8, torch.float64) else 4)
 
-Geometric_ = augmentation.Geometric
+Geometric_ = batch_transforms.Geometric
 
 @quick(10)
 @given(sizes, seeds)
@@ -451,7 +452,7 @@ def test_the_layout_in_memory_changes_nothing(size, seed):
             torch.testing.assert_close(t(y, rngs(seed, 4)), want, rtol=0, atol=2e-6)
             assert torch.equal(y, kept)                                          # nothing is changed in place
 
-@pytest.mark.parametrize('t', [m(p=1.) for m in MOVES] + [C(p=1.) for C in COLOURS] + [Composed([RandomFlip(), RandomWarp(), RandomJitter()]), augmentation.ComposedLighting([RandomHue(), RandomContrast()])], ids=repr)
+@pytest.mark.parametrize('t', [m(p=1.) for m in MOVES] + [C(p=1.) for C in COLOURS] + [Composed([RandomFlip(), RandomWarp(), RandomJitter()]), batch_transforms.ComposedLighting([RandomHue(), RandomContrast()])], ids=repr)
 def test_batches_of_one_and_of_none(t):
     x = noise(3, 3, 20, 31)
     torch.testing.assert_close(t(x[1:2], [Rng(1, 1)])[0], t(x, rngs(1, 3))[1], rtol=0, atol=1e-6)
@@ -868,7 +869,7 @@ def test_every_transform_can_be_written_and_made_again(t):
     assert np.array(copy.deepcopy(t)(im, Rng(5))).tobytes() == np.array(t(im, Rng(5))).tobytes()
 
 def test_every_transform_of_the_module_is_tested_above():
-    classes = {getattr(augmentation, n) for n in augmentation.__all__ if isinstance(getattr(augmentation, n), type)}
+    classes = {getattr(m, n) for m in (augmentation, batch_transforms) for n in m.__all__ if isinstance(getattr(m, n), type)}
     made = {type(t) for t in EVERY}
     assert {c for c in classes if '_spec_name' in vars(c)} == made
 
@@ -893,38 +894,63 @@ def test_random_transforms_of_validation_survive_export_too(tmp_path):
 BAD = {
     'p': (lambda: RandomRotate(p=1.5), 'p is 1.5'), 'negative p': (lambda: PilRandomFlip(-0.1), 'p is -0.1'), 'p of a warp': (lambda: PilRandomWarp(p=2), 'p is 2'), 'p of light': (lambda: RandomHue(p=3), 'p is 3'),
     'warp': (lambda: RandomWarp(0.5), 'max_warp is 0.5'), 'negative warp': (lambda: RandomWarp(-0.1), 'max_warp'), 'PIL warp': (lambda: PilRandomWarp(0.6), 'max_warp is 0.6'), 'PIL warp that folds': (lambda: PilRandomWarp(0.4), 'max_warp is 0.4'),
-    'shear': (lambda: RandomShear(120.), '120'), 'shearing': (lambda: shearing(90), '90 degrees'), 'min_visible': (lambda: RandomRotate(min_visible=25), 'min_visible is 25'),
+    'shear': (lambda: RandomShear(120.), '120'), 'shearing': (lambda: shearing(90), '90'), 'min_visible': (lambda: RandomRotate(min_visible=25), 'min_visible is 25'),
     'min_visible of crops': (lambda: RandomResizedCrop(9, min_visible=7), 'min_visible is 7'), 'of the centre': (lambda: CenterResizedCrop(9, min_visible=-1), 'min_visible is -1'),
     'of pixels': (lambda: RandomCrop(9, min_visible=2), 'min_visible is 2'), 'min_visible of boxes': (lambda: move_boxes(torch.zeros(3, 4), rotation(1), 25), 'min_visible is 25'),
-    'points and matrices': (lambda: move_points(torch.zeros(3, 2), rotation(1).expand(4, 3, 3)), '4 matrices for 3'), 'boxes and matrices': (lambda: move_boxes(torch.zeros(3, 5, 4), rotation(1).expand(4, 3, 3)), '4 matrices for 3'),
-    'matrix of points': (lambda: move_points(torch.zeros(3, 2), torch.eye(2)), 'matrix has shape'), 'jitter': (lambda: resample(noise(2, 3, 8, 8), rotation(3), jitter=torch.ones(2, 4, 4, 2)), 'jitter has shape'),
     'generators': (lambda: RandomRotate(p=1.)(noise(4, 3, 8, 8), [Rng(0)]*3), '3 random generators for 4'), 'one in a list': (lambda: RandomRotate(p=1.)(noise(4, 3, 8, 8), [Rng(0)]), '1 random generators for 4'),
     'generators of light': (lambda: RandomHue(p=1.)(noise(4, 3, 8, 8), [Rng(0)]*3), '3 random generators for 4'),
     'pad': (lambda: RandomZoom(pad='mirror'), "'mirror'.*reflection"), 'on': (lambda: RandomShift(on='items'), "'items'"), 'on of light': (lambda: RandomHue(on='x'), "'x'"),
     'zoom': (lambda: RandomZoom(0.9), 'min_zoom is 1'), 'zoom 0': (lambda: RandomZoom(2, 0), 'min_zoom'), 'change': (lambda: RandomBrightness(1.), 'max_change is 1'),
     'scale': (lambda: RandomResizedCrop(9, scale=(0., 1.)), 'scale'), 'scale over 1': (lambda: RandomResizedCrop(9, scale=(0.5, 2.)), 'scale'), 'ratio': (lambda: RandomResizedCrop(9, ratio=(2., 1.)), 'ratio'),
     'size 0': (lambda: RandomResizedCrop(0), 'size is 0'), 'crop 0': (lambda: RandomCrop((0, 4)), 'size is'), 'center': (lambda: CenterCrop('a'), 'size is'), 'center zoom': (lambda: CenterResizedCrop(9, zoom=0.5), 'zoom is 0.5'),
-    'scaling 0': (lambda: scaling(0), '0'), 'get_transforms': (lambda: get_transforms(max_warp=0.7), 'max_warp is 0.7'), 'p_affine': (lambda: get_transforms(p_affine=7), 'p is 7'), 'zoom of get_transforms': (lambda: get_transforms(max_zoom=0.5), 'zoom'),
-    'points': (lambda: move_points(torch.zeros(3, 3), rotation(1)), 'shape.*3, 3'), 'boxes': (lambda: move_boxes(torch.zeros(3, 5), rotation(1)), 'shape.*3, 5'),
-    'four points': (lambda: homography(CORNERS[:3], CORNERS[:3]), '4×2'),
+    'get_transforms': (lambda: get_transforms(max_warp=0.7), 'max_warp is 0.7'), 'p_affine': (lambda: get_transforms(p_affine=7), 'p is 7'), 'zoom of get_transforms': (lambda: get_transforms(max_zoom=0.5), 'zoom'),
     'in a line': (lambda: homography([[0., 0], [1, 1], [2, 2], [0, 1]], CORNERS), 'on a line'), 'in a line of tenths': (lambda: homography([[.1, .1], [.2, .2], [.3, .3], [0, 1]], CORNERS), 'on a line'),
     'to a line': (lambda: homography(CORNERS, [[0., 0], [1, 1], [2, 2], [0, 1]]), 'on a line'),
     'mode': (lambda: resample(noise(1, 3, 8, 8), rotation(3), mode='cubic'), "'cubic'"), 'pad of resample': (lambda: resample(noise(1, 3, 8, 8), rotation(3), pad='x'), "'x'"),
     'rank': (lambda: resample(noise(8, 8), rotation(3)), 'shape'), 'output of size 0': (lambda: resample(noise(1, 3, 8, 8), rotation(3), 0), 'size is 0'),
-    'matrices': (lambda: resample(noise(4, 3, 8, 8), rotation(3).expand(3, 3, 3)), 'matrix has shape'), 'two by two': (lambda: resample(noise(4, 3, 8, 8), torch.eye(2)), 'matrix has shape'),
+    'two by two': (lambda: resample(noise(4, 3, 8, 8), torch.eye(2)), 'matrix'),
     'chances of Composed': (lambda: Composed([RandomFlip()], p=0.1), 'chances'),
-    'colours of four channels': (lambda: RandomHue(p=1.)(noise(1, 4, 8, 8)), 'n×3×h×w'), 'colours of a palette': (lambda: RandomHue(p=1.)(Image.new('P', (4, 4))), 'is P'),
+    'colours of a palette': (lambda: RandomHue(p=1.)(Image.new('P', (4, 4))), 'is P'),
 }
+
+# What Python and PyTorch refuse themselves.
+REFUSED = {
+    'points and matrices': (lambda: move_points(torch.zeros(3, 2), rotation(1).expand(4, 3, 3)), RuntimeError),
+    'boxes and matrices': (lambda: move_boxes(torch.zeros(3, 5, 4), rotation(1).expand(4, 3, 3)), RuntimeError),
+    'matrix of points': (lambda: move_points(torch.zeros(3, 2), torch.eye(2)), RuntimeError),
+    'jitter': (lambda: resample(noise(2, 3, 8, 8), rotation(3), jitter=torch.ones(2, 4, 4, 2)), RuntimeError),
+    'scaling 0': (lambda: scaling(0), ZeroDivisionError),
+    'points': (lambda: move_points(torch.zeros(3, 3), rotation(1)), RuntimeError),
+    'boxes': (lambda: move_boxes(torch.zeros(3, 5), rotation(1)), ValueError),
+    'four points': (lambda: homography(CORNERS[:3], CORNERS[:3]), RuntimeError),
+    'matrices': (lambda: resample(noise(4, 3, 8, 8), rotation(3).expand(3, 3, 3)), RuntimeError),
+    'colours of four channels': (lambda: RandomHue(p=1.)(noise(1, 4, 8, 8)), RuntimeError),
+    'a box at a time': (lambda: move_boxes(torch.zeros(4), torch.eye(2)), RuntimeError),
+    'jitter of one image': (lambda: resample(noise(3, 3, 8, 8), rotation(3), jitter=torch.ones(2, 8, 8, 2)), RuntimeError),
+    'an array': (lambda: resample(np.zeros((3, 8, 8)), rotation(3)), AttributeError),
+    'zero of NumPy': (lambda: scaling(np.float64(0)), ZeroDivisionError),
+    'colours of two channels': (lambda: RandomHue(p=1.)(noise(1, 2, 8, 8)), RuntimeError),
+    'colours of a plane': (lambda: RandomHue(p=1.)(noise(8, 8), [Rng(0)]*8), IndexError),
+}
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_bad_input_is_an_error(name):
+    call, error = REFUSED[name]
+    with pytest.raises(error): call()
+
+def test_one_displacement_for_all_images():
+    x, jitter = noise(3, 3, 8, 8), 0.05*torch.randn(1, 8, 8, 2)
+    assert torch.equal(resample(x, torch.eye(3), jitter=jitter), resample(x, torch.eye(3), jitter=jitter.repeat(3, 1, 1, 1)))
 
 @pytest.mark.parametrize('name', BAD)
 def test_bad_input_gets_a_clear_error(name):
     call, match = BAD[name]
     with pytest.raises(ValueError, match=match): call()
 
-@pytest.mark.parametrize('call, match', [(lambda: Composed([RandomRotate(), RandomHue()]), 'geometric'), (lambda: Composed('ab'), 'geometric'), (lambda: ComposedLighting([RandomRotate()]), 'colour'),
+@pytest.mark.parametrize('call, match', [(lambda: Composed([RandomRotate(), RandomHue()]), 'Geometric'), (lambda: Composed('ab'), 'Geometric'), (lambda: ComposedLighting([RandomRotate()]), 'Lighting'),
                                          (lambda: move_points(torch.tensor([[0, 1]]), rotation(3)), 'int64'), (lambda: move_boxes(torch.tensor([[0, 0, 1, 1]]), rotation(3)), 'int64'),
                                          (lambda: RandomRotate(p=1.)(torch.zeros(2, 2), Rng(1), 'points'), 'points'), (lambda: RandomRotate(p=1.)((torch.zeros(2, 4), torch.zeros(2)), Rng(1), 'boxes'), 'boxes'),
-                                         (lambda: RandomFlip(p=0.)(np.zeros((3, 8, 8))), 'ndarray'), (lambda: RandomHue(p=0.)(np.zeros((3, 8, 8))), 'ndarray'), (lambda: resample(np.zeros((3, 8, 8)), rotation(3)), 'ndarray'),
+                                         (lambda: RandomFlip(p=0.)(np.zeros((3, 8, 8))), 'ndarray'), (lambda: RandomHue(p=0.)(np.zeros((3, 8, 8))), 'ndarray'),
                                          (lambda: PilRandomFlip(0.)(noise(3, 8, 8), Rng(0)), 'PIL'), (lambda: RandomResizedCrop(4)(noise(3, 8, 8), Rng(0)), 'PIL'), (lambda: CenterCrop(4)(torch.zeros(8, 8), None, 'mask'), 'PIL')])
 def test_what_is_of_the_wrong_kind_is_refused(call, match):
     with pytest.raises(TypeError, match=match): call()
@@ -1049,6 +1075,14 @@ def test_tta_without_random_transforms_is_get_preds():
     x, y = noise(24, 3, 24, 24), torch.arange(24) % 2
     learn = small(make_data(Dataset(x, y), Dataset(x[:8], y[:8]), bs=6))
     torch.testing.assert_close(learn.tta(n=3)[0], learn.get_preds()[0], rtol=0, atol=1e-7)
+
+def test_tta_refuses_a_model_of_several_predictions():
+    class Two(nn.Module):
+        def forward(self, x): return x.mean((2, 3)), x.mean((2, 3))
+    data = augmented()
+    learn = Learner(data, Two(), loss_func=lambda pred, yb: F.cross_entropy(pred[0], yb), metrics=(), cbs=[Progress(False)])
+    with pytest.raises(TypeError): learn.tta(n=1, act=False)
+    assert learn.data is data
 
 @pytest.mark.parametrize('arguments, error, match', [({'n': 0}, ValueError, 'n is 0'), ({'n': True}, TypeError, 'whole'), ({'n': 1.5}, TypeError, 'whole'), ({'beta': 1.2}, ValueError, 'beta is 1.2'), ({'dl': 'test'}, ValueError, 'test'), ({'dl': 'valud'}, ValueError, 'valud')])
 def test_tta_refuses_arguments_that_make_no_sense(arguments, error, match):

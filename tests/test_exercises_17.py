@@ -5,7 +5,9 @@ import pytest
 import torch
 
 import exp.augmentation
-from exp.augmentation import Geometric, scaling, translation
+import exp.batch_transforms
+from exp.augmentation import scaling, translation
+from exp.batch_transforms import Geometric
 from exp.core import check_exercise
 
 class Stretch(Geometric):

@@ -275,7 +275,7 @@ def test_a_checkpoint_of_another_precision_is_refused(tmp_path):
     def new(cb): return learner(cbs=[cb, Checkpoint(tmp_path/'c', every=2)])
     with pytest.raises(InterruptedError): learn = new(MixedPrecision()).fit(1, cbs=Raises('before_batch', InterruptedError()))
     for cb in (MixedPrecision(torch.bfloat16), MixedPrecision(loss_scale=128)):
-        with pytest.raises(CheckpointError, match='float16 with loss_scale'): new(cb).fit(1, resume=tmp_path/'c')
+        with pytest.raises(CheckpointError, match='float16'): new(cb).fit(1, resume=tmp_path/'c')
 
 def test_the_rate_finder_leaves_scale_count_and_weights_as_they_were():
     learn = learner(bunch(n=160), cbs=[GradAccumulation(8)]).to_fp16()
@@ -336,11 +336,11 @@ def test_the_answers_of_another_kind_of_callback_are_the_same_object_afterwards(
     assert learn.cbs == cbs
 
 @pytest.mark.parametrize('make, error, says', [
-    (lambda: MixedPrecision(torch.float32), ValueError, 'float16 or torch.bfloat16'),
-    (lambda: MixedPrecision('fp16'), ValueError, 'float16 or torch.bfloat16'),
-    (lambda: MixedPrecision(loss_scale='static'), TypeError, "'dynamic', a number or None"),
-    (lambda: MixedPrecision(loss_scale=True), TypeError, "'dynamic'"),
-    (lambda: MixedPrecision(loss_scale=0), ValueError, 'more than 0'),
+    (lambda: MixedPrecision(torch.float32), ValueError, 'bfloat16'),
+    (lambda: MixedPrecision('fp16'), TypeError, 'bfloat16'),
+    (lambda: MixedPrecision(loss_scale='static'), TypeError, 'loss_scale'),
+    (lambda: MixedPrecision(loss_scale=True), TypeError, 'loss_scale'),
+    (lambda: MixedPrecision(loss_scale=0), ValueError, 'loss_scale'),
     (lambda: MixedPrecision(loss_scale=math.inf), ValueError, 'finite'),
     (lambda: MixedPrecision(init_scale=math.nan), ValueError, 'finite'),
     (lambda: MixedPrecision(init_scale='dynamic'), TypeError, 'a number'),
@@ -350,11 +350,11 @@ def test_the_answers_of_another_kind_of_callback_are_the_same_object_afterwards(
     (lambda: GradAccumulation(True), TypeError, 'whole number'),
     (lambda: Compile('fast'), ValueError, 'reduce-overhead'),
     (lambda: Compile(backend='inductr'), ValueError, 'inductor'),
-    (lambda: Compile(backend=3), TypeError, 'a name or a function'),
-    (lambda: Compile(dynamic='yes'), TypeError, 'None, True or False'),
-    (lambda: MixedPrecision(init_scale=1e39), ValueError, 'float32'),
-    (lambda: MixedPrecision(init_scale=1e-50), ValueError, 'float32'),
-    (lambda: MixedPrecision(loss_scale=10**400), ValueError, 'float32'),
+    (lambda: Compile(backend=3), TypeError, 'backend'),
+    (lambda: Compile(dynamic='yes'), TypeError, 'dynamic'),
+    (lambda: MixedPrecision(init_scale=1e39), ValueError, 'init_scale'),
+    (lambda: MixedPrecision(init_scale=1e-50), ValueError, 'init_scale'),
+    (lambda: MixedPrecision(loss_scale=10**400), ValueError, 'loss_scale'),
     (lambda: MixedPrecision(scale=2), TypeError, 'scale'),
 ])
 def test_bad_arguments_are_named_where_they_enter(make, error, says):
