@@ -1019,9 +1019,9 @@ def test_with_workers_the_parts_are_the_same_and_the_workers_stay(ranks):
     a, b = (RankLoader(dl, r, 2) for r in (0, 1))
     try:
         first = [b.items for b in a]
-        engine = dl._idle
-        assert engine is not None and [list(x.items) for x in a] == [list(x) for x in first] and dl._idle is engine
-        assert [list(x.items) for x in b] == [list(r[len(r)//2:]) for r in (range(0, 5), range(5, 10), range(10, 15), range(15, 20), range(20, 23))] and dl._idle is engine
+        engine = dl.workers.idle
+        assert engine is not None and [list(x.items) for x in a] == [list(x) for x in first] and dl.workers.idle is engine
+        assert [list(x.items) for x in b] == [list(r[len(r)//2:]) for r in (range(0, 5), range(5, 10), range(10, 15), range(15, 20), range(20, 23))] and dl.workers.idle is engine
     finally: dl.close()
 
 def test_a_user_s_batch_sampler_is_cut_too():

@@ -10,9 +10,10 @@ from torch import nn
 
 from exp.callbacks import Callback, Runner, set_epoch
 from exp.core import generator_state, set_generator, set_seed
-from exp.dataloader import BatchSampler, DataLoader, Dataset, Rng, Sampler, loader_generators
+from exp.dataloader import BatchSampler, DataLoader, Dataset, Rng, Sampler
 from exp.learner import Checkpoint, CheckpointError, Learner
 from exp.progress import Progress
+from exp.workers import loader_generators
 
 N, BS = 22, 4   # five batches of 4 and one of 2
 X = torch.linspace(-1, 1, N*3).view(N, 3)
