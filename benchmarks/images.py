@@ -15,7 +15,8 @@ import torch.utils.data as torch_data
 from PIL import Image
 
 from exp.data_block import ImageList
-from exp.datasets import URLs, data_kind, imagenette_standin, untar_data
+from exp.downloads import URLs, data_kind, untar_data
+from exp.standins import imagenette_standin
 
 MEAN, STD = [0.465, 0.458, 0.429], [0.285, 0.281, 0.301]   # of Imagenette
 

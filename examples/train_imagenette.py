@@ -17,9 +17,11 @@ from torch.nn import functional as F
 from exp.augmentation import RandomFlip, RandomResizedCrop
 from exp.callbacks import Callback
 from exp.core import register, set_seed
-from exp.data_block import ImageList
+from exp.data_block import ImageList, ResizeFixed
+from exp.datasets import data_kind, imagenette_standin, untar_data, URLs
+from exp.downloads import data_kind, untar_data, URLs
+from exp.standins import imagenette_standin
 from exp.transforms import ResizeFixed
-from exp.datasets import URLs, data_kind, imagenette_standin, untar_data
 from exp.learner import Learner
 from exp.metrics import accuracy
 from exp.optimizers import adam_opt

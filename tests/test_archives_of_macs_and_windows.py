@@ -3,7 +3,7 @@ import hashlib, io, tarfile, zipfile
 
 import pytest
 
-from exp.datasets import DataFile, DataSource, untar_data, unpack
+from exp.downloads import DataFile, DataSource, untar_data, unpack
 
 CLUTTER = ['__MACOSX/set/._a.txt', '__MACOSX/._set', '._set', '.DS_Store', 'Thumbs.db', 'desktop.ini', 'set/.DS_Store', 'set/Thumbs.db', 'set/._a.txt']
 

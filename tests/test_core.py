@@ -9,6 +9,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from exp.core import *
+from exp.specs import from_spec, register, to_spec
 
 # ---- claims
 
@@ -27,8 +28,8 @@ def test_near_accepts_what_is_within_the_tolerance_and_nothing_much_further(x, t
     assert not near(torch.tensor(x, dtype=torch.float64), torch.tensor(x + 3*(tol + 1e-9)*(1 + abs(x)), dtype=torch.float64), tol + 1e-9)
 
 def test_a_failed_test_close_names_the_largest_gap():
-    with pytest.raises(AssertionError, match='apart by 2 at place 3'): test_close(torch.zeros(4), torch.tensor([0, 1., 0, 2.]))
-    with pytest.raises(AssertionError, match='shapes differ'): test_close(torch.zeros(4), torch.zeros(2, 2))
+    with pytest.raises(AssertionError, match='difference: 2.0 at index .3'): test_close(torch.zeros(4), torch.tensor([0, 1., 0, 2.]))
+    with pytest.raises(AssertionError, match='shape'): test_close(torch.zeros(4), torch.zeros(2, 2))
     with pytest.raises(AssertionError, match='nan'): test_close(torch.tensor([0., float('nan')]), torch.zeros(2))
 
 def test_expect_error_lets_another_kind_of_error_through():
@@ -60,13 +61,13 @@ def test_the_checkouts_own_settings_file_is_read(root):
     assert settings().seed == 42 and settings().device == 'auto'
 
 @pytest.mark.parametrize('text,message', [
-    ('[exp]\nseeed = 1\n', "'seeed'; did you mean 'seed'"), ('[exp]\nzzz = 1\n', "'zzz'. Known are data"), ('[expp]\nseed = 1\n', r'one section, \[exp\]'),
+    ('[exp]\nseeed = 1\n', "'seeed'.*did you mean 'seed'"), ('[exp]\nzzz = 1\n', "'zzz'.*'data'"), ('[expp]\nseed = 1\n', r'one section, \[exp\]'),
     ('seed = 1\n', 'cannot be read'), ('[exp]\nseed = -3\n', 'seed should be a whole number'), ('[exp]\nthreads = two\n', 'threads should be a whole number')])
 def test_a_wrong_settings_file_is_refused(tmp_path, text, message):
     with environ(EXP_SETTINGS=settings_file(tmp_path, text)), pytest.raises(ValueError, match=message): settings()
 
 def test_a_settings_file_that_is_named_and_missing_is_refused(tmp_path):
-    with environ(EXP_SETTINGS=str(tmp_path/'none.ini')), pytest.raises(FileNotFoundError, match='EXP_SETTINGS'): settings()
+    with environ(EXP_SETTINGS=str(tmp_path/'none.ini')), pytest.raises(FileNotFoundError, match='none.ini'): settings()
 
 def test_threads_are_applied_on_import():
     out = subprocess.run([sys.executable, '-c', 'import torch, exp.core; print(torch.get_num_threads())'], env={**os.environ, 'EXP_THREADS': '1'}, capture_output=True, text=True)
@@ -135,7 +136,7 @@ def test_show_image_takes_tensors_arrays_and_pil_images(im):
     plt.close(ax.figure)
 
 def test_show_images_wants_a_title_for_each():
-    with pytest.raises(ValueError, match='1 titles for 2'): show_images([torch.rand(3, 3)]*2, titles=['a'])
+    with pytest.raises(ValueError, match='shorter'): show_images([torch.rand(3, 3)]*2, titles=['a'])
     with pytest.raises(ValueError, match='2 or 3 dimensions'): show_image(torch.rand(2))
 
 # ---- files

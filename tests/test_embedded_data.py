@@ -4,7 +4,8 @@ import gzip, hashlib, re
 import pytest
 import torch
 
-from exp.datasets import FASHION_CLASSES, URLs, data_kind, fashion_mnist, mnist, read_idx, untar_data
+from exp.datasets import FASHION_CLASSES, fashion_mnist, mnist, read_idx
+from exp.downloads import URLs, data_kind, untar_data
 
 SPLITS = {'train': 50_000, 'valid': 10_000, 'test': 10_000}
 READERS = {'mnist': mnist, 'fashion-mnist': fashion_mnist}

@@ -50,10 +50,10 @@ def test_near_takes_numbers_wherever_they_are(a, b):
 
 def test_two_complex_numbers_differ_in_their_imaginary_part_too():
     assert not near(torch.tensor([1 + 2j]), torch.tensor([1 + 3j]))
-    with pytest.raises(AssertionError, match='place 0'): test_close(torch.tensor([1 + 2j]), torch.tensor([1 + 3j]))
+    with pytest.raises(AssertionError, match='difference'): test_close(torch.tensor([1 + 2j]), torch.tensor([1 + 3j]))
 
 def test_two_infinities_are_not_the_largest_gap():
-    with pytest.raises(AssertionError, match='apart by 1 at place 1'): test_close(torch.tensor([math.inf, 1.]), torch.tensor([math.inf, 2.]))
+    with pytest.raises(AssertionError, match='difference: 1.0 at index .1'): test_close(torch.tensor([math.inf, 1.]), torch.tensor([math.inf, 2.]))
 
 def test_frames_of_other_columns_are_not_equal():
     with pytest.raises(AssertionError): test_eq(pd.DataFrame({'a': [1]}), pd.DataFrame({'b': [1]}))

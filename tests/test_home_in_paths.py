@@ -15,7 +15,8 @@ from exp.data_block import ImageList, ItemList
 from exp.sources import get_files
 from exp.image_cache import verify_images
 from exp.dataloader import Dataset, make_data
-from exp.datasets import DataFile, DataSource, atomic_folder, download, file_lock, file_sums, read_idx, unpack, untar_data
+from exp.datasets import read_idx
+from exp.downloads import DataFile, DataSource, atomic_folder, download, file_lock, file_sums, unpack, untar_data
 from exp.learner import Checkpoint, Learner, load_learner
 from exp.progress import CSVLog
 from exp.schedules import SaveBest

@@ -17,9 +17,11 @@ from exp.data_block import ImageList, LabelList
 from exp.transforms import Transform
 from exp.dataloader import DataLoader, Dataset, TransformedDataset, make_data
 from exp.hooks import ActivationStats, DeviceCallback
+from exp.checkpoints import Checkpoint
+from exp.inference import load_learner
 from exp.learner import Checkpoint, Learner, load_learner
-from exp.losses import CrossEntropy, SquaredLoss
-from exp.metrics import Rmse, accuracy
+from exp.losses import accuracy, CrossEntropy, Rmse, SquaredLoss
+from exp.metrics import accuracy, Rmse
 from exp.optimizers import adam_opt, lamb_opt, rmsprop_opt, sgd_opt
 from exp.progress import CSVLog, Progress
 from exp.schedules import EarlyStopping, get_hyper
@@ -227,12 +229,12 @@ def test_fit_within_a_fit_is_refused():
 def test_a_slice_is_spread_over_the_groups_by_equal_factors():
     learn = learner(splitter=lambda m: [m[0], m[1], m[4]])
     for lr, want in ((slice(1e-4, 1e-2), [1e-4, 1e-3, 1e-2]), (slice(1e-2), [1e-3, 1e-3, 1e-2]), ([1., 2., 3.], [1., 2., 3.]), (0.5, [0.5]*3), (slice(1e-2, 1e-4), [1e-2, 1e-3, 1e-4])):
-        assert learn._rates(lr) == pytest.approx(want, rel=1e-12)
+        assert learn.rates(lr) == pytest.approx(want, rel=1e-12)
         log = Log(after_step=lambda cb: {g['layer']: g['lr'] for g in cb.opt.param_groups})
         learn.fit(1, lr, cbs=log)
         assert all(seen == pytest.approx(dict(enumerate(want))) for seen in log.seen) and len(log.seen) == 5
     one = learner()
-    assert one._rates(slice(1e-4, 1e-2)) == [1e-2] and one._rates(slice(1e-2)) == [1e-2]
+    assert one.rates(slice(1e-4, 1e-2)) == [1e-2] and one.rates(slice(1e-2)) == [1e-2]
 
 def test_groups_have_their_layer_and_no_decay_on_biases_and_norms():
     learn = learner(splitter=halves, opt_func=partial(adam_opt, wd=0.1), lr=0.1)
@@ -348,7 +350,7 @@ def test_freeze_to_counts_groups_from_either_end():
     learn.freeze_to(-1)
     assert learns() == [False, True, True]   # the norm layer learns
     for n in (3, -4):
-        with pytest.raises(IndexError, match='3'): learn.freeze_to(n)
+        with pytest.raises(IndexError): learn.freeze_to(n)
     with pytest.raises(ValueError, match='splitter'): learner().freeze()
 
 def test_norms_without_parameters_in_frozen_groups_stay_too():
@@ -456,7 +458,7 @@ def test_in_a_new_process_an_exported_learner_answers_the_same(trained, folder, 
     trained.export(tmp_path/'colours.pth')
     code = f"""
 from torch import nn
-from exp.learner import load_learner
+from exp.inference import load_learner
 model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
 label, target, probs = load_learner({str(tmp_path/'colours.pth')!r}, model).predict({str(folder/'test'/'1.png')!r})
 print(label, int(target), probs.tolist())

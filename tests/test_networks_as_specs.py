@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from exp.core import _of_torch, from_spec, register, save_state, set_seed, to_spec
+from exp.core import save_state, set_seed
+from exp.specs import from_spec, of_torch, register, to_spec
 from exp.dataloader import DataLoader, Dataset, make_data
 from exp.layers import GeneralRelu, Lambda, conv_layer
-from exp.learner import Learner, load_learner
+from exp.inference import load_learner
+from exp.learner import Learner
 from exp.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RunningBatchNorm
 from exp.progress import Progress
 from exp.regularization import Dropout
@@ -42,7 +44,7 @@ USUAL = dict(num_features=3, in_channels=4, out_channels=4, kernel_size=2, in_fe
 NOT_ALONE = 'Module', 'ParameterList', 'ParameterDict', 'Container', 'RNNBase', 'RNNCellBase', 'NLLLoss2d', 'Softmax2d'
 
 def layers():
-    for name, kind in _of_torch().items():
+    for name, kind in of_torch().items():
         short = name.rpartition('.')[2]
         if not isinstance(kind, type) or short in NOT_ALONE or short.startswith('Lazy'): continue
         needed = [k for k, p in inspect.signature(kind).parameters.items() if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD]

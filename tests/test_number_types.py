@@ -11,8 +11,11 @@ from exp.callbacks import AvgStats, Callback, Runner
 from exp.core import ListContainer, check_bool, check_int, check_real, from_spec, load_state, save_state, set_seed, to_spec
 from exp.transforms import ResizeFixed
 from exp.dataloader import BatchSampler, DataBunch, DataLoader, Dataset, Sampler, make_data
+from exp.checkpoints import Checkpoint
 from exp.hooks import ActivationStats
-from exp.learner import Checkpoint, Learner
+import exp.inference   # Learner.export
+from exp.checkpoints import Checkpoint
+from exp.learner import Learner
 from exp.losses import BinaryCrossEntropy, CrossEntropy, HuberLoss
 from exp.metrics import Metric, accuracy
 from exp.mixup import LabelSmoothing, MixUp

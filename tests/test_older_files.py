@@ -13,7 +13,10 @@ from exp.callbacks import Callback
 from exp.core import load_state, register, save_state, set_seed
 from exp.data_block import ImageList
 from exp.dataloader import Dataset, make_data
+from exp.checkpoints import Checkpoint
+from exp.inference import load_learner
 from exp.learner import Checkpoint, Learner, load_learner
+from exp.losses import accuracy
 from exp.metrics import accuracy
 from exp.progress import Progress
 from exp.schedules import EarlyStopping, SaveBest

@@ -13,7 +13,9 @@ import exp.core
 from exp.callbacks import Callback
 from exp.core import load_state, save_state
 from exp.dataloader import Dataset, make_data
-from exp.learner import Checkpoint, CheckpointError, Learner
+import exp.inference   # Learner.export
+from exp.checkpoints import Checkpoint, CheckpointError
+from exp.learner import Learner
 from exp.metrics import accuracy
 from exp.optimizers import lamb_opt, sgd_opt
 from exp.progress import CSVLog, Progress

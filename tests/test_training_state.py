@@ -10,7 +10,9 @@ from torch import nn
 from exp.callbacks import AvgStats, Callback, Runner
 from exp.core import register, set_seed
 from exp.dataloader import Dataset, make_data
-from exp.learner import Checkpoint, CheckpointError, Learner, load_learner
+from exp.checkpoints import Checkpoint, CheckpointError
+from exp.inference import load_learner
+from exp.learner import Learner
 from exp.losses import CrossEntropy
 from exp.mixup import MixUp
 from exp.precision import GradAccumulation, MixedPrecision

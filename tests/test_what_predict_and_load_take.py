@@ -9,7 +9,8 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from exp.data_block import ItemList
 from exp.dataloader import DataBunch, DataLoader, Dataset, TransformedDataset, make_data
-from exp.learner import Learner, load_learner
+from exp.inference import load_learner
+from exp.learner import Learner
 from exp.progress import Progress
 
 x, y = torch.randn(24, 4, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 3

@@ -17,7 +17,8 @@ from exp.callbacks import Callback, CancelStepException
 from exp.data_block import ImageList
 from exp.transforms import Transform
 from exp.dataloader import Dataset, Rng, TransformedDataset, make_data, random_shift
-from exp.learner import Checkpoint, Learner
+from exp.checkpoints import Checkpoint
+from exp.learner import Learner
 from exp.losses import Rmse, accuracy
 from exp.optimizers import adam_opt, lamb_opt, sgd_opt
 from exp.schedules import EarlyStopping, ReduceLROnPlateau
