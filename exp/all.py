@@ -6,30 +6,49 @@
 __all__ = []
 
 # %% ../nbs/99_all.ipynb #6af1942e
-from . import core, datasets, tensors, autograd, losses, dataloader, regularization, callbacks, schedules, hooks, layers, norms, lsuv, data_block, optimizers, progress, learner, augmentation, mixup, precision
+from . import (core, specs, datasets, downloads, standins, tensors, losses, metrics, workers, dataloader,
+                 regularization, callbacks, faults, snapshots, schedules, hooks, layers, norms, lsuv, sources,
+                 image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints, inference,
+                 augmentation, batch_transforms, mixup, precision)
 from . import distributed as _distributed   # a function has the same name
 from .core import *
+from .specs import *
 from .datasets import *
+from .downloads import *
+from .standins import *
 from .tensors import *
-from .autograd import *
 from .losses import *
+from .metrics import *
+from .workers import *
 from .dataloader import *
 from .regularization import *
 from .callbacks import *
+from .faults import *
+from .snapshots import *
 from .schedules import *
 from .hooks import *
 from .layers import *
 from .norms import *
 from .lsuv import *
+from .sources import *
+from .image_cache import *
 from .data_block import *
+from .transforms import *
+from .fused import *
 from .optimizers import *
 from .progress import *
 from .learner import *
+from .checkpoints import *
+from .inference import *
 from .augmentation import *
+from .batch_transforms import *
 from .mixup import *
 from .precision import *
 from .distributed import *
 
 # %% ../nbs/99_all.ipynb #49e65c34
-_modules = (core, datasets, tensors, autograd, losses, dataloader, regularization, callbacks, schedules, hooks, layers, norms, lsuv, data_block, optimizers, progress, learner, augmentation, mixup, precision, _distributed)
+_modules = (core, specs, datasets, downloads, standins, tensors, losses, metrics, workers, dataloader,
+            regularization, callbacks, faults, snapshots, schedules, hooks, layers, norms, lsuv, sources,
+            image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints,
+            inference, augmentation, batch_transforms, mixup, precision, _distributed)
 __all__ = [name for module in _modules for name in module.__all__]

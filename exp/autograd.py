@@ -7,13 +7,11 @@ __all__ = ['central_differences', 'Variable', 'topological_order', 'unbroadcast'
            'Linear', 'Relu', 'Chain', 'MSE', 'SoftmaxCrossEntropy', 'no_graph']
 
 # %% ../nbs/03_autograd.ipynb #4ac5b7d9
-import math
 from contextlib import contextmanager
 
-import matplotlib.pyplot as plt
 import torch
 
-from .core import exercise, near, patch, test_close
+from .core import check_int, exercise, near, patch, test_close
 from .tensors import broadcast_shape
 
 # %% ../nbs/03_autograd.ipynb #6555d72d
@@ -22,19 +20,15 @@ def central_differences(
     x,             # the tensor at which to differentiate
     h: float=1e-5, # the step; 1e-5 suits float64 and values near 1
 ) -> torch.Tensor: # the gradient, shaped like `x`, in float64
-    "The gradient of `f` at `x` by changing one number after the other: 2·numel calls of `f`. `ValueError` unless `f` answers one number."
-    if not h > 0: raise ValueError(f'the step h should be greater than 0, not {h}')
+    "The gradient of `f` at `x` by changing one number after the other: 2·numel calls of `f`."
     x = torch.as_tensor(x).detach().double().clone(memory_format=torch.contiguous_format)
-    def value():
-        out = f(x.clone())   # a copy: `f` may change what it is given
-        if math.prod(getattr(out, 'shape', ())) != 1: raise ValueError(f'f should answer one number; its answer has the shape {tuple(out.shape)}')
-        return float(out)
     grad, numbers = torch.empty_like(x), x.view(-1)
+    def value(i, number):
+        numbers[i] = number
+        return float(f(x.clone()))   # a copy: `f` may change what it is given
     for i, middle in enumerate(numbers.tolist()):
-        numbers[i] = middle + h; up = value()
-        numbers[i] = middle - h; down = value()
+        grad.view(-1)[i] = (value(i, middle + h) - value(i, middle - h))/(2*h)
         numbers[i] = middle
-        grad.view(-1)[i] = (up - down)/(2*h)
     return grad
 
 # %% ../nbs/03_autograd.ipynb #f660481b
@@ -191,6 +185,7 @@ def draw_graph(
     for v in order: rows.setdefault(column[v], []).append(v)
     for c, members in rows.items():
         for i, v in enumerate(members): place[v] = c, (len(members) - 1)/2 - i
+    import matplotlib.pyplot as plt
     if ax is None: _, ax = plt.subplots(figsize=(1.5*len(rows) + 0.5, 1.1*max(map(len, rows.values())) + 0.3))
     def number(t): return f'{t.item():.4g}' if t.numel() == 1 else '×'.join(map(str, t.shape))
     for v in order:
@@ -284,8 +279,6 @@ def __getitem__(self: Variable, i):
 @patch
 def __matmul__(self: Variable, other):
     a, b = self, _lift(other, self)
-    if a.ndim == 0 or b.ndim == 0 or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
-        raise ValueError(f'{tuple(a.shape)} and {tuple(b.shape)} cannot be multiplied: a row of the first should be as long as a column of the second')
     if a.ndim == 1: return (a.view(1, -1) @ b).view(b.shape[:-2] + b.shape[-1:] if b.ndim > 1 else ())
     if b.ndim == 1: return (a @ b.view(-1, 1)).view(a.shape[:-1])
     broadcast_shape(a.shape[:-2], b.shape[:-2])
@@ -343,8 +336,7 @@ class Linear(Module):
         ni: int, # numbers in
         nf: int, # numbers out
     ):
-        for n in (ni, nf):
-            if not isinstance(n, int) or n < 1: raise ValueError(f'a layer goes from ni to nf numbers, whole and at least 1; these are {ni} and {nf}')
+        ni, nf = check_int(ni=ni, nf=nf, least=1)
         self.weight = Variable(torch.randn(ni, nf)*(2/ni)**0.5, requires_grad=True, name='weight')
         self.bias = Variable(torch.zeros(nf), requires_grad=True, name='bias')
 

@@ -4,27 +4,25 @@
 
 # %% auto #0
 __all__ = ['test_eq', 'near', 'test_close', 'expect_error', 'did_you_mean', 'user_path', 'text_encoding', 'read_text',
-           'is_clutter', 'check_int', 'check_real', 'check_bool', 'Settings', 'checkout', 'settings', 'environ',
-           'set_seed', 'available_devices', 'default_device', 'tree_children', 'tree_like', 'tree_map', 'first_size',
-           'to_device', 'to_cpu', 'tree_leaves', 'widen', 'patch', 'listify', 'mask_places', 'ListContainer',
-           'camel2snake', 'compose', 'image_array', 'show_image', 'get_grid', 'show_images', 'atomic_path', 'own_type',
-           'save_state', 'load_state', 'register', 'to_spec', 'from_spec', 'Report', 'report', 'Verdict', 'exercise',
-           'check_exercise']
+           'is_clutter', 'check_int', 'check_real', 'check_bool', 'check_choice', 'Settings', 'checkout', 'settings',
+           'environ', 'set_seed', 'available_devices', 'default_device', 'tree_map', 'tree_leaves', 'to_device',
+           'to_cpu', 'patch', 'listify', 'ListContainer', 'camel2snake', 'compose', 'image_array', 'show_image',
+           'get_grid', 'show_images', 'atomic_path', 'save_state', 'load_state', 'Report', 'report', 'Verdict',
+           'exercise', 'check_exercise']
 
 # %% ../nbs/00_core.ipynb #a3e41cc3
-import configparser, copy, difflib, errno, functools, hashlib, importlib.util, inspect, json, math, operator, os, pickle, random, re, sys, tempfile, typing, warnings, zipfile
-from collections import OrderedDict
+import configparser, copy, difflib, errno, importlib.util, inspect, json, math, operator, os, random, re
+import sys, tempfile, typing, warnings, zipfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn.utils.rnn import PackedSequence
 
 # %% ../nbs/00_core.ipynb #f52d15ea
@@ -55,13 +53,14 @@ def test_eq(
 ):
     "Assert that `a` equals `b`: tensors and arrays by shape and value, containers part by part."
     assert _same(a, b), f'not equal:\n{a}\n{b}'
-test_eq.__test__ = False   # pytest shall not take it for a test of its own
+test_eq.__test__ = False   # for pytest: it is no test of its own
 
 # %% ../nbs/00_core.ipynb #eaff843e
 def _doubles(a, b):
-    "Two tensors of double precision, complex if one of them is."
-    a, b = _tensor(a), _tensor(b)
-    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float64)
+    "Two tensors of double precision, complex if one of them is. `AssertionError` for what are no numbers."
+    try: a, b = _tensor(a), _tensor(b)
+    except (TypeError, ValueError, RuntimeError): raise AssertionError(f'numbers are compared, not {a!r} and {b!r}') from None
+    dtype = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
     return a.to(dtype), b.to(dtype)
 
 def near(
@@ -71,7 +70,7 @@ def near(
 ) -> bool:            # False for different shapes, for what are no numbers, and wherever a number is NaN
     "Is `a` within `tol` of `b`, absolutely for small numbers and relatively for large ones?"
     try: a, b = _doubles(a, b)
-    except (TypeError, ValueError, RuntimeError): return False
+    except AssertionError: return False
     return a.shape == b.shape and torch.allclose(a, b, rtol=tol, atol=tol)
 
 def test_close(
@@ -80,13 +79,7 @@ def test_close(
     tol: float = 1e-5,# largest accepted |a − b| / (1 + |b|)
 ):
     "Assert that `a` is `near` `b`; the message gives the shapes, or the largest difference and its place."
-    if near(a, b, tol): return
-    try: a, b = _doubles(a, b)
-    except (TypeError, ValueError, RuntimeError): raise AssertionError(f'numbers are compared, not {a!r} and {b!r}') from None
-    assert a.shape == b.shape, f'shapes differ: {tuple(a.shape)} and {tuple(b.shape)}'
-    gap = (a - b).abs().masked_fill(a == b, 0).flatten()   # of two infinities too
-    i = int(gap.nan_to_num(math.inf).argmax())
-    assert False, f'apart by {gap[i]:.3g} at place {i}: {a.flatten()[i]:.6g} and {b.flatten()[i]:.6g} (tolerance {tol:g})'
+    if not near(a, b, tol): torch.testing.assert_close(*_doubles(a, b), rtol=tol, atol=tol)
 test_close.__test__ = False
 
 # %% ../nbs/00_core.ipynb #c8df83cd
@@ -98,10 +91,10 @@ def expect_error(
     "A `with` block that must raise `kind`; afterwards the error is the target's `.error`."
     caught = SimpleNamespace(error=None)
     try: yield caught
-    except kind as e:
-        caught.error = e.with_traceback(None)
-        if not re.search(match, str(e)): raise AssertionError(f'{kind.__name__} came with another message: {e}') from e
-    else: raise AssertionError(f'{kind.__name__} was expected and nothing was raised')
+    except kind as e: caught.error = e.with_traceback(None)
+    if caught.error is None or not re.search(match, str(caught.error)):
+        came = 'nothing was raised' if caught.error is None else f'it came with another message: {caught.error}'
+        raise AssertionError(f'{kind.__name__} was expected, and {came}') from caught.error
 
 # %% ../nbs/00_core.ipynb #fc8dd652
 def did_you_mean(
@@ -147,40 +140,56 @@ def is_clutter(
 # %% ../nbs/00_core.ipynb #305983c9
 def _is_bool(v): return isinstance(v, bool) or str(getattr(v, 'dtype', '')) in ('bool', 'torch.bool')
 
+def _converted(named, convert, what, least=None, right=None):
+    "The `named` values by `convert`, which returns None for what is not `what`, or alone if there is one; none below `least`."
+    found = [convert(v) for v in named.values()]
+    for (name, v), n in zip(named.items(), found):
+        if n is None: raise TypeError(f'{name} should be {what}, not {v!r}')
+        if least is not None and not least <= n < math.inf: raise ValueError(f'{name} is {v}; it should be {right or f"{least:g} or more"}')
+    return found if len(found) > 1 else found[0]
+
 def check_int(*,
     least: int|None = None, # the smallest that is right
     **named,                # a number by its argument's name; or several
 ) -> int:                   # several: a list of them
     "The number as Python's int, NumPy's and tensors of one too. `TypeError` for what is not whole, `ValueError` below `least`."
-    found = []
-    for name, v in named.items():
-        try: found.append(operator.index(None if _is_bool(v) else v))
-        except TypeError: raise TypeError(f'{name} should be a whole number, not {v!r}') from None
-        if least is not None and found[-1] < least: raise ValueError(f'{name} is {v}; it should be {least} or more')
-    return found if len(found) > 1 else found[0]
+    def whole(v):
+        try: return None if _is_bool(v) else operator.index(v)
+        except TypeError: return None
+    return _converted(named, whole, 'a whole number', least)
 
 def check_real(*,
     least: float|None = None, # the smallest that is right
     **named,                  # a number by its argument's name; or several
 ) -> float:                   # several: a list of them
     "The number as Python's float. `TypeError` for what is no number, `ValueError` below `least`, for NaN and infinity."
-    found = []
-    for name, v in named.items():
-        single = isinstance(v, (np.ndarray, torch.Tensor)) and math.prod(v.shape) == 1
-        if _is_bool(v) or not (isinstance(v, Real) or single): raise TypeError(f'{name} should be a number, not {v!r}')
-        try: found.append(float(v.item() if single else v))
-        except OverflowError: found.append(math.inf)   # an int of more than 308 digits
-        if not math.isfinite(found[-1]): raise ValueError(f'{name} is {v}; it should be a finite number')
-        if least is not None and found[-1] < least: raise ValueError(f'{name} is {v}; it should be {least:g} or more')
-    return found if len(found) > 1 else found[0]
+    def number(v):
+        if isinstance(v, (np.ndarray, torch.Tensor)) and math.prod(v.shape) == 1: v = v.item()
+        try: return float(v) if isinstance(v, Real) and not _is_bool(v) else None
+        except OverflowError: return math.inf   # an int of more than 308 digits
+    right = 'a finite number' if least is None else f'a finite number, {least:g} or more'
+    return _converted(named, number, 'a number', -sys.float_info.max if least is None else least, right)
 
 def check_bool(
     **named, # True or False by its argument's name; or several
 ) -> bool:   # several: a list of them
     "Python's bool. `TypeError` for what is neither true nor false."
+    return _converted(named, lambda v: bool(v) if _is_bool(v) else None, 'True or False')
+
+def check_choice(
+    choices, # the values that are right
+    **named, # a value by its argument's name; or several
+):           # the one of `choices` that it equals; several: a list of them
+    "The value, one of `choices`. `TypeError` for one of another type, `ValueError` with the nearest choice for any other."
+    choices = list(choices)
+    found = []
     for name, v in named.items():
-        if not _is_bool(v): raise TypeError(f'{name} should be True or False, not {v!r}')
-    found = [bool(v) for v in named.values()]
+        right_type = isinstance(v, tuple(map(type, choices)))
+        if not right_type or v not in choices:
+            near = did_you_mean(str(v), map(str, choices))
+            kind = ValueError if right_type else TypeError
+            raise kind(f'{name} is {v!r}; it should be one of {", ".join(map(repr, choices))}{near}')
+        found.append(choices[choices.index(v)])
     return found if len(found) > 1 else found[0]
 
 # %% ../nbs/00_core.ipynb #c6e80307
@@ -203,24 +212,15 @@ def checkout() -> Path|None:
     root = Path(spec.origin).resolve().parents[1]
     return root if (root/'settings.ini').is_file() else None
 
-# %% ../nbs/00_core.ipynb #60f6f83c
-def _user_cache():
-    "The system's folder for caches: XDG's on Linux, Library/Caches on macOS, LOCALAPPDATA on Windows."
-    if sys.platform == 'darwin': return Path.home()/'Library'/'Caches'
-    if os.name == 'nt': return Path(os.environ.get('LOCALAPPDATA') or Path.home()/'AppData'/'Local')
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')
-
 # %% ../nbs/00_core.ipynb #7b852425
 def _ini_values(path):
     "The keys and values under [exp] in the file `path`; `ValueError` for a file, section or key that should not be there."
     parser = configparser.ConfigParser(interpolation=None)
-    try: parser.read_string(read_text(path), source=str(path))
-    except FileNotFoundError: raise FileNotFoundError(f'{path} does not exist; EXP_SETTINGS should name a settings file') from None
-    except configparser.Error as e: raise ValueError(f'{path} cannot be read: {e}') from None
-    if parser.sections() != ['exp']: raise ValueError(f'{path} should have one section, [exp]; it has {parser.sections()}')
-    for key in parser['exp']:
-        if key not in _DEFAULTS:
-            raise ValueError(f'{path}: unknown key {key!r}{did_you_mean(key, _DEFAULTS) or "."} Known are {", ".join(_DEFAULTS)}')
+    try:
+        parser.read_string(read_text(path), source=str(path))
+        if parser.sections() != ['exp']: raise configparser.Error(f'it has the sections {parser.sections()}')
+    except configparser.Error as e: raise ValueError(f'{path} cannot be read as one section, [exp]: {e}') from None
+    for key in parser['exp']: check_choice(_DEFAULTS, **{f'a key of {path}': key})
     return dict(parser['exp'])
 
 def _env_values():
@@ -240,7 +240,8 @@ def settings() -> Settings:
         text = v[key].strip() or _DEFAULTS[key]
         if not text.isdecimal(): raise ValueError(f'the setting {key} should be a whole number from 0 up, not {text!r}')
         return int(text)
-    data = user_path(v['data'].strip()) if v['data'].strip() else _user_cache()/'exp'
+    cache = {'darwin': '~/Library/Caches', 'win32': os.environ.get('LOCALAPPDATA') or '~/AppData/Local'}
+    data = user_path(v['data'].strip() or cache.get(sys.platform, os.environ.get('XDG_CACHE_HOME') or '~/.cache') + '/exp')
     mirrors = tuple(m.strip() for m in v['data_mirror'].split(',') if m.strip())
     return Settings(data.absolute(), mirrors, whole('seed'), v['device'].strip() or 'auto', whole('threads'), v['torch_index'].strip())
 
@@ -250,13 +251,10 @@ def environ(
     **values: str|None, # variables to set; None takes one away
 ):
     "A `with` block in which the environment variables have these `values`; afterwards all are as before."
-    before = dict(os.environ)
-    try:
-        for k, v in values.items(): os.environ.pop(k, None) if v is None else os.environ.__setitem__(k, v)
+    with mock.patch.dict(os.environ, {k: v for k, v in values.items() if v is not None}):
+        for k in values:
+            if values[k] is None: os.environ.pop(k, None)
         yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 # %% ../nbs/00_core.ipynb #e25915ab
 if settings().threads: torch.set_num_threads(settings().threads)
@@ -277,12 +275,10 @@ def generator_state(g):
     "Where a random generator is, as plain data."
     if isinstance(g, torch.Generator): return g.get_state()
     if isinstance(g, random.Random): return g.getstate()
-    return _lists(g.bit_generator.state if isinstance(g, np.random.Generator) else g.get_state(legacy=False))
-
-def _lists(state):
-    "A generator's state with its arrays as lists."
-    if isinstance(state, dict): return {k: _lists(v) for k, v in state.items()}
-    return state.tolist() if isinstance(state, np.ndarray) else state
+    def plain(state):
+        if isinstance(state, dict): return {k: plain(v) for k, v in state.items()}
+        return state.tolist() if isinstance(state, np.ndarray) else state
+    return plain(g.bit_generator.state if isinstance(g, np.random.Generator) else g.get_state(legacy=False))
 
 def set_generator(g, state):
     "Put a random generator where it was."
@@ -315,12 +311,9 @@ def default_device() -> torch.device:
     "The device of the setting `device`; for `auto` the first accelerator, else the CPU. `ValueError` if it is not there."
     name, here = settings().device, available_devices()
     if name == 'auto': return torch.device(here[0])
-    try: device = torch.device(name)
-    except RuntimeError: device = None
-    if device is None or not (str(device) in here or device.index is None and any(h.split(':')[0] == device.type for h in here)):
-        raise ValueError(f'the setting device is {name!r}, which is not on this machine; there are {", ".join(here)}. '
-                         'Change it in settings.ini or EXP_DEVICE, or use auto')
-    return device
+    if name not in (*here, *(h.split(':')[0] for h in here)):
+        raise ValueError(f'the setting device is {name!r}, which is not on this machine; there are {", ".join(here)}')
+    return torch.device(name)
 
 # %% ../nbs/00_core.ipynb #b1e42341
 def tree_children(x):
@@ -345,17 +338,29 @@ def tree_like(x, parts):
     for f, v in () if isinstance(x, Mapping) else zip(fields(x), parts): object.__setattr__(new, f.name, v)   # it may be frozen
     return new
 
+def first_size(x):
+    "The first dimension of the first tensor in `x`, which may be nested; None if there is none."
+    if isinstance(x, torch.Tensor): return len(x) if x.ndim else None
+    if isinstance(x, PackedSequence): return int(x.batch_sizes[0])   # of so many sequences
+    return next((n for n in map(first_size, tree_children(x)) if n is not None), None)
+
+def widen(x):
+    "The tensor `x`, in float32 if it is half precision."
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+# %% ../nbs/00_core.ipynb #0f9e1a50
 def tree_map(f, x):
     "`f` of every tensor in `x`, which may be nested in tuples, lists, mappings and dataclasses; each keeps its type, anything else stays."
     if isinstance(x, torch.Tensor): return f(x)
     parts = tree_children(x)
     return tree_like(x, [tree_map(f, part) for part in parts]) if parts else x
 
-def first_size(x):
-    "The first dimension of the first tensor in `x`, which may be nested; None if there is none."
-    if isinstance(x, torch.Tensor): return len(x) if x.ndim else None
-    if isinstance(x, PackedSequence): return int(x.batch_sizes[0])   # of so many sequences
-    return next((n for n in map(first_size, tree_children(x)) if n is not None), None)
+def tree_leaves(
+    x, # a tensor, or tensors nested in tuples, lists and dicts
+) -> list:
+    "The tensors in `x`, in its order."
+    if isinstance(x, torch.Tensor): return [x]
+    return [leaf for part in tree_children(x) for leaf in tree_leaves(part)]
 
 def to_device(
     x,           # a tensor, or tensors nested in tuples, lists and dicts
@@ -370,19 +375,6 @@ def to_cpu(
 ):
     "The same structure with its tensors on the CPU, detached from any graph."
     return tree_map(lambda t: t.detach().cpu(), x)
-
-def tree_leaves(
-    x, # a tensor, or tensors nested in tuples, lists and dicts
-) -> list:
-    "The tensors in `x`, in its order."
-    if isinstance(x, torch.Tensor): return [x]
-    return [leaf for part in tree_children(x) for leaf in tree_leaves(part)]
-
-def widen(
-    x, # a tensor
-):
-    "`x`, in float32 if it is half precision."
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 # %% ../nbs/00_core.ipynb #bc626054
 def patch(
@@ -408,7 +400,7 @@ def listify(
     if isinstance(o, (list, tuple, set, frozenset, range)) or hasattr(o, '__next__'): return list(o)
     return [o]
 
-# %% ../nbs/00_core.ipynb #cf58dde7
+# %% ../nbs/00_core.ipynb #50af22a5
 def mask_places(i, n):
     "A mask of `n` truth values (list, tuple, array, tensor or Series) as the list of places where it is true; anything else as it is."
     if any(kind in str(getattr(i, 'dtype', '')) for kind in ('bool', 'object')): i = i.tolist()
@@ -416,6 +408,7 @@ def mask_places(i, n):
     if len(i) != n or not all(isinstance(o, (bool, np.bool_)) for o in i): raise IndexError(f'a mask of {len(i)} for {n} items')
     return [j for j, keep in enumerate(i) if keep]
 
+# %% ../nbs/00_core.ipynb #cf58dde7
 class ListContainer:
     "A list with a short repr that takes an int, a slice, a list of places or a boolean mask as its index."
     def __init__(self,
@@ -492,8 +485,9 @@ def show_image(
     cmap='gray',  # colours for one channel
 ):                # the axes
     "Show an image without axes, channels first or last. One channel is spread from its lowest to its highest number, unless it is constant or floats in 0…1."
+    import matplotlib.pyplot as plt
     a = image_array(im)
-    if ax is None: _, ax = plt.subplots(figsize=figsize or (1.6, 1.6))
+    if ax is None: ax = plt.figure(figsize=figsize or (1.6, 1.6)).subplots()
     if a.ndim == 3: ax.imshow(_colours(a))
     else:
         a, black, white = _greys(a.astype(np.float32) if a.dtype in (np.float16, np.bool_) else a)
@@ -511,9 +505,9 @@ def get_grid(
     imsize=1.6,   # inches for each
 ):                # (figure, flat array of axes; those past `n` are hidden)
     "A figure with a grid of `n` axes."
-    if nrows is None and ncols is None: ncols = math.ceil(math.sqrt(n))
-    if ncols is None: ncols = math.ceil(n/nrows)
-    if nrows is None: nrows = math.ceil(n/ncols)
+    import matplotlib.pyplot as plt
+    ncols = ncols or math.ceil(n/nrows if nrows else math.sqrt(n))
+    nrows = nrows or math.ceil(n/ncols)
     fig, axs = plt.subplots(nrows, ncols, figsize=(ncols*imsize, nrows*imsize), squeeze=False)
     for ax in axs.flat[n:]: ax.axis('off')
     if title is not None: fig.suptitle(str(title), fontsize=10, parse_math=False)
@@ -530,9 +524,9 @@ def show_images(
     "Show several images in a grid, each with its title."
     ims = list(ims)
     titles = [None]*len(ims) if titles is None else list(titles)
-    if len(titles) != len(ims): raise ValueError(f'{len(titles)} titles for {len(ims)} images')
+    titled = list(zip(ims, titles, strict=True))
     fig, axs = get_grid(len(ims), nrows, ncols, imsize=imsize)
-    for im, title, ax in zip(ims, titles, axs): show_image(im, ax=ax, title=title)
+    for (im, title), ax in zip(titled, axs): show_image(im, ax=ax, title=title)
     fig.tight_layout()
 
 # %% ../nbs/00_core.ipynb #a31e7319
@@ -554,14 +548,14 @@ def atomic_path(
         os.replace(beside, path)
     finally: beside.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #25ad500a
-_PLAIN = (type(None), bool, int, float, str, bytes, torch.Tensor, torch.dtype, torch.device, torch.Size)
+# %% ../nbs/00_core.ipynb #5e0e8a26
+PLAIN_TYPES = (type(None), bool, int, float, str, bytes, torch.Tensor, torch.dtype, torch.device, torch.Size)
 
 _KINDS = {bool: (bool, np.bool_), int: Integral, float: Real, str: str, bytes: bytes}   # NumPy's are among Python's kinds, but for its bool
 
 def own_type(x):
     "A number or string as Python's own type; anything else as it is."
-    if type(x) in _PLAIN: return x
+    if type(x) in PLAIN_TYPES: return x
     return next((own(x) for own, kind in _KINDS.items() if isinstance(x, kind)), x)
 
 def _plain(x, where='state'):
@@ -574,9 +568,10 @@ def _plain(x, where='state'):
         return out
     if type(x) in (list, tuple, set): return type(x)(_plain(v, f'{where}[{i}]') for i, v in enumerate(x))
     x = own_type(x)
-    if isinstance(x, torch.Tensor) or type(x) in _PLAIN: return x
+    if isinstance(x, torch.Tensor) or type(x) in PLAIN_TYPES: return x
     raise TypeError(f'{where} is a {type(x).__name__}; only tensors and plain data (numbers, strings, lists, dicts) can be saved')
 
+# %% ../nbs/00_core.ipynb #25ad500a
 def save_state(
     path,  # the file
     state, # tensors and plain data, nested in dicts, lists and tuples
@@ -585,161 +580,21 @@ def save_state(
     state = _plain(state)
     with atomic_path(path) as beside: torch.save(state, beside)
 
-def _damaged(path):
-    "Is `path` a zip archive, as torch writes them, of which a part does not have its checksum? torch.load does not look."
-    try: archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError): return False   # no archive; torch.load says what it is
-    with archive:
-        try: return archive.testzip() is not None
-        except Exception: return True
-
 def load_state(
     path,                # a file of `save_state`, or a state dict saved by torch
     device='cpu',        # where its tensors go
 ):
     "Read tensors and plain data from `path`. `ValueError` if the file is damaged or holds anything else; no code of it is run."
     path = user_path(path)
-    if not path.is_file(): raise FileNotFoundError(f'{path} does not exist')
-    if _damaged(path): raise ValueError(f'{path} cannot be read as a saved state; it is damaged (a part of it does not have its checksum)')
-    try: return torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as e:
-        first = str(e).split('\n')[0]
-        reason = 'it asks for code to be run' if re.search('weights.only', first, re.I) else first
-        raise ValueError(f'{path} is refused: it holds more than tensors and plain data, or is no saved state ({reason})') from None
-    except (RuntimeError, EOFError, LookupError, ValueError, OSError) as e:
-        if isinstance(e, OSError) and e.errno != errno.EINVAL: raise   # no rights, a bad disk; a file cut short gives EINVAL
-        raise ValueError(f'{path} cannot be read as a saved state; it may be damaged or cut short ({str(e).splitlines()[0] if str(e) else type(e).__name__})') from None
-
-# %% ../nbs/00_core.ipynb #6319b728
-_registry: dict[str, typing.Any] = {}
-
-def register(
-    o=None, # a function or class
-    *,
-    name: str|None = None, # None: its own name
-):
-    "A decorator: let `to_spec` write the function or the class's instances as a name and arguments, and `from_spec` make them again."
-    if o is None: return functools.partial(register, name=name)
-    name = name or o.__name__
-    other = _registry.get(name, o)
-    if (other.__module__, other.__qualname__) != (o.__module__, o.__qualname__) and '__main__' not in (other.__module__, o.__module__):
-        raise ValueError(f'the name {name!r} is taken by {other.__module__}.{other.__qualname__}; give another with @register(name=…)')
-    o._spec_name = name
-    if isinstance(o, type): _record_arguments(o)
-    _registry[name] = o
-    return o
-
-def _record_arguments(cls):
-    "Let `cls.__init__` note its arguments in `_spec_args`, for `to_spec`."
-    init = cls.__init__
-    signature = inspect.signature(init)
-    needs_places = any(p.kind in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY) for p in list(signature.parameters.values())[1:])
-    @functools.wraps(init)
-    def __init__(self, *args, **kwargs):
-        init(self, *args, **kwargs)
-        if type(self) is not cls: return
-        bound = signature.bind(self, *args, **kwargs)
-        given = {'*': bound.args[1:]} if needs_places else dict(zip(list(signature.parameters)[1:], bound.args[1:]))
-        given.update(bound.kwargs)
-        object.__setattr__(self, '_spec_args', given)
-    cls.__init__ = __init__
-
-# %% ../nbs/00_core.ipynb #52b40659
-@functools.cache
-def _of_torch():
-    "PyTorch's layers and functions of tensors by full name: all that a spec may name unregistered."
-    nn, homes = torch.nn, ('torch', 'torch._C._nn', 'torch.nn.functional')
-    layers = {f'torch.nn.{k}': v for k, v in vars(nn).items()
-              if isinstance(v, type) and issubclass(v, nn.Module) and v.__module__.startswith('torch.nn.modules.')}
-    functions = {f'torch.nn.functional.{k}': v for k, v in vars(nn.functional).items() if k[0] != '_' and inspect.isroutine(v) and v.__module__ in homes}
-    tensors = {f'torch.{k}': v for k, v in vars(torch).items() if inspect.isbuiltin(v) and hasattr(torch.Tensor, k)}
-    return {**tensors, **functions, **layers}
-
-@functools.cache
-def _torch_names(): return {id(v): name for name, v in _of_torch().items()}
-
-def _name_of(o):
-    "The name of a registered function or class, or of one of PyTorch's; None if it has none."
-    return getattr(o, '__dict__', {}).get('_spec_name') or _torch_names().get(id(o))
-
-def _recurrent(m, *more): return {k: getattr(m, k) for k in ('input_size', 'hidden_size', 'num_layers', 'bias', 'batch_first', 'dropout', 'bidirectional', *more)}
-
-def _attending(m):
-    return dict(d_model=m.linear1.in_features, nhead=m.self_attn.num_heads, dim_feedforward=m.linear1.out_features, dropout=m.dropout.p,
-                layer_norm_eps=m.norm1.eps, batch_first=m.self_attn.batch_first, bias=m.linear1.bias is not None)
-
-_KEPT_ELSEWHERE = {   # by the name of a layer: a function that gives arguments
-    'RNN': lambda m: _recurrent(m, 'nonlinearity'), 'GRU': _recurrent, 'LSTM': lambda m: _recurrent(m, 'proj_size'),
-    'MultiheadAttention': lambda m: dict(bias=m.in_proj_bias is not None, add_bias_kv=m.bias_k is not None),
-    'TransformerEncoderLayer': _attending, 'TransformerDecoderLayer': _attending,
-    'TransformerEncoder': lambda m: dict(encoder_layer=m.layers[0]), 'TransformerDecoder': lambda m: dict(decoder_layer=m.layers[0]),
-    'Transformer': lambda m: dict(custom_encoder=m.encoder, custom_decoder=m.decoder),
-    'PairwiseDistance': lambda m: dict(p=m.norm), 'AdaptiveLogSoftmaxWithLoss': lambda m: dict(cutoffs=m.cutoffs[:-1]),
-    'LinearCrossEntropyLoss': lambda m: dict(in_features=m.linear.in_features, bias=m.linear.bias is not None),
-}
-
-def _made_with(layer):
-    "The arguments of one of PyTorch's layers."
-    given = {}
-    for name, p in inspect.signature(type(layer)).parameters.items():
-        if name in layer._parameters: given[name] = layer._parameters[name] is not None   # such as a bias
-        elif p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and hasattr(layer, name): given[name] = getattr(layer, name)
-    return {**given, **_KEPT_ELSEWHERE.get(type(layer).__name__, lambda m: {})(layer)}
-
-# %% ../nbs/00_core.ipynb #22200ffe
-def to_spec(
-    o, # a function, class or object whose name is registered or PyTorch's, a `partial` of such a function, or plain data
-):
-    "Plain data from which `from_spec` makes `o` again, but for its weights. `TypeError` for what is not registered."
-    return _spec(o, {})
-
-def _spec(o, seen):
-    "The spec of `o`; `seen` are the layers so far, by identity, each with its number."
-    o = o.tolist() if isinstance(o, np.ndarray) else own_type(o)
-    if type(o) in _PLAIN: return o
-    if type(o) in (list, tuple): return type(o)(_spec(v, seen) for v in o)
-    if type(o) is dict: return {k: _spec(v, seen) for k, v in o.items()}
-    if id(o) in seen: return {'spec': 'the layer', 'number': seen[id(o)]}
-    if isinstance(o, functools.partial):
-        inner = _spec(o.func, seen)
-        return {'spec': inner['spec'], 'partial': {**inner.get('partial', {}), **({'*': _spec(o.args, seen)} if o.args else {}), **_spec(o.keywords, seen)}}
-    if (name := _name_of(o)) is not None: return {'spec': name}
-    kind = type(o)
-    if (name := _name_of(kind)) is None:
-        named = getattr(o, '__name__', kind.__name__)
-        raise TypeError(f'{named} has no registered name; put @register of exp.core above its definition')
-    if kind in _CONTAINERS: spec = {'spec': name, 'parts': _spec(dict(o._modules), seen)}
-    else: spec = {'spec': name, 'args': _spec(o._spec_args if '_spec_name' in vars(kind) else _made_with(o), seen)}
-    if isinstance(o, torch.nn.Module):
-        spec.get('args', {}).pop('device', None)   # the one that loads it has its own
-        seen[id(o)] = len(seen)
-    return spec
-
-_CONTAINERS = torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict
-
-def from_spec(
-    spec, # what `to_spec` returned
-):
-    "The object that `spec` describes. `ValueError` for a name that nothing has registered (import its module first)."
-    return _made(spec, [])
-
-def _made(spec, layers):
-    "The object that `spec` describes; `layers` are those made so far."
-    if type(spec) in (list, tuple): return type(spec)(_made(v, layers) for v in spec)
-    if not isinstance(spec, dict): return spec
-    if 'spec' not in spec: return {k: _made(v, layers) for k, v in spec.items()}
-    if 'number' in spec: return layers[spec['number']]
-    name = spec['spec']
-    o = _registry.get(name, _of_torch().get(name))
-    if o is None: raise ValueError(f'nothing is registered as {name!r}{did_you_mean(name, _registry) or "."} Import the module that defines it first')
-    arguments = _made(spec.get('args', spec.get('partial', {})), layers)
-    args = arguments.pop('*', [])
-    if 'partial' in spec: return functools.partial(o, *args, **arguments)
-    if 'args' not in spec and 'parts' not in spec: return o
-    made = o(*args, **arguments)
-    for part, inner in spec.get('parts', {}).items(): made.add_module(part, _made(inner, layers))
-    if isinstance(made, torch.nn.Module): layers.append(made)
-    return made
+    try:
+        if zipfile.is_zipfile(path):   # as torch writes them; torch.load does not look at the checksums
+            with zipfile.ZipFile(path) as archive: bad = archive.testzip()
+            if bad: raise zipfile.BadZipFile(f'{bad} does not have its checksum')
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as e:
+        if isinstance(e, OSError) and e.errno not in (None, errno.EINVAL): raise   # no file, no rights, a bad disk; one cut short gives EINVAL
+        reason = 'it asks for code to be run' if re.search('weights.only', str(e), re.I) else str(e).split('\n')[0] or type(e).__name__
+        raise ValueError(f'{path} is refused: it is damaged or cut short, or holds more than tensors and plain data ({reason})') from None
 
 # %% ../nbs/00_core.ipynb #93538fc0
 @dataclass
@@ -777,7 +632,7 @@ def report(
     higher_is_better: bool = True,
 ) -> Report:
     "Show a figure beside its source's, and add it as a JSON line to the file that EXP_REPORT names."
-    if data not in ('real', 'mirror', 'stand-in'): raise ValueError(f"data is {data!r}; it should be 'real', 'mirror' or 'stand-in'")
+    data = check_choice(('real', 'mirror', 'stand-in'), data=data)
     if data == 'stand-in': source, source_name = None, ''
     r = Report(lesson, measure, float(value), unit, source, source_name, conditions, data, higher_is_better)
     if path := os.environ.get('EXP_REPORT'):

@@ -7,8 +7,7 @@ __all__ = ['rank', 'world_size', 'is_first', 'barrier', 'sum_over_ranks', 'gathe
            'Distributed']
 
 # %% ../nbs/20_distributed.ipynb #c11156b2
-import copy, inspect, os, socket, sys
-from contextlib import contextmanager
+import contextlib, copy, functools, importlib, inspect, os, socket, sys
 from datetime import timedelta
 
 import torch
@@ -16,12 +15,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .callbacks import AvgStats, Callback, NanCheck, Recorder
-from .core import tree_children, check_bool, check_real, default_device, exercise, near, patch, save_state, settings, to_cpu
+from .callbacks import Callback
+from .core import (check_bool, check_choice, check_real, default_device, environ, exercise, near, patch, settings, to_cpu,
+                      tree_leaves)
 from .dataloader import DataLoader, Rng
-from .learner import Checkpoint, Learner, Resume, checkpoint_state, strangers
-from .losses import Metric, is_sum
-from .schedules import LRFinder, SaveBest, Endless
+from .learner import Learner, Resume, strangers
+from .losses import is_sum
+from .precision import only_one
+from .schedules import Endless, LRFinder
 
 # %% ../nbs/20_distributed.ipynb #55b9bfcc
 def _in_group(): return dist.is_available() and dist.is_initialized()
@@ -40,8 +41,7 @@ def is_first() -> bool:
 
 def barrier():
     "Wait until all processes are here. `RuntimeError` if one of them does not come within the group's timeout."
-    if world_size() == 1: return
-    dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == 'nccl' else None)
+    if world_size() > 1: dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == 'nccl' else None)
 
 # %% ../nbs/20_distributed.ipynb #9df66549
 def _home(t):
@@ -49,16 +49,11 @@ def _home(t):
     if dist.get_backend() == 'nccl': return torch.device('cuda', torch.cuda.current_device())
     return t.device if t.device.type in ('cpu', 'cuda') else torch.device('cpu')
 
-def _tensor(t):
-    if not isinstance(t, torch.Tensor): raise TypeError(f'processes exchange tensors, not {t!r}; give torch.tensor(…)')
-    return t
-
 def sum_over_ranks(
     t: torch.Tensor, # of the same shape and type in every process
 ) -> torch.Tensor:   # a new tensor where `t` lies, the same in every process
-    "The sum over all processes, which must all call it. `TypeError` for what is no tensor."
-    t = _tensor(t).detach()
-    if t.dtype == torch.bool: t = t.long()
+    "The sum over all processes, which must all call it."
+    t = t.detach().long() if t.dtype == torch.bool else t.detach()
     if world_size() == 1: return t.clone()
     out = t.to(_home(t), copy=True).contiguous()
     dist.all_reduce(out)
@@ -68,17 +63,13 @@ def sum_over_ranks(
 def gather_over_ranks(
     t: torch.Tensor, # its first dimension may differ from process to process, the others and the type may not
 ) -> torch.Tensor:   # a new tensor, the same in every process
-    "The tensors of all processes, which must all call it, end to end in the order of their ranks. `ValueError` for a single number, `TypeError` for what is no tensor."
-    if _tensor(t).ndim == 0: raise ValueError('a single number has no first dimension; gather t[None]')
-    t = t.detach()
+    "The tensors of all processes, which must all call it, end to end in the order of their ranks. `TypeError` for a single number."
+    n, t = len(t), t.detach()
     if world_size() == 1: return t.clone()
-    here = t.to(_home(t), torch.uint8 if t.dtype == torch.bool else t.dtype)
-    lengths = here.new_zeros(world_size(), dtype=torch.int64)
-    lengths[rank()] = len(here)
-    lengths = sum_over_ranks(lengths).tolist()
+    lengths = sum_over_ranks(torch.tensor([n if r == rank() else 0 for r in range(world_size())])).tolist()
     if not max(lengths): return t.clone()
-    padded = here.new_zeros(max(lengths), *here.shape[1:])
-    padded[:len(here)] = here
+    here = t.to(_home(t), torch.uint8 if t.dtype == torch.bool else t.dtype)
+    padded = torch.cat([here, here.new_zeros(max(lengths) - n, *here.shape[1:])])
     parts = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(parts, padded)
     return torch.cat([p[:n] for p, n in zip(parts, lengths)]).to(t.device, t.dtype)
@@ -86,21 +77,13 @@ def gather_over_ranks(
 # %% ../nbs/20_distributed.ipynb #8007df18
 def _launched(): return 'RANK' in os.environ and 'WORLD_SIZE' in os.environ
 
-def _whole_number(name, default=None):
-    value = os.environ.get(name, default)
-    if not (value or '').isdecimal(): raise RuntimeError(f'{name} in the environment is {value!r}; torchrun sets it to a number')
-    return int(value)
-
-def _own_device(backend, local):
-    "The device of this process: GPU number `local` where there are GPUs and the setting `device` allows them."
-    wanted = settings().device
-    gpu = torch.cuda.is_available() and (wanted.startswith('cuda') or wanted == 'auto' and backend != 'gloo')
-    if backend == 'nccl' and not gpu: raise ValueError("the backend 'nccl' needs GPUs of NVIDIA, and there are none here that the setting device allows; use 'gloo', or None")
-    if not gpu: return torch.device('cpu')
-    n = torch.cuda.device_count()
-    if local >= n and backend != 'gloo':
-        raise RuntimeError(f'this is process {local} of its machine, counted from 0, which has {n} GPUs; start at most {n} (--nproc-per-node), or train on the CPU with EXP_DEVICE=cpu')
-    return torch.device('cuda', local % n)
+def _own_device(backend):
+    "The device of this process: GPU number LOCAL_RANK where there are GPUs and the setting `device` allows them."
+    wanted, local, n = settings().device, int(os.environ.get('LOCAL_RANK', os.environ['RANK'])), torch.cuda.device_count()
+    if not torch.cuda.is_available() or not (wanted.startswith('cuda') or wanted == 'auto' and backend != 'gloo'):
+        return torch.device('cpu')
+    if local < n or backend == 'gloo': return torch.device('cuda', local % n)
+    raise RuntimeError(f'process {local} of this machine, from 0, has no GPU of its {n}; start fewer, or set EXP_DEVICE=cpu')
 
 # %% ../nbs/20_distributed.ipynb #4a364b8b
 def _surroundings(device):
@@ -114,28 +97,26 @@ def _surroundings(device):
     return new
 
 # %% ../nbs/20_distributed.ipynb #e775e0fd
-_GROUP = 'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'   # what torchrun puts into the environment
-
 def _join(backend, device, timeout):
     "Meet the others. `RuntimeError` if they do not come."
-    if missing := [name for name in _GROUP if name not in os.environ]:
-        raise RuntimeError(f'RANK is in the environment, and {", ".join(missing)} is not; start the script with torchrun, or take RANK and WORLD_SIZE away')
-    number, n = _whole_number('RANK'), _whole_number('WORLD_SIZE')
-    import torch.distributed.nn.functional   # now, as a group that it finds would be its functions' default, and never end
-    try: dist.init_process_group(backend, rank=number, world_size=n, timeout=timedelta(seconds=timeout), device_id=device if backend == 'nccl' else None)
+    importlib.import_module('torch.distributed.nn.functional')   # now, as a group that it finds would be its functions' default, and never end
+    number, n = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
+    own = device if backend == 'nccl' else None
+    try: dist.init_process_group(backend, rank=number, world_size=n, timeout=timedelta(seconds=timeout), device_id=own)
     except Exception as e:
-        raise RuntimeError(f'process {number} of {n} could not meet the others at {os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]} '
-                           f'within {timeout:g} s: {str(e).splitlines()[0] if str(e) else type(e).__name__}') from e
+        place = ':'.join(os.environ.get(name, '') for name in ('MASTER_ADDR', 'MASTER_PORT'))
+        why = (str(e).splitlines() or [type(e).__name__])[0]
+        raise RuntimeError(f'process {number} of {n} could not meet the others at {place} within {timeout:g} s: {why}') from e
 
 def _leave(failed):
     "End the group. After an error nobody is waited for."
-    if not dist.is_initialized(): return
+    if not _in_group(): return
     abort = getattr(dist.distributed_c10d, '_abort_process_group', None)
     if failed and abort is not None and dist.get_backend() == 'nccl': abort()   # NCCL would finish what the others began
     else: dist.destroy_process_group()
 
 # %% ../nbs/20_distributed.ipynb #95c936ac
-@contextmanager
+@contextlib.contextmanager
 def distributed(
     backend: str|None = None, # 'nccl' or 'gloo'; None: NCCL where the device is a GPU of NVIDIA, else gloo
     *,
@@ -145,26 +126,20 @@ def distributed(
 
     Each process gets a device of its own, which is `default_device()`'s answer in the block. The group is left at the end, also after an
     error. `RuntimeError` if the others do not come in time, or there are fewer GPUs than processes; `ValueError` for another backend."""
-    if backend not in (None, 'nccl', 'gloo'): raise ValueError(f"backend is {backend!r}; it should be 'nccl', 'gloo' or None")
-    timeout = check_real(timeout=timeout)
-    if not timeout > 0: raise ValueError(f'timeout is {timeout}; it should be a number of seconds, more than 0')
+    check_choice((None, 'nccl', 'gloo'), backend=backend)
+    timeout = check_real(timeout=timeout, least=1e-3)
     if not _launched():
         yield default_device()
         return
-    if not dist.is_available(): raise RuntimeError('this build of PyTorch has no torch.distributed; install another, or start the script without torchrun')
-    if dist.is_initialized(): raise RuntimeError('there is a process group already; one `with distributed()` goes around the whole script')
-    device = _own_device(backend, _whole_number('LOCAL_RANK', os.environ['RANK']))
-    new = _surroundings(device)
-    before, failed = {name: os.environ.get(name) for name in new}, True
-    os.environ.update(new)
-    try:
-        if device.type == 'cuda': torch.cuda.set_device(device)
-        _join(backend or ('nccl' if device.type == 'cuda' else 'gloo'), device, timeout)
-        yield device
-        failed = False
-    finally:
-        _leave(failed)
-        for name, value in before.items(): os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+    if _in_group(): raise RuntimeError('there is a process group already; one `with distributed()` goes around the whole script')
+    device, failed = _own_device(backend), True
+    with environ(**_surroundings(device)):
+        try:
+            if device.type == 'cuda': torch.cuda.set_device(device)
+            _join(backend or ('nccl' if device.type == 'cuda' else 'gloo'), device, timeout)
+            yield device
+            failed = False
+        finally: _leave(failed)
 
 # %% ../nbs/20_distributed.ipynb #1d8633c1
 def _share(n, rank, ranks): return n*rank//ranks, n*(rank + 1)//ranks   # sizes differ by at most one
@@ -182,8 +157,7 @@ class RankLoader(DataLoader):
         ranks: int|None = None, # of how many; None: of the group
     ):
         if not isinstance(dl, DataLoader):
-            raise TypeError(f"several processes need exp's DataLoader, whose batches can be cut, not {type(dl).__module__}.{type(dl).__name__}; "
-                            'make one with exp.dataloader.DataLoader(ds, bs, shuffle=…), make_data or databunch')
+            raise TypeError(f"several processes need exp's DataLoader, whose batches can be cut, not a {type(dl).__name__}")
         self.dl, (self.rank, self.ranks) = dl.dl if isinstance(dl, RankLoader) else dl, _place(rank, ranks)
         if not 0 <= self.rank < self.ranks: raise ValueError(f'rank is {self.rank} of {self.ranks}; ranks are counted from 0')
         self.own = self.whole = 0   # items of the last batch: this rank's, and all
@@ -192,11 +166,8 @@ class RankLoader(DataLoader):
     def __getattr__(self, name):
         if name == 'dl' or name.startswith('__'): raise AttributeError(name)   # not there yet, as when it is copied
         return getattr(self.dl, name)
-
-_SHARED = 'epoch', '_next', '_idle', '_order'   # the loader keeps these for all its views: epoch, position, waiting workers, order
-
-def _of_the_loader(name): return property(lambda self: getattr(self.dl, name), lambda self, value: setattr(self.dl, name, value))
-for _name in _SHARED: setattr(RankLoader, _name, _of_the_loader(_name))
+    def __setattr__(self, name, value):   # epoch, position, waiting workers and order are the loader's, for all its views
+        object.__setattr__(self.dl if name in ('epoch', '_next', '_idle', '_order') else self, name, value)
 
 # %% ../nbs/20_distributed.ipynb #94071df1
 @patch
@@ -208,13 +179,11 @@ def _plan(self: RankLoader, epoch, skip_items):
 
 @patch
 def _batches(self: RankLoader, epoch, skip_items):
-    batches, sizes = DataLoader._batches(self, epoch, skip_items), None
-    try:
-        for batch in batches:
-            if sizes is None: sizes = iter(self._sizes)   # the plan was made for the first batch
-            self.own, self.whole = next(sizes)
+    with contextlib.closing(DataLoader._batches(self, epoch, skip_items)) as batches:
+        for i, batch in enumerate(batches):
+            if i == 0: sizes = self._sizes   # the plan was made for the first batch
+            self.own, self.whole = sizes[i]
             yield batch
-    finally: batches.close()
 
 @patch
 def _start_workers(self: RankLoader): return self.dl._start_workers()   # they live as long as the loader, not the view
@@ -222,8 +191,7 @@ def _start_workers(self: RankLoader): return self.dl._start_workers()   # they l
 # %% ../nbs/20_distributed.ipynb #63519606
 def _over_ranks(metric):
     "A copy of a metric with the states of all processes."
-    states = metric.states()
-    out = copy.copy(metric)
+    states, out = metric.states(), copy.copy(metric)   # in this order: what waits to be added is added now
     vars(out).update({k: copy.copy(v) for k, v in vars(metric).items() if isinstance(v, (dict, list))})
     for name, value in states.items():
         out._values[name] = sum_over_ranks(value) if metric._how[name] == 'sum' else [gather_over_ranks(value)]
@@ -240,22 +208,18 @@ class _Whole(torch.autograd.Function):
     def backward(ctx, grad): return grad*ctx.saved_tensors[0], None, None
 
 # %% ../nbs/20_distributed.ipynb #753ab771
-def _nothing_of(pred):
-    "Zero, as a function of all predictions: a loss to which no item contributes."
-    if isinstance(pred, torch.Tensor): return (pred*0).sum() if pred.is_floating_point() else 0.
-    return sum(_nothing_of(p) for p in tree_children(pred))
-
 def _shared_loss(loss, pred, own, weight, adds_up=False):
     "(loss of the whole batch, its weight); the former's gradient, averaged over ranks, is that of the whole batch's loss."
-    wide, counts = loss.detach().double().reshape(()), 0. if not own else 1. if adds_up else weight
+    wide, counts = loss.detach().double().reshape(()), (float(adds_up) or weight) if own else 0.
     counts = counts.to(wide).reshape(()) if isinstance(counts, torch.Tensor) else wide.new_full((), counts)
     here  = torch.where(counts > 0, wide*counts, 0.)   # the mean of nothing is NaN with PyTorch's losses, 0 with ours
     total, count, nothing = sum_over_ranks(torch.stack([here, counts, wide if own else torch.zeros_like(wide)]))
     if adds_up: count = torch.ones_like(count)
     some = torch.where(count > 0, count, 1.)
     value = torch.where(count > 0, total/some, nothing)
-    none = 0. if own else _nothing_of(pred)
-    if getattr(none, 'requires_grad', False): loss = none + loss.detach()*0   # else the model is frozen, and the loss itself may learn
+    if not own:   # zero, as a function of all predictions
+        zero = sum((t*0).sum() for t in tree_leaves(pred) if t.is_floating_point())
+        if getattr(zero, 'requires_grad', False): loss = zero + loss.detach()*0   # else the model is frozen, and the loss itself may learn
     return _Whole.apply(loss, value.to(loss.dtype), (counts*world_size()/some).to(loss.dtype)), count
 
 # %% ../nbs/20_distributed.ipynb #16ee1485
@@ -265,7 +229,7 @@ class Distributed(Callback):
     `bs` is that of the whole. Gradients are averaged by DistributedDataParallel, losses and metrics over all items; rank 0 alone shows, logs and
     saves. A loss is a mean over its items, or says with `count(yb)` by what it divides; PyTorch's losses of classes are known. Where a
     callback decides something, it must decide alike in all ranks. Nothing is done in a process that is alone.
-    In `before_fit`: `TypeError` for a loader that is not exp's, or a metric without states."""
+    `TypeError` for a loader that is not exp's, or a metric without states."""
     order = -50
     def __init__(self, *,
         find_unused_parameters: bool = False,  # some parameters take no part in some batches (costs a search in each)
@@ -276,39 +240,28 @@ class Distributed(Callback):
     ):
         flags = dict(find_unused_parameters=find_unused_parameters, broadcast_buffers=broadcast_buffers,
                      gradient_as_bucket_view=gradient_as_bucket_view, static_graph=static_graph)
-        flags = dict(zip(flags, check_bool(**flags)))
-        bucket_cap_mb = check_real(bucket_cap_mb=bucket_cap_mb)
-        if not bucket_cap_mb > 0: raise ValueError(f'bucket_cap_mb is {bucket_cap_mb}; it should be more than 0')
-        self.options = {**flags, 'bucket_cap_mb': bucket_cap_mb}
+        self.options = dict(zip(flags, check_bool(**flags)), bucket_cap_mb=check_real(bucket_cap_mb=bucket_cap_mb, least=1e-6))
         self._forget()
 
     def _forget(self):
-        self._on, self._ddp, self._learning, self._data, self._random, self._weight = False, None, None, None, None, None
+        self._on, self._ddp, self._learning = False, None, None
+        self._data, self._random, self._weight = None, None, None
         self._parts, self._strangers = [], []   # of the loss, and parameters that are not the model's
 
     def before_fit(self):
         self._forget()
-        if sum(isinstance(cb, Distributed) for cb in self.run.cbs) > 1: raise ValueError('there are two Distributed callbacks; take one off')
+        only_one(self)
         if world_size() == 1: return _check_launch()
-        self._check_metrics()
         self._cut_data()
         self._on = True
         self._take_parts()
-        self._write_once()
         self.run.add_cbs(_Last(self))
 
 # %% ../nbs/20_distributed.ipynb #f387384f
 def _check_launch():
-    if _launched() and _whole_number('WORLD_SIZE') > 1 and not _in_group():
-        raise RuntimeError(f'{os.environ["WORLD_SIZE"]} processes were started, and this one has not joined the others; put the script into `with distributed():` (exp.distributed)')
-
-@patch
-def _check_metrics(self: Distributed):
-    for cb in self.run.cbs:
-        if not isinstance(cb, AvgStats): continue
-        for name, m in cb._sets['valid'].items():
-            if not isinstance(m, Metric):
-                raise TypeError(f'the metric {name} has no states that could be added over processes; derive {type(m).__name__} from exp.losses.Metric, or use a function of (pred, yb)')
+    if _launched() and not _in_group() and int(os.environ['WORLD_SIZE']) > 1:
+        raise RuntimeError(f'{os.environ["WORLD_SIZE"]} processes were started, and this one has not joined; '
+                           'put the script into `with distributed():`')
 
 # %% ../nbs/20_distributed.ipynb #52066f42
 def _cut(dl):
@@ -324,56 +277,46 @@ def _cut_data(self: Distributed):
     cut.train_dl, cut.valid_dl = _cut(data.train_dl), _cut(data.valid_dl)
     self._data, self.run.data = (cut, data), cut
 
+# %% ../nbs/20_distributed.ipynb #31925346
+def _write_once(write_state, path, state):
+    "Let rank 0 write; all wait until it has, and all raise if it failed."
+    if str(state.get('kind')).startswith('exp checkpoint'):
+        cuda = gather_over_ranks(torch.cuda.get_rng_state()[None]) if dist.get_backend() == 'nccl' else None
+        state = {**state, 'ranks_random': {'cpu': gather_over_ranks(torch.get_rng_state()[None]), 'cuda': cuda}}
+    error = None
+    if is_first():
+        try: write_state(path, state)
+        except Exception as e: error = e
+    failed = sum_over_ranks(torch.tensor(float(error is not None)))
+    if error is not None: raise error
+    if failed: raise RuntimeError('rank 0 could not write a file; its own error says why')
+
 # %% ../nbs/20_distributed.ipynb #6373eaba
 @patch
 def _take_parts(self: Distributed):
     "Replace parts of the runner for this fit, each around the one that was there."
     run = self.run
-    get_loss, batch_weight, measure, gather = run.get_loss, run.batch_weight, run.measure, run.gather
+    get_loss, batch_weight = run.get_loss, run.batch_weight
+    measure, gather = run.measure, run.gather
     def whole_loss():
         loss, adds_up = get_loss(), is_sum(run.loss_func)
         if not (run.in_train or adds_up): return loss   # means of parts, of which AvgStats makes one
         loss, self._weight = _shared_loss(loss, run.pred, run.dl.own, run.batch_weight(), adds_up)
         return loss
-    run.rank, run.ranks, run.get_loss = rank(), world_size(), whole_loss
-    run.whole_batch  = lambda: run.dl.whole
-    run.whole_weight = lambda: self._weight
-    run.batch_weight = lambda: batch_weight() if (is_first() if is_sum(run.loss_func) else run.dl.own) else 0   # a sum is the whole's in each rank
-    run.measure      = lambda metric, pred: measure(metric if run.dl.own else copy.deepcopy(metric), pred)   # no item of its own: into a copy
-    run.gather       = lambda metric: _over_ranks(gather(metric))
-
-# %% ../nbs/20_distributed.ipynb #31925346
-def _first_alone(write):
-    "Let rank 0 write; all wait until it has, and all raise if it failed."
-    error = None
-    if is_first():
-        try: write()
-        except Exception as e: error = e
-    failed = bool(sum_over_ranks(torch.tensor(float(error is not None))))
-    if error is not None: raise error
-    if failed: raise RuntimeError('rank 0 could not write a file; its own error says why')
-
-@patch
-def _write_once(self: Distributed):
-    "Let rank 0 alone write checkpoints and best weights; all take part in what these hold, and wait."
-    for cb in self.run.cbs:
-        if isinstance(cb, Checkpoint): cb._write = self._checkpoint_writer(cb)
-        if isinstance(cb, SaveBest): cb._improved = (lambda write=cb._improved: _first_alone(write))
-        if isinstance(cb, Resume) and cb._state is not None: self._random = cb._state.get('ranks_random')
-
-@patch
-def _checkpoint_writer(self: Distributed, cb):
-    def write(*place, **more):
-        state = {**checkpoint_state(cb.run, *place, **more), 'ranks_random': _all_random()}
-        _first_alone(lambda: save_state(cb.path, state))
-    return write
+    def own_measure(metric, pred):
+        if not hasattr(metric, 'states'):
+            raise TypeError(f'{getattr(metric, "name", metric)!r} has no states to add over processes; derive it from Metric')
+        return measure(metric if run.dl.own else copy.deepcopy(metric), pred)   # no item of its own: into a copy
+    def own_weight():   # a sum is the whole's in each rank
+        counts = is_first() if is_sum(run.loss_func) else run.dl.own
+        return batch_weight() if counts else 0
+    run.rank, run.get_loss, run.measure = rank(), whole_loss, own_measure
+    run.write_state = functools.partial(_write_once, run.write_state)
+    run.gather, run.batch_weight, run.delayed_read = lambda metric: _over_ranks(gather(metric)), own_weight, _EveryNth
+    run.whole_batch, run.whole_weight = lambda: run.dl.whole, lambda: self._weight
+    self._random = next((cb.state.get('ranks_random') for cb in run.cbs if isinstance(cb, Resume) and cb.state), None)
 
 # %% ../nbs/20_distributed.ipynb #08c71158
-def _all_random():
-    "The states of PyTorch's generators in every rank."
-    cuda = dist.get_backend() == 'nccl'
-    return {'cpu': gather_over_ranks(torch.get_rng_state()[None]), 'cuda': gather_over_ranks(torch.cuda.get_rng_state()[None]) if cuda else None}
-
 @patch
 def _own_random(self: Distributed):
     "Let this rank draw other numbers than the others: where it was, if the fit goes on with as many ranks, else anew."
@@ -441,25 +384,12 @@ def after_backward(self: Distributed):
         mean = sum_over_ranks(torch.zeros_like(p) if p.grad is None else p.grad)/world_size()
         if p.grad is not None or not self.run.dl.own: p.grad = mean
 
-@patch
-def after_train(self: Distributed): self._send_buffers()
-@patch
-def after_cancel_epoch(self: Distributed): self._send_buffers()
-@patch
-def after_cancel_fit(self: Distributed): self._send_buffers()
-
-@patch
-def after_validate(self: Distributed):
-    if not self._on: return
-    for cb in self.run.cbs:
-        if isinstance(cb, Recorder): cb._mean = _over_ranks(cb._mean)
+Distributed.after_train = Distributed.after_cancel_epoch = Distributed.after_cancel_fit = Distributed._send_buffers
 
 @patch
 def after_fit(self: Distributed):
     if not self._on: return
-    for cb in self.run.cbs:
-        for name in ('_write', '_improved'): vars(cb).pop(name, None)
-    vars(self.run).pop('whole_weight', None)
+    for name in ('whole_batch', 'whole_weight', 'delayed_read'): vars(self.run).pop(name, None)
     if self._data is not None and self.run.data is self._data[0]: self.run.data = self._data[1]
     seed, trial = getattr(self.run.data.train_dl, 'seed', 0), any(isinstance(cb, LRFinder) for cb in self.run.cbs)
     self._forget()
@@ -483,8 +413,6 @@ class _Last(Callback):
         owner, run = self.owner, self.run
         owner._parts, owner._strangers = run.stateful[1:], [p for p in strangers(run) if p.requires_grad]
         owner._wrap(self._get_pred)
-        for cb in self.run.cbs:
-            if isinstance(cb, NanCheck): cb._read = _EveryNth()
         if not self._drawn: self.owner._own_random()
         self._drawn = True
 
@@ -503,24 +431,19 @@ def _check_alike(run):
             raise RuntimeError(f'the ranks do not begin alike: {what}: {", ".join(map(str, column))} (rank 0, 1, …); all must be given the same, and read the same files')
 
 # %% ../nbs/20_distributed.ipynb #2efe6c5c
-class _Sent:
-    "A copy of a tensor on its way to the CPU."
-    def __init__(self, t):
-        self.event, gpu = None, t.device.type == 'cuda'
-        self.t = torch.empty(t.shape, dtype=t.dtype, pin_memory=gpu).copy_(t.detach(), non_blocking=gpu)
-        if gpu: self.event = torch.cuda.Event(); self.event.record()
-    def tolist(self):
-        if self.event is not None: self.event.synchronize()
-        return self.t.tolist()
-
 class _EveryNth:
     "As `DelayedRead`, by counts in place of the clock, so that all ranks read the same number after the same batch."
-    def __init__(self, n=50): self.n, self.calls, self.copy = n, 0, None
+    def __init__(self, n=50):
+        self.n, self.calls = n, 0
+        self.copy, self.event = None, None
+
     def __call__(self, t):
         self.calls += 1
         if self.calls % self.n: return None
-        value = None if self.copy is None else self.copy.tolist()   # of n batches ago: it has arrived long since
-        self.copy = _Sent(t)
+        if self.event is not None: self.event.synchronize()   # it has arrived long since
+        value, gpu = None if self.copy is None else self.copy.tolist(), t.device.type == 'cuda'
+        self.copy = torch.empty(t.shape, dtype=t.dtype, pin_memory=gpu).copy_(t.detach(), non_blocking=gpu)
+        if gpu: self.event = torch.cuda.current_stream().record_event()
         return value
 
 # %% ../nbs/20_distributed.ipynb #cae59106
@@ -530,13 +453,10 @@ def to_distributed(self: Learner, *,
     gradient_as_bucket_view: bool = False, static_graph: bool = False,   # as in `Distributed`
 ) -> Learner:   # itself
     "Train with all processes of the group from now on (`Distributed`); nothing changes in a process that is alone."
-    if self.fitting: raise RuntimeError('to_distributed was called within a fit; call it before')
     cb = Distributed(find_unused_parameters=find_unused_parameters, broadcast_buffers=broadcast_buffers, bucket_cap_mb=bucket_cap_mb,
                      gradient_as_bucket_view=gradient_as_bucket_view, static_graph=static_graph)
     _check_launch()
-    if old := [o for o in self.cbs if isinstance(o, Distributed)]: self.remove_cbs(old)
-    if world_size() > 1: self.add_cbs(cb)
-    return self
+    return self.exchange_cb(Distributed, cb if world_size() > 1 else None)
 
 # %% ../nbs/20_distributed.ipynb #b43dc9cd
 @exercise('20.1')

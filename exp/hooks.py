@@ -8,15 +8,15 @@ __all__ = ['DeviceCallback', 'BatchTransform', 'Hook', 'Hooks', 'ActivationStats
 # %% ../nbs/09_cuda_hooks.ipynb #77ff3297
 import math, warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch import nn
 
 from .callbacks import Callback
-from .core import ListContainer, tree_children, available_devices, check_int, default_device, exercise, get_grid, listify, near, patch, settings, to_device
+from .core import (ListContainer, available_devices, check_int, default_device, exercise, get_grid, listify,
+                      near, patch, settings, to_device, tree_leaves)
 from .dataloader import BatchContext, DataBunch
 
 # %% ../nbs/09_cuda_hooks.ipynb #17f1d860
@@ -29,34 +29,26 @@ def _move_opt_state(opt):
                 if isinstance(v, torch.Tensor) and not stays: opt.state[p][k] = v.to(p.device)
 
 # %% ../nbs/09_cuda_hooks.ipynb #af247a23
-def _usable(device):
-    "`device` as a torch.device; `ValueError` if this machine has no such."
-    if device is None: return default_device()
-    try: return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as e:
-        raise ValueError(f'device is {device!r}, which cannot be used here ({str(e).splitlines()[0]}); '
-                         f'there are {", ".join(available_devices())}') from None
-
-def _move(part, device):
-    "A part of the loss, to `device`: a module, or the tensors among an object's attributes, which stay the same objects."
-    if isinstance(part, nn.Module): return part.to(device)
-    for t in getattr(part, '__dict__', {}).values():
-        if isinstance(t, torch.Tensor): t.data = t.data.to(device)
-
 class DeviceCallback(Callback):
     "Moves model, optimizer state and loss to `device` before a fit, where they stay, and each batch as it comes, without waiting."
     order = -90
     def __init__(self,
         device=None, # None: `default_device()`; `ValueError` for one that is not here
-    ): self.device = _usable(device)
+    ):
+        try: self.device = torch.empty(0, device=default_device() if device is None else device).device
+        except (RuntimeError, AssertionError, TypeError):
+            raise ValueError(f'device {device!r} cannot be used here; there are {", ".join(available_devices())}') from None
 
     def before_fit(self):
         before = [id(p) for p in self.model.parameters()]
         self.model.to(self.device)
         if before != [id(p) for p in self.model.parameters()]:
-            raise RuntimeError(f'moving the model to {self.device} made new parameters, which the optimizer does not know; '
-                               'move the model before the Runner is made')
-        for part in self.run.stateful[1:]: _move(part, self.device)
+            raise RuntimeError('moving the model made new parameters, unknown to the optimizer; move it before the Runner is made')
+        for part in self.run.stateful[1:]:   # of the loss: a module, or an object with tensors, which stay the same
+            if isinstance(part, nn.Module): part.to(self.device)
+            else:
+                for t in getattr(part, '__dict__', {}).values():
+                    if isinstance(t, torch.Tensor): t.data = t.data.to(self.device)
         if self.opt is not None: _move_opt_state(self.opt)
 
     def before_batch(self): self.run.xb, self.run.yb = to_device((self.xb, self.yb), self.device)
@@ -69,41 +61,38 @@ class BatchTransform(Callback):
     def __init__(self,
         tfm, # f(xb) → xb; with `on = 'batch'`, f(xb, yb, ctx) → (xb, yb); or `data.transform_batch`: the data's own transforms
     ):
-        if isinstance(tfm, type) or not callable(tfm): raise TypeError(f'a batch transform should be a function, not {tfm!r}')
-        owner = getattr(tfm, '__self__', None)
-        self.tfm, self._owner = tfm, owner if isinstance(owner, DataBunch) and tfm.__name__ == 'transform_batch' else None
-        self.transforms_batches = self._owner is not None   # what `Runner` looks for
+        if isinstance(tfm, type) or not callable(tfm):
+            raise TypeError(f'a batch transform should be a function, not {tfm!r}')
+        self.tfm, owner = tfm, getattr(tfm, '__self__', None)
+        self.transforms_batches = isinstance(owner, DataBunch) and tfm.__name__ == 'transform_batch'   # what `Runner` looks for
 
     def before_fit(self):
         self._seed = settings().seed   # for a loader without one
         if not self.transforms_batches: return
-        if self._owner.batch_tfms is not self.data.batch_tfms: raise ValueError(f'{self!r} is of another DataBunch than the one that is trained on')
-        if sum(cb.transforms_batches for cb in self.cbs) > 1: raise ValueError("two callbacks apply the data's batch_tfms; take one off")
+        if self.tfm.__self__.batch_tfms is not self.data.batch_tfms:
+            raise ValueError(f'{self!r} is of another DataBunch than the fit')
+        if sum(cb.transforms_batches for cb in self.cbs) > 1:
+            raise ValueError("two callbacks apply the data's batch_tfms; take one off")
 
-    def before_batch(self): self.run.xb, self.run.yb = self._transformed()
     def __repr__(self): return f'BatchTransform({getattr(self.tfm, "__qualname__", None) or repr(self.tfm)})'
 
 # %% ../nbs/09_cuda_hooks.ipynb #8d7d728a
 @patch
-def _transformed(self: BatchTransform):
+def before_batch(self: BatchTransform):
     "The batch as `tfm` makes it, called in the way of its kind."
-    if self.transforms_batches: return self.tfm(self.xb, self.yb, train=self.in_train, items=self.items)
-    if getattr(self.tfm, 'on', None) != 'batch': return self._checked(self.tfm(self.xb), 'xb'), self.yb
-    ctx = BatchContext(self.in_train, getattr(self.dl, 'seed', self._seed), self.epoch, self.items)
-    out = self._checked(self.tfm(self.xb, self.yb, ctx), '(xb, yb)')
-    if not (isinstance(out, (tuple, list)) and len(out) == 2):
-        raise TypeError(f'a transform with on = "batch" should answer (xb, yb); {self.tfm!r} answered a {type(out).__name__}')
-    return out
-
-@patch
-def _checked(self: BatchTransform, out, what):
-    if out is None: raise TypeError(f'the batch transform {self.tfm!r} answered None; it should return {what}')
-    return out
+    if self.transforms_batches: out = self.tfm(self.xb, self.yb, train=self.in_train, items=self.items)
+    elif getattr(self.tfm, 'on', None) == 'batch':
+        ctx = BatchContext(self.in_train, getattr(self.dl, 'seed', self._seed), self.epoch, self.items)
+        out = self.tfm(self.xb, self.yb, ctx)
+    else: out = self.tfm(self.xb), self.yb
+    if not (isinstance(out, (tuple, list)) and len(out) == 2 and out[0] is not None):
+        raise TypeError(f'{self.tfm!r} should return a batch: xb, or (xb, yb) with on = "batch"')
+    self.run.xb, self.run.yb = out
 
 # %% ../nbs/09_cuda_hooks.ipynb #5757b439
 def _describe(module): return f'{type(module).__name__}({module.extra_repr()})'
 
-class Hook:
+class Hook(AbstractContextManager):
     """Calls `f(hook, module, inp, outp)` whenever `module` has run, until removed; a context manager.
 
     Backward, `inp` and `outp` are tuples of the gradients of its inputs (None where none is needed) and outputs. What `f` answers,
@@ -113,7 +102,6 @@ class Hook:
         f,                    # f(hook, module, inp, outp)
         forward: bool = True, # after the forward pass; False: in the backward pass
     ):
-        if not isinstance(module, nn.Module): raise TypeError(f'a hook goes on an nn.Module, not on {module!r}')
         if not callable(f): raise TypeError(f'f should be a function of (hook, module, inp, outp), not {f!r}')
         self.module, self.f, self.forward = module, f, forward
         register = module.register_forward_hook if forward else module.register_full_backward_hook
@@ -125,38 +113,36 @@ class Hook:
             e.add_note(f'This was the function of {self!r}.')
             raise
 
-    def remove(self): "Take the hook off; it may be off already."; self._handle.remove()
-    def __enter__(self): return self
+    def remove(self):
+        "Take the hook off; it may be off already."
+        self._handle.remove()
+
     def __exit__(self, *exc): self.remove()
     def __repr__(self): return f'{"Hook" if self.forward else "Backward hook"} on {_describe(self.module)}'
 
 # %% ../nbs/09_cuda_hooks.ipynb #6c338c18
 def _module_list(modules):
     "A list of modules: a Sequential or ModuleList stands for its parts, another module for itself."
-    if isinstance(modules, nn.Module) and not isinstance(modules, (nn.Sequential, nn.ModuleList)): return [modules]
-    if isinstance(modules, (str, Mapping)) or not isinstance(modules, Iterable):
-        raise TypeError(f'modules should be a list of modules, not {modules!r}')
-    return list(modules)
+    single = isinstance(modules, nn.Module) and not isinstance(modules, (nn.Sequential, nn.ModuleList))
+    return [modules] if single else list(modules)
 
-class Hooks(ListContainer):
+class Hooks(ListContainer, AbstractContextManager):
     "A `Hook` with `f` on each of `modules`; removed by `remove`, at the end of a `with` block, or singly by `del hooks[i]`."
     def __init__(self,
         modules,              # modules; a Sequential stands for its parts
         f,                    # f(hook, module, inp, outp)
         forward: bool = True, # after the forward pass; False: in the backward pass
     ):
-        super().__init__()
-        try:
-            for m in _module_list(modules): self.items.append(Hook(m, f, forward))
-        except BaseException:
-            self.remove()
-            raise
+        with ExitStack() as stack:   # where one cannot be made, those before it are taken off
+            super().__init__([stack.enter_context(Hook(m, f, forward)) for m in _module_list(modules)])
+            stack.pop_all()
 
     def remove(self):
         "Take all hooks off."
         for h in self: h.remove()
-    def __enter__(self): return self
+
     def __exit__(self, *exc): self.remove()
+
     def __delitem__(self, i):
         gone = listify(self[i])
         super().__delitem__(i)
@@ -175,9 +161,9 @@ def _counts(a):
 def _edge(x):
     "The place among `_counts` of the bin that begins at `x`."
     if math.isinf(x): return 0 if x < 0 else _BINS + 2
-    k = round(x*_PER_UNIT) if abs(x) <= _LIMIT else None
-    if k is None or abs(k - x*_PER_UNIT) > 1e-6:
-        raise ValueError(f'the bins end at multiples of {1/_PER_UNIT} from −{_LIMIT} to {_LIMIT}, and at infinity; {x} is none of these')
+    k = round(x*_PER_UNIT) if abs(x) <= _LIMIT else math.inf
+    if not abs(k - x*_PER_UNIT) < 1e-6:
+        raise ValueError(f'the bins end at multiples of 0.05 from −{_LIMIT} to {_LIMIT}, and at infinity, not at {x}')
     return k + _BINS//2 + 1
 
 # %% ../nbs/09_cuda_hooks.ipynb #e5444e2c
@@ -207,7 +193,8 @@ class ActivationStats(Callback):
 
     def before_fit(self):
         self._rows, self._packed, self._batches, self._start = {}, {}, {}, self.n_iter
-        if not self._layers(): raise ValueError("modules chose none of the model's modules, so there is nothing to record")
+        if not self._layers():
+            raise ValueError("modules chose none of the model's modules, so there is nothing to record")
 
     batches   = property(lambda self: {name: list(b) for name, b in self._batches.items()}, doc='When: the training batches of the fit.')
     means     = property(lambda self: self._columns(0), doc='The means.')
@@ -227,29 +214,26 @@ def before_batch(self: ActivationStats):
     self._hooks = Hooks(list(self._names), self._record)
 
 @patch
-def _detach(self: ActivationStats):
+def after_pred(self: ActivationStats):
+    "Take the hooks off again."
     if self._hooks is not None: self._hooks.remove()
     self._hooks = None
 
-@patch
-def after_pred(self: ActivationStats): "Take the hooks off again."; self._detach()
-@patch
-def after_batch(self: ActivationStats): "Take them off also where the forward pass failed."; self._detach()
-@patch
-def after_fit(self: ActivationStats): "And in any case."; self._detach()
+# also where the forward pass failed
+ActivationStats.after_batch = ActivationStats.after_fit = ActivationStats.after_pred
 
 # %% ../nbs/09_cuda_hooks.ipynb #69c8743c
 @patch
 def _layers(self: ActivationStats):
     "The modules that get a hook, with their names."
     named = {m: name or type(m).__name__ for name, m in self.model.named_modules() if 'parametrizations' not in name}
-    if self._wanted is None:   return {m: name for m, name in named.items() if _is_leaf(m)}
-    if callable(self._wanted): return {m: name for m, name in named.items() if self._wanted(m)}
-    for m in self._wanted:
-        if m not in named: raise ValueError(f'{_describe(m) if isinstance(m, nn.Module) else repr(m)} is not a part of the model')
-    return {m: named[m] for m in self._wanted}
-
-def _is_leaf(module): return all(name == 'parametrizations' for name, _ in module.named_children())
+    def is_leaf(module): return all(name == 'parametrizations' for name, _ in module.named_children())
+    wanted = is_leaf if self._wanted is None else self._wanted
+    if callable(wanted): return {m: name for m, name in named.items() if wanted(m)}
+    for m in wanted:
+        if m not in named:
+            raise ValueError(f'{_describe(m) if isinstance(m, nn.Module) else repr(m)} is not a part of the model')
+    return {m: named[m] for m in wanted}
 
 def _is_layer(module, inp, a):
     "Has it parameters, or is it an activation function?"
@@ -258,16 +242,11 @@ def _is_layer(module, inp, a):
     return len(inp) > 0 and isinstance(inp[0], torch.Tensor) and inp[0].shape == a.shape
 
 # %% ../nbs/09_cuda_hooks.ipynb #ca094b4f
-def _float_tensor(out):
-    "The first tensor of floats in an output, which may be nested in tuples, lists and dicts; None if there is none."
-    if isinstance(out, torch.Tensor): return out if out.is_floating_point() and out.numel() else None
-    return next((t for t in map(_float_tensor, tree_children(out)) if t is not None), None)
-
 @patch
 @torch.no_grad()
 def _record(self: ActivationStats, hook, module, inp, outp):
     "Add a row (mean, deviation, share of dead units, counts) to the layer's."
-    a = _float_tensor(outp)
+    a = next((t for t in tree_leaves(outp) if t.is_floating_point() and t.numel()), None)
     if a is None or self._wanted is None and not _is_layer(module, inp, a): return
     self._calls[module] += 1
     name = self._names[module] + (f' ({self._calls[module]})' if self._calls[module] > 1 else '')
@@ -301,23 +280,25 @@ def share(self: ActivationStats,
     return {name: counts[:, i:j].sum(1)/counts.sum(1) for name, counts in self._columns(slice(3, None)).items()}
 
 # %% ../nbs/09_cuda_hooks.ipynb #fc7b630a
-def _legend(ax):
-    for text in ax.legend(fontsize=7, title='layer', title_fontsize=7).get_texts(): text.set_parse_math(False)
-
-def _lines(ax, batches, values, ylabel, style='-', label=True):
+def _lines(ax, batches, values, ylabel, style='-', legend=False):
     "A line for each layer, from dark to light."
+    from matplotlib import colormaps
     for i, (name, v) in enumerate(values.items()):
-        color = plt.cm.viridis(0.9*i/max(len(values) - 1, 1))
-        ax.plot(batches[name], v, style, lw=1.2, color=color, label=name if label else None)
+        color = colormaps['viridis'](0.9*i/max(len(values) - 1, 1))
+        ax.plot(batches[name], v, style, lw=1.2, color=color, label=name if legend else None)
     ax.set(xlabel='training batch', ylabel=ylabel)
+    if not legend or len(values) > 12: return
+    for text in ax.legend(fontsize=7, title='layer', title_fontsize=7).get_texts(): text.set_parse_math(False)
 
 def _recorded(values):
     if not values: raise ValueError('nothing was recorded; give the callback to a fit first')
     return values
 
-def _in_a_row(axs, n):
-    axs = np.ravel(axs)
-    if len(axs) < n: raise ValueError(f'axs should be {n} axes; there are {len(axs)}')
+def _axes(axs, n, size, ncols):
+    "Axes in one row of a list: those given, or `n` of a new figure."
+    if axs is not None: return np.ravel(axs)
+    fig, axs = get_grid(n, ncols=ncols)
+    fig.set_size_inches(size)
     return axs
 
 @patch
@@ -326,10 +307,9 @@ def plot_means_stds(self: ActivationStats,
 ):            # the axes
     "Each layer's mean and standard deviation over the training."
     means = _recorded(self.means)
-    axs = plt.subplots(1, 2, figsize=(10, 2.8))[1] if axs is None else _in_a_row(axs, 2)
-    _lines(axs[0], self.batches, means, 'mean')
+    axs = _axes(axs, 2, (10, 2.8), ncols=2)
     _lines(axs[1], self.batches, self.stds, 'standard deviation')
-    if len(means) <= 12: _legend(axs[0])
+    _lines(axs[0], self.batches, means, 'mean', legend=True)
     return axs
 
 # %% ../nbs/09_cuda_hooks.ipynb #2ce4ef69
@@ -339,20 +319,19 @@ def plot_near_zero(self: ActivationStats,
 ):           # the axes
     "Each layer's share of activations near zero, |a| < 0.25, over the training; dotted, its share of dead units."
     near_zero = _recorded(self.near_zero)
-    if ax is None: _, ax = plt.subplots(figsize=(6, 2.8))
-    _lines(ax, self.batches, near_zero, 'share')
-    _lines(ax, self.batches, self.dead, 'share', style=':', label=False)
-    ax.set(ylim=(-0.03, 1.03)); ax.set_title('near zero (dotted: dead units)', fontsize=9)
-    if len(near_zero) <= 12: _legend(ax)
+    ax = _axes(ax, 1, (6, 2.8), ncols=1)[0]
+    _lines(ax, self.batches, self.dead, 'share', style=':')
+    _lines(ax, self.batches, near_zero, 'share', legend=True)
+    ax.set(ylim=(-0.03, 1.03))
+    ax.set_title('near zero (dotted: dead units)', fontsize=9)
     return ax
 
 # %% ../nbs/09_cuda_hooks.ipynb #7aab9794
 def _hist_image(ax, counts, batches, every, low, high, bins):
     if low is None: low = -_LIMIT if counts[:, :_BINS//2].any() else 0
-    if not -_LIMIT <= low < high <= _LIMIT or bins < 1:
-        raise ValueError(f'{bins} rows from {low} to {high}: there should be 1 or more, between −{_LIMIT} and {_LIMIT}')
     i, j = _edge(low) - 1, _edge(high) - 1
-    if (j - i) % bins: raise ValueError(f'{bins} rows from {low} to {high} are not made of bins of {1/_PER_UNIT}')
+    if not 0 <= i < j <= _BINS or bins < 1 or (j - i) % bins:
+        raise ValueError(f'{bins} rows from {low} to {high} are not made of bins of 0.05 from −{_LIMIT} to {_LIMIT}')
     image = counts[:, i:j].unflatten(1, (bins, -1)).sum(2).T.log1p()
     drawn = ax.imshow(image.numpy(), origin='lower', aspect='auto', interpolation='nearest', cmap='magma',
                       extent=(batches[0] - every/2, batches[-1] + every/2, low, high))
@@ -368,12 +347,11 @@ def plot_hists(self: ActivationStats,
 ):                          # the axes
     "Each layer's histogram over the training as an image: a column for each time, brighter where log(1 + count) is larger."
     hists = _recorded(self.hists)
-    own = axs is None
-    if own:   # two wide images in a row: a pixel or more for each batch
-        fig, axs = get_grid(len(hists), ncols=min(len(hists), 2))
-        fig.set_size_inches(10, 2.5*math.ceil(len(hists)/2))
-    axs = _in_a_row(axs, len(hists))
-    for ax, (name, counts) in zip(axs, hists.items()):
+    own, n = axs is None, len(hists)
+    # two wide images in a row: a pixel or more for each batch
+    axs = _axes(axs, n, (10, 2.5*math.ceil(n/2)), ncols=min(n, 2))
+    for i, (name, counts) in enumerate(hists.items()):
+        ax = axs[i]
         drawn = _hist_image(ax, counts, self.batches[name], self.every, low, high, bins)
         if own: ax.figure.colorbar(drawn, ax=ax, pad=0.02, label='log(1 + count)')
         ax.set_title(f'layer {name}', fontsize=9, parse_math=False)
@@ -381,24 +359,23 @@ def plot_hists(self: ActivationStats,
     return axs
 
 # %% ../nbs/09_cuda_hooks.ipynb #ebb64067
-def _n_hooks(model): return sum(len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules())
-
-class _Crossed(nn.Module):
-    "For exercise 1: its parts run in another order than they were made in, one of them twice."
-    def __init__(self):
-        super().__init__()
-        self.last, self.act, self.first = nn.Linear(6, 2), nn.ReLU(), nn.Sequential(nn.Flatten(), nn.Linear(4, 6))
-    def forward(self, x): return self.act(self.last(self.act(self.first(x))))
-
 @exercise('09.1')
 def _check_09_1(answer):
-    model, right = _Crossed(), [(5, 4), (5, 6), (5, 6), (5, 2), (5, 2)]
+    class Crossed(nn.Module):
+        "Its parts run in another order than they were made in, one of them twice."
+        def __init__(self):
+            super().__init__()
+            self.last, self.act, self.first = nn.Linear(6, 2), nn.ReLU(), nn.Sequential(nn.Flatten(), nn.Linear(4, 6))
+        def forward(self, x): return self.act(self.last(self.act(self.first(x))))
+
+    def n_hooks(): return sum(len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules())
+    model, right = Crossed(), [(5, 4), (5, 6), (5, 6), (5, 2), (5, 2)]
     got = [tuple(s) for s in answer(model, torch.zeros(5, 2, 2))]
     if got != right: return f'it answers {got}; {right} is right'
-    if _n_hooks(model): return f'{_n_hooks(model)} hooks are left on the model'
+    if n_hooks(): return f'{n_hooks()} hooks are left on the model'
     try: answer(model, torch.zeros(5, 3, 3))
     except RuntimeError: pass
-    if _n_hooks(model): return f'after an error in the model {_n_hooks(model)} hooks are left'
+    if n_hooks(): return f'after an error in the model {n_hooks()} hooks are left'
 
 # %% ../nbs/09_cuda_hooks.ipynb #2b4d9e91
 @exercise('09.2')
@@ -428,4 +405,5 @@ def _check_09_3(answer):
         got = torch.tensor([float(v) for v in answer(model, nn.functional.cross_entropy, xb, yb)])
     if near(got, right.flip(0)): return 'these are the norms from the last part to the first'
     if not near(got, right): return f'it answers {[f"{v:.4g}" for v in got.tolist()]}; {[f"{v:.4g}" for v in right.tolist()]} is right'
-    if _n_hooks(model): return f'{_n_hooks(model)} hooks are left on the model'
+    left = sum(len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules())
+    if left: return f'{left} hooks are left on the model'

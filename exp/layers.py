@@ -7,21 +7,17 @@ __all__ = ['GeneralRelu', 'conv_layer', 'Lambda', 'init_cnn']
 
 # %% ../nbs/10_layers.ipynb #dcaeb9df
 import math
+from collections import OrderedDict
 from collections.abc import Callable
-from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import exercise, near, patch, register
+from .core import check_int, check_real, exercise, near, patch, register
 from .regularization import fans, init_kaiming
 
 # %% ../nbs/10_layers.ipynb #6532726b
-def _check_number(name, value):
-    if isinstance(value, bool) or not isinstance(value, Real): raise TypeError(f'{name} should be a number or None, not {value!r}')
-    if not math.isfinite(value): raise ValueError(f'{name} is {value}; it should be finite')
-
 @register
 class GeneralRelu(nn.Module):
     "A ReLU with a slope for negative inputs, then shifted down, then bounded above; `ReLU` if all are None. `sub` may be set later."
@@ -31,12 +27,12 @@ class GeneralRelu(nn.Module):
         maxv: float|None = None, # upper bound of what comes out; None: none
     ):
         super().__init__()
-        for name, value in (('leak', leak), ('sub', sub), ('maxv', maxv)):
-            if value is not None: _check_number(name, value)
-        if leak is not None and not 0 <= leak <= 1: raise ValueError(f'leak is {leak}; the slope for negative inputs is from 0 to 1')
-        if maxv is not None and maxv <= -(sub or 0):
-            raise ValueError(f'maxv is {maxv}, and all positive inputs give more than {-(sub or 0)}: they would all come out the same')
-        self.leak, self.sub, self.maxv = leak, sub, maxv
+        given = dict(leak=leak, sub=sub, maxv=maxv)
+        self.leak, self.sub, self.maxv = (v if v is None else check_real(**{k: v}) for k, v in given.items())
+        if not 0 <= (self.leak or 0) <= 1:
+            raise ValueError(f'leak is {leak}; the slope for negative inputs is from 0 to 1')
+        if maxv is not None and self.maxv <= -(self.sub or 0):
+            raise ValueError(f'maxv is {maxv}, and all positive inputs give more than {-(sub or 0)}: they would come out the same')
 
     def forward(self, x):
         x = F.relu(x) if self.leak is None else F.leaky_relu(x, self.leak)
@@ -46,6 +42,8 @@ class GeneralRelu(nn.Module):
 
     def extra_repr(self):
         return ', '.join(f'{k}={v:.4g}' for k in ('leak', 'sub', 'maxv') if (v := getattr(self, k)) is not None)
+
+    negative_slope = property(lambda self: self.leak or 0., doc='As of `nn.LeakyReLU`.')
 
 # %% ../nbs/10_layers.ipynb #f8f31899
 GeneralRelu._spec_args = property(lambda self: dict(leak=self.leak, sub=self.sub, maxv=self.maxv), lambda self, made_with: None)
@@ -65,18 +63,6 @@ def _load_from_state_dict(self: GeneralRelu, state_dict, prefix, local_metadata,
     elif self.sub is not None: missing_keys.append(prefix + 'sub')
     nn.Module._load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
-# %% ../nbs/10_layers.ipynb #62e57ad9
-def _check_size(name, value):
-    if isinstance(value, bool) or not isinstance(value, Integral): raise TypeError(f'{name} should be a whole number, not {value!r}')
-    if value < 1: raise ValueError(f'{name} is {value}; it should be at least 1')
-
-def _check_maker(name, f):
-    "`TypeError` for what does not make a layer."
-    if isinstance(f, nn.Module):
-        kind = type(f).__name__
-        raise TypeError(f'{name} should make a layer, and this is one: {f!r}. Give {kind}, or partial({kind}, …), so that each block gets its own')
-    if f is not None and not callable(f): raise TypeError(f'{name} should be a class or function that makes a layer, or None, not {f!r}')
-
 # %% ../nbs/10_layers.ipynb #3e8f1d66
 def conv_layer(
     ni: int,               # channels in
@@ -89,16 +75,17 @@ def conv_layer(
     bias: bool|None = None,        # has the convolution a bias? None: only without `norm`
 ) -> nn.Sequential:
     "A convolution, an activation and a normalisation, as parts `conv`, `act` and `norm`. Raises for an even kernel and for finished layers."
-    for name, value in (('ni', ni), ('nf', nf), ('ks', ks), ('stride', stride)): _check_size(name, value)
-    if ks % 2 == 0: raise ValueError(f'ks is {ks}; with an even kernel no padding is the same on both sides. Use an odd one, or nn.Conv2d')
-    _check_maker('norm', norm); _check_maker('act', act)
-    parts = dict(conv=nn.Conv2d(ni, nf, ks, stride, padding=ks//2, bias=norm is None if bias is None else bias))
-    for name in ('act', 'norm') if act_first else ('norm', 'act'):
-        if name == 'act' and act is not None: parts['act'] = act()
-        if name == 'norm' and norm is not None: parts['norm'] = norm(nf)
-    layer = nn.Sequential()
-    for name, part in parts.items(): layer.add_module(name, part)
-    return layer
+    ni, nf, ks, stride = check_int(ni=ni, nf=nf, ks=ks, stride=stride, least=1)
+    if ks % 2 == 0:
+        raise ValueError(f'ks is {ks}; with an even kernel no padding is the same on both sides. Use an odd one')
+    for name, f in (('norm', norm), ('act', act)):
+        if isinstance(f, nn.Module):
+            raise TypeError(f'{name} should make a layer, as {type(f).__name__} does, so that each block gets its own')
+    conv = nn.Conv2d(ni, nf, ks, stride, padding=ks//2, bias=norm is None if bias is None else bias)
+    after = {'act': act and act(), 'norm': norm and norm(nf)}
+    order = ('act', 'norm') if act_first else ('norm', 'act')
+    parts = {name: after[name] for name in order if after[name] is not None}
+    return nn.Sequential(OrderedDict(conv=conv, **parts))
 
 # %% ../nbs/10_layers.ipynb #e6292b6e
 @register
@@ -108,7 +95,6 @@ class Lambda(nn.Module):
         f: Callable, # of a tensor
     ):
         super().__init__()
-        if not callable(f): raise TypeError(f'Lambda needs a function, not {f!r}')
         self.f = f
 
     def forward(self, x): return self.f(x)
@@ -119,30 +105,25 @@ _WEIGHTED = nn.Linear, nn.modules.conv._ConvNd   # _ConvNd: all convolutions, tr
 
 def _in_order(module):
     "The layers in `module` in the order in which they run, as far as nn.Sequential tells; None where it cannot be seen."
-    children, runs_in_order = list(module.children()), getattr(type(module), 'forward', None) is nn.Sequential.forward
-    if not children or isinstance(module, _WEIGHTED): yield module
-    elif runs_in_order:
-        for child in children: yield from _in_order(child)
-    else:
-        for child in children:
-            yield None
-            yield from _in_order(child)
-        yield None
+    children = list(module.children())
+    if not children or isinstance(module, _WEIGHTED): return [module]
+    gap = [] if getattr(type(module), 'forward', None) is nn.Sequential.forward else [None]
+    return [layer for child in children for layer in (*gap, *_in_order(child))] + gap
 
 # %% ../nbs/10_layers.ipynb #c862dbc1
 def _slope(layer):
     "The slope of a (leaky) ReLU for negative inputs; None for another layer."
-    if isinstance(layer, GeneralRelu): return layer.leak or 0.
-    if isinstance(layer, nn.LeakyReLU): return layer.negative_slope
-    return 0. if isinstance(layer, nn.ReLU) else None
+    return getattr(layer, 'negative_slope', 0. if isinstance(layer, nn.ReLU) else None)
 
 def _with_leaks(model):
     "[(layer, leak)] for each convolution and linear layer of `model`; the leak is 0 where none is seen."
     found, leak = [], 0.
-    for layer in reversed(list(_in_order(model))):
+    for layer in reversed(_in_order(model)):
         if layer is None: leak = 0.
-        elif isinstance(layer, _WEIGHTED): found.append((layer, leak)); leak = 0.
         elif _slope(layer) is not None: leak = _slope(layer)
+        elif isinstance(layer, _WEIGHTED):
+            found.append((layer, leak))
+            leak = 0.
     return found[::-1]
 
 # %% ../nbs/10_layers.ipynb #1a56f6b8
@@ -150,10 +131,6 @@ def _sum_size(layer):
     "How many inputs, on average, an output of `layer` sums over."
     if not getattr(layer, 'transposed', False): return fans(layer.weight)[0]
     return layer.in_channels//layer.groups * math.prod(layer.kernel_size)/math.prod(layer.stride)
-
-def _check_weight(layer):
-    if 'weight' not in layer._parameters: raise ValueError(f'the weight of {layer} is computed from others (parametrized); initialise before that')
-    if isinstance(layer.weight, nn.UninitializedParameter): raise ValueError(f'{layer} has no weight yet; run a batch through the model first')
 
 # %% ../nbs/10_layers.ipynb #91617689
 def init_cnn(
@@ -164,9 +141,10 @@ def init_cnn(
 
     The leak is that of the GeneralRelu, LeakyReLU or ReLU that follows in nn.Sequential; 0, as for a ReLU, where none is seen.
     `ValueError` for a weight that is not there yet or is parametrized."""
-    if not isinstance(model, nn.Module): raise TypeError(f'init_cnn needs an nn.Module, not {model!r}')
     layers = _with_leaks(model)
-    for layer, _ in layers: _check_weight(layer)
+    for layer, _ in layers:
+        if 'weight' not in layer._parameters or isinstance(layer.weight, nn.UninitializedParameter):
+            raise ValueError(f'{layer} has no weight to set; run a batch through the model first, or do this before it is parametrized')
     for layer, leak in layers:
         init_kaiming(layer.weight, leak, uniform=uniform)
         with torch.no_grad():

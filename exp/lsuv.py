@@ -8,8 +8,8 @@ __all__ = ['find_modules', 'LsuvError', 'lsuv_module', 'lsuv_init']
 # %% ../nbs/12_lsuv.ipynb #f78538ba
 import math, re
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
-from numbers import Integral, Real
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pandas as pd
@@ -18,12 +18,12 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .callbacks import call_model
-from .core import exercise, near, to_device
-from .dataloader import Batch, DataBunch
+from .core import check_int, check_real, exercise, near, to_device
+from .dataloader import Batch
 from .hooks import Hooks
 from .layers import GeneralRelu
 from .norms import NORMS
-from .schedules import undisturbed
+from .snapshots import Snapshot, undisturbed
 from .tensors import Welford
 
 # %% ../nbs/12_lsuv.ipynb #90c13b09
@@ -32,20 +32,22 @@ def find_modules(
     cond,             # cond(module) is true or false; or a class, or a tuple of classes
 ) -> list[nn.Module]: # depth-first, as they were registered; a shared one stands once
     "The modules of `model`, itself included, for which `cond` is true, or that are of these classes."
-    if not isinstance(model, nn.Module): raise TypeError(f'model should be an nn.Module, not {model!r}')
+    if isinstance(cond, nn.Module):
+        raise TypeError('cond is a module; it should be a function of one, a class or a tuple of classes')
     kinds = cond if isinstance(cond, tuple) else (cond,)
-    if kinds and all(isinstance(k, type) for k in kinds): return [m for m in model.modules() if isinstance(m, kinds)]
-    if isinstance(cond, nn.Module) or not callable(cond):
-        raise TypeError(f'cond should be a function of a module, a class or a tuple of classes, not {cond!r}')
+    if kinds and all(isinstance(k, type) for k in kinds):
+        return [m for m in model.modules() if isinstance(m, kinds)]
     return [m for m in model.modules() if cond(m)]
 
 # %% ../nbs/12_lsuv.ipynb #1e00e7e4
-_INSTEAD = ('weight_g', 'weight_v', 'weight_orig')   # what weight norm, spectral norm and pruning keep instead of a weight
-
 def _is_norm(m): return isinstance(m, NORMS) or re.search(r'Norm(\dd)?$', type(m).__name__) is not None
-def _is_computed(m):
-    return any(k in getattr(m, 'parametrizations', ()) for k in ('weight', 'bias')) or any(k in m._parameters for k in _INSTEAD)
 def _has_sub(m): return isinstance(m, GeneralRelu) and m.sub is not None
+
+def _is_computed(m):
+    "Is its weight or bias made from others: a parametrization, weight norm, spectral norm, pruning?"
+    parts = getattr(m, 'parametrizations', {})
+    others = 'weight_g', 'weight_v', 'weight_orig'
+    return 'weight' in parts or 'bias' in parts or any(k in m._parameters for k in others)
 
 def _has_weight(m):
     "Has `m` itself a weight of two dimensions or more? (A norm layer may have one too; it only scales.)"
@@ -56,63 +58,52 @@ def _has_weight(m):
 class LsuvError(ValueError):
     "A layer cannot be brought to mean 0 and deviation 1. The message names it and says why; the model is as it was."
 
-class _Layer(NamedTuple):
+@dataclass
+class _Layer:
     "A weight, what shifts its output, and the module at which that is measured."
     name: str
     owner: nn.Module        # has the weight, and the bias if there is one
     act: GeneralRelu|None   # its `sub` shifts; None: the bias does
     out: nn.Module          # its output is meant
 
-    @property
-    def weight(self): return self.owner.weight
-    @property
-    def bias(self): return self.owner._parameters.get('bias')
-    @property
-    def shift(self): return 'sub' if self.act is not None else 'none' if self.bias is None else 'bias'
-    def __str__(self): return f'layer {self.name!r} ({type(self.out).__name__})' if self.name else f'the model ({type(self.out).__name__})'
+    def __post_init__(self):
+        if _is_computed(self.owner) or is_lazy(self.owner.weight):
+            raise LsuvError(f'the weight of {self} is computed from others, or has no shape yet; '
+                            'LSUV goes before the one and after the other')
+        self.weight, self.bias = self.owner.weight, self.owner._parameters.get('bias')
+        self.shift = 'sub' if self.act is not None else 'none' if self.bias is None else 'bias'
+
+    def __str__(self):
+        what = f'layer {self.name!r}' if self.name else 'the model'
+        return f'{what} ({type(self.out).__name__})'
+
+    def standardize(self, mean, std, gain=1.):
+        "Let y become (y − mean)/std; a `gain` makes up for an activation that flattens what the bias does."
+        for t in (self.weight, self.bias):
+            if t is not None: t.div_(std)
+        if   self.shift == 'sub':  self.act.sub = (self.act.sub + mean)/std
+        elif self.shift == 'bias': self.bias.sub_(gain*mean/std)
 
 # %% ../nbs/12_lsuv.ipynb #504a842f
-def _checked(layer):
-    "`layer`, if its weight can be scaled."
-    if _is_computed(layer.owner):
-        raise LsuvError(f'the weight of {layer} is computed from other parameters (weight norm, a parametrization, pruning), '
-                        'so that it cannot be scaled; use LSUV before that is put on, or leave the layer out')
-    if is_lazy(layer.weight): raise LsuvError(f'{layer} has no shape yet; run a batch through the model first')
-    if not layer.weight.is_floating_point(): raise LsuvError(f'the weight of {layer} is {layer.weight.dtype}; only one of floats can be scaled')
-    return layer
-
-def _as_layer(module, names):
+def _as_layer(module, model):
     "A module as a `_Layer`: one with a weight, or a block with one such in it, measured at its end or before its norm layer."
-    name = names[module]
-    if _has_weight(module): return _checked(_Layer(name, module, None, module))
+    name = next((name for name, m in model.named_modules() if m is module), None)
+    if name is None: raise ValueError(f'{module!r} is not a part of the model')
+    if _has_weight(module): return _Layer(name, module, None, module)
     parts = list(module.modules())
     owners = [m for m in parts if _has_weight(m)]
     if len(owners) != 1:
-        found = f'has {len(owners)} layers with a weight in it; give them one by one' if owners else 'has no weight that could be scaled'
-        raise LsuvError(f'layer {name!r} ({type(module).__name__}) {found}')
+        raise LsuvError(f'layer {name!r} ({type(module).__name__}) has {len(owners)} layers with a weight, not one')
     norm = next((i for i, m in enumerate(parts) if _is_norm(m)), None)
     act = next((m for m in parts[:norm] if _has_sub(m)), None)
-    return _checked(_Layer(name, owners[0], act, module if norm is None else act or owners[0]))
+    return _Layer(name, owners[0], act, module if norm is None else act or owners[0])
 
 # %% ../nbs/12_lsuv.ipynb #e628cf8f
-_PLAIN = (bool, int, float, str, type(None))
-
-def _device(model): return next((p.device for p in model.parameters()), torch.device('cpu'))
-
-@contextmanager
-def _unchanged(model):
-    "At the end generators, buffers and the modules' plain values, such as counters, are what they were."
-    buffers = [(m._buffers, k, b, b.clone()) for m in model.modules() for k, b in m._buffers.items() if b is not None]
-    values  = [(m, {k: v for k, v in vars(m).items() if isinstance(v, _PLAIN)}) for m in model.modules()]
-    try:
-        with undisturbed(): yield
-    finally:
-        for slots, k, b, was in buffers: slots[k] = b.copy_(was)
-        for m, v in values: vars(m).update(v)
-
 def _forward(model, batches):
     "Run the batches, in the mode that the model is in; each pass draws the same random numbers and leaves no trace."
-    with torch.no_grad(), _unchanged(model):
+    with torch.no_grad(), undisturbed(), ExitStack() as stack:
+        lazy = any(map(is_lazy, model.parameters()))   # this pass will give it its weights
+        if not lazy: stack.callback(Snapshot(model).restore)
         for xb in batches: call_model(model, xb)
 
 # %% ../nbs/12_lsuv.ipynb #9ba719e2
@@ -122,70 +113,48 @@ class _Stats(NamedTuple):
     low: float   # the smallest number
     def within(self, tol, shift): return abs(self.std - 1) <= tol and (shift == 'none' or abs(self.mean) <= tol)
 
-def _pool(hook, module, inp, outp):
-    "Take the output into the statistics that `hook` keeps."
-    if not isinstance(outp, torch.Tensor) or not outp.is_floating_point():
-        raise LsuvError(f'a {type(module).__name__} gives a {getattr(outp, "dtype", type(outp).__name__)}, of which there is no mean and deviation')
-    hook.pool.update(outp.flatten())
-    hook.lows.append(outp.min())
-
-def _stats(pool, lows, layer):
-    if pool.n == 0: raise LsuvError(f'{layer} did not run; leave it out')
-    if pool.n == 1: raise LsuvError(f'one number came out of {layer}, which has no deviation; give a larger batch')
-    return _Stats(pool.mean.item(), pool.variance(correction=1).sqrt().item(), min(lows).item())
-
 def _measure(layers, model, batches):
     "For each layer mean and deviation of all that comes out of it, over all batches."
-    with Hooks([layer.out for layer in layers], _pool) as hooks:
+    def pool(hook, module, inp, outp):
+        if not isinstance(outp, torch.Tensor) or not outp.is_floating_point():
+            kind = getattr(outp, 'dtype', type(outp).__name__)
+            raise LsuvError(f'a {type(module).__name__} gives a {kind}, not a tensor of floats')
+        hook.pool.update(outp.flatten())
+        hook.lows.append(outp.min())
+    with Hooks([layer.out for layer in layers], pool) as hooks:
         for h in hooks: h.pool, h.lows = Welford(), []
         _forward(model, batches)
-    return [_stats(h.pool, h.lows, layer) for h, layer in zip(hooks, layers)]
+    for h, layer in zip(hooks, layers):
+        if h.pool.n < 2:
+            raise LsuvError(f'{layer} gave {h.pool.n} numbers: it did not run, or the batch is too small')
+    return [_Stats(h.pool.mean.item(), h.pool.variance(correction=1).sqrt().item(), min(h.lows).item())
+            for h in hooks]
 
 # %% ../nbs/12_lsuv.ipynb #6784964a
-def _batches(xb, device):
-    "A list of inputs of the model, on `device`."
-    if isinstance(xb, DataBunch): raise TypeError('xb is a DataBunch; give one of its loaders, such as data.train_dl, or some batches')
+def _batches(xb, model):
+    "A list of inputs of the model, on its device."
     if isinstance(xb, Batch): xb = xb[0]
-    if isinstance(xb, (torch.Tensor, tuple, Mapping)): batches = [xb]
-    elif isinstance(xb, list): batches = [b[0] if isinstance(b, Batch) else b for b in xb]
-    elif isinstance(xb, Iterable) and not isinstance(xb, str):
-        with undisturbed(xb): batches = [_inputs(b) for b in xb]   # a loader that shuffles draws random numbers
-    else: raise TypeError(f'xb should be a batch (a tensor, or a tuple or dict of inputs), a list of batches or a loader, not a {type(xb).__name__}')
-    _check_batches(batches)
-    return to_device(batches, device)
-
-def _inputs(batch):
-    "xb of what a loader gives: a pair (xb, yb), or xb alone."
-    if isinstance(batch, (tuple, list)) and len(batch) == 2: return batch[0]
-    if isinstance(batch, (torch.Tensor, Mapping)): return batch
-    raise TypeError(f'a loader should give pairs (xb, yb) or tensors xb; it gave a {type(batch).__name__}')
-
-def _check_batches(batches):
+    if isinstance(xb, list): batches = [b[0] if isinstance(b, Batch) else b for b in xb]
+    elif isinstance(xb, (torch.Tensor, tuple, Mapping, str)) or not isinstance(xb, Iterable): batches = [xb]
+    else:
+        with undisturbed(xb):   # a loader that shuffles draws random numbers
+            batches = [b[0] if isinstance(b, (tuple, list)) and len(b) == 2 else b for b in xb]
     if not batches: raise ValueError('there is no batch in xb')
-    for b in batches:
-        if not isinstance(b, (torch.Tensor, tuple, Mapping)):
-            raise TypeError(f'a batch should be a tensor, or a tuple or dict of inputs, not a {type(b).__name__}')
-    if len({b.dtype if isinstance(b, torch.Tensor) else type(b) for b in batches}) > 1:
-        raise TypeError('the batches in the list xb are of different types; if it is a pair (xb, yb), give xb alone')
-
-# %% ../nbs/12_lsuv.ipynb #0745a0bb
-def _standardize(layer, mean, std, gain=1.):
-    "Change the layer so that y becomes (y − mean)/std; where an activation flattens what the bias does, a `gain` makes up for it."
-    for t in (layer.weight, layer.bias):
-        if t is not None: t.div_(std)
-    if   layer.shift == 'sub':  layer.act.sub = (layer.act.sub + mean)/std
-    elif layer.shift == 'bias': layer.bias.sub_(gain*mean/std)
+    kinds = {b.dtype if isinstance(b, torch.Tensor) else type(b) for b in batches}
+    if len(kinds) > 1 or not isinstance(batches[0], (torch.Tensor, tuple, Mapping)):
+        raise TypeError(f'xb holds {kinds}; it should be a tensor, a tuple or dict of inputs, a list of such, '
+                        'or a loader as data.train_dl')
+    return to_device(batches, next((p.device for p in model.parameters()), torch.device('cpu')))
 
 # %% ../nbs/12_lsuv.ipynb #91632ad7
 def _why_not(layer, stats, first):
     "What keeps a layer with these `stats` from ever reaching (0, 1); '' if nothing is seen."
-    if not math.isfinite(stats.std): return 'holds NaN or infinite numbers; look at the batch, and at the weights up to here'
+    if not math.isfinite(stats.std):
+        return 'holds NaN or infinite numbers; look at the batch, and at the weights up to here'
     if layer.shift == 'bias' and layer.out is not layer.owner and first.low >= 0:
-        return ('is never below 0, as after a ReLU, so that its mean cannot be 0; '
-                f'give its {type(layer.owner).__name__} alone, which is measured before the activation, or use GeneralRelu with sub')
+        return f'is never below 0, so its mean cannot be 0; give its {type(layer.owner).__name__} alone'
     if stats.std <= 1e-6*abs(stats.mean):
-        return (f'is {stats.mean:.4g} everywhere: the layer is dead, and no scale gives it a deviation. '
-                'Its weight may be 0, its input constant, or its activation flat wherever it is reached')
+        return f'is {stats.mean:.4g} everywhere: the layer is dead; look at its weight and input'
     return ''
 
 def _settle(layer, model, batches, tol, max_iter):
@@ -196,43 +165,13 @@ def _settle(layer, model, batches, tol, max_iter):
         stats, = _measure([layer], model, batches)
         first = first or stats
         if stats.within(tol, layer.shift): return stats
-        if why := _why_not(layer, stats, first): raise LsuvError(f'the output of {layer} {why}')
-        if i == max_iter: break
+        why = _why_not(layer, stats, first)
+        if not why and i == max_iter:
+            why = f'has mean {stats.mean:.4g}, deviation {stats.std:.4g} after {max_iter} adjustments'
+        if why: raise LsuvError(f'the output of {layer} {why}')
         if last and abs(last.mean) > tol: gain /= min(max(1 - stats.mean*last.std/last.mean, 0.25), 2.)
-        _standardize(layer, stats.mean, stats.std, gain)
+        layer.standardize(stats.mean, stats.std, gain)
         last = stats
-    raise LsuvError(f'after {max_iter} adjustments the output of {layer} has mean {stats.mean:.4g} and deviation {stats.std:.4g}, '
-                    f'not 0 and 1 within {tol:g}; measure it before its activation, or allow more with max_iter or tol')
-
-# %% ../nbs/12_lsuv.ipynb #d2daaca1
-@contextmanager
-def _all_or_nothing(layers):
-    "If anything is raised, the layers get back their weights, biases and `sub`."
-    tensors = [(t, t.detach().clone()) for layer in layers for t in (layer.weight, layer.bias) if t is not None]
-    subs = [(layer.act, layer.act.sub) for layer in layers if layer.act is not None]
-    try:
-        with torch.no_grad(): yield
-    except BaseException:
-        with torch.no_grad():
-            for t, was in tensors: t.copy_(was)
-        for act, sub in subs: act.sub = sub
-        raise
-
-# %% ../nbs/12_lsuv.ipynb #5aaf6360
-def _check_bounds(tol, max_iter):
-    if isinstance(tol, bool) or not isinstance(tol, Real): raise TypeError(f'tol should be a number, not {tol!r}')
-    if not 0 < tol < math.inf: raise ValueError(f'tol is {tol}; it should be above 0')
-    if isinstance(max_iter, bool) or not isinstance(max_iter, Integral): raise TypeError(f'max_iter should be a whole number, not {max_iter!r}')
-    if max_iter < 1: raise ValueError(f'max_iter is {max_iter}; it should be at least 1')
-
-def _module_names(model, modules):
-    "The names of the modules of `model`, by module. Raises if one of `modules` is not in it."
-    if not isinstance(model, nn.Module): raise TypeError(f'model should be an nn.Module, not {model!r}')
-    names = {m: name for name, m in model.named_modules()}
-    for m in modules:
-        if not isinstance(m, nn.Module): raise TypeError(f'a layer should be an nn.Module, not {m!r}')
-        if m not in names: raise ValueError(f'this {type(m).__name__} is not a part of the model: {m!r}')
-    return names
 
 # %% ../nbs/12_lsuv.ipynb #2b54e279
 def lsuv_module(
@@ -247,10 +186,12 @@ def lsuv_module(
     Weight and bias are scaled. The `sub` of a block's GeneralRelu shifts, else the bias; without either only the deviation is brought
     to 1. A block is measured after its activation, before its norm layer. The model runs in the mode that it is in.
     `LsuvError` names a layer that cannot converge, which stays as it was."""
-    _check_bounds(tol, max_iter)
-    layer = _as_layer(module, _module_names(model, [module]))
-    batches = _batches(xb, _device(model))
-    with _all_or_nothing([layer]): stats = _settle(layer, model, batches, tol, max_iter)
+    tol, max_iter = check_real(tol=tol, least=0), check_int(max_iter=max_iter, least=1)
+    layer, batches = _as_layer(module, model), _batches(xb, model)
+    with torch.no_grad(), ExitStack() as undo:
+        undo.callback(Snapshot(model).restore)
+        stats = _settle(layer, model, batches, tol, max_iter)
+        undo.pop_all()   # it went well
     return stats.mean, stats.std
 
 # %% ../nbs/12_lsuv.ipynb #e1cffe0b
@@ -259,48 +200,34 @@ def _trace(model, xb):
     runs = []
     def note(hook, m, inp, outp): runs.append((m, inp[0] if inp else None, outp))
     with Hooks(find_modules(model, lambda m: _has_weight(m) or _has_sub(m)), note): _forward(model, [xb])
-    made, takes, acts = {id(outp): m for m, _, outp in runs if _has_weight(m)}, {}, {}
+    made, takes = {id(outp): m for m, _, outp in runs if _has_weight(m)}, {}
     for m, inp, _ in runs:
         if _has_sub(m): takes.setdefault(m, set()).add(made.get(id(inp)))
-    for act, owners in takes.items():
-        if len(owners) == 1: acts[owners.pop()] = act   # an activation that several layers share is none's own
+    # an activation that several layers share is none's own
+    acts = {owners.pop(): act for act, owners in takes.items() if len(owners) == 1}
     return {m: acts.get(m) for m, _, _ in runs if _has_weight(m)}
 
 # %% ../nbs/12_lsuv.ipynb #39783e2d
-def _check_apart(layers):
-    "`LsuvError` if two layers have one weight, bias or activation: what one needs, the other would undo."
-    seen = {}
-    for layer in layers:
-        for part in (layer.weight, layer.bias, layer.act):
-            if part is not None and (other := seen.setdefault(id(part), layer)) is not layer:
-                raise LsuvError(f'{other} and {layer} share a weight, bias or activation; choose one of them with modules')
-
-def _chosen(model, modules):
-    "A list of the modules that `modules` means."
-    if isinstance(modules, nn.Module): return [modules]
-    if isinstance(modules, Iterable) and not isinstance(modules, (type, str)):
-        listed = list(modules)
-        if not isinstance(modules, tuple) or not all(isinstance(m, type) for m in listed): return listed
-    return find_modules(model, modules)
-
 def _layers(model, xb, modules):
-    "The layers that are meant, in the order in which they run."
-    chosen = [] if modules is None else _chosen(model, modules)
-    names, runs = _module_names(model, chosen), _trace(model, xb)
-    if modules is None: found = [_checked(_Layer(names[m], m, act, act or m)) for m, act in runs.items()]
-    else: found = [_as_layer(m, names) for m in chosen]
-    if not found: raise ValueError('no layer with a weight runs in this model' if modules is None else 'modules names no layer')
+    "The layers that are meant, as they run. `LsuvError` if what one needs, another would undo."
+    runs = _trace(model, xb)
+    kinds = callable(modules) or isinstance(modules, tuple) and all(isinstance(m, type) for m in modules)
+    if isinstance(modules, nn.Module): modules = [modules]
+    elif modules is not None: modules = find_modules(model, modules) if kinds else list(modules)
+    if modules is None:
+        found = [_Layer(name, m, runs[m], runs[m] or m) for name, m in model.named_modules() if m in runs]
+    else: found = [_as_layer(m, model) for m in modules]
+    if not found:
+        raise ValueError('there is no layer with a weight that runs in this model, or among modules')
+    parts = {}
     for layer in found:
-        if layer.owner not in runs: raise LsuvError(f'{layer} did not run; leave it out')
-    _check_apart(found)
-    return sorted(found, key=lambda layer: list(runs).index(layer.owner))
+        for part in (layer.weight, layer.bias, layer.act):
+            if part is not None and (other := parts.setdefault(id(part), layer)) is not layer:
+                raise LsuvError(f'{other} and {layer} share a weight, bias or activation; choose one of them')
+    order = {m: i for i, m in enumerate(runs)}
+    return sorted(found, key=lambda layer: order.get(layer.owner, -1))   # one that does not run: _measure refuses it
 
 # %% ../nbs/12_lsuv.ipynb #3092dce5
-def _table(layers, before, after):
-    rows = [(type(layer.out).__name__, layer.shift, b.mean, b.std, a.mean, a.std) for layer, b, a in zip(layers, before, after)]
-    return pd.DataFrame(rows, columns=['output_of', 'shift', 'mean_before', 'std_before', 'mean_after', 'std_after'],
-                        index=pd.Index([layer.name for layer in layers], name='layer'))
-
 def lsuv_init(
     model: nn.Module,   # changed in place
     xb,                 # a batch as the model takes it; or a list of batches, or a loader, read once: statistics are pooled
@@ -314,18 +241,23 @@ def lsuv_init(
     An output is taken after the activation if that is a GeneralRelu with `sub`, which shifts it; else before the activation, where the
     bias shifts it (without one, only the deviation is brought to 1). Norm layers are left alone. The model runs in the mode that it is
     in; mode, gradients, buffers and generators stay as they are. `LsuvError` names a layer that cannot converge: nothing has changed then."""
-    _check_bounds(tol, max_iter)
-    _module_names(model, [])
-    batches = _batches(xb, _device(model))
+    tol, max_iter = check_real(tol=tol, least=0), check_int(max_iter=max_iter, least=1)
+    batches = _batches(xb, model)
     layers = _layers(model, batches[0], modules)
     before = _measure(layers, model, batches)
-    with _all_or_nothing(layers):
+    with torch.no_grad(), ExitStack() as undo:
+        undo.callback(Snapshot(model).restore)
         for _ in range(max_iter):   # once, unless a layer runs in several places
             for layer in layers: _settle(layer, model, batches, tol, max_iter)
             after = _measure(layers, model, batches)
             off = [layer for layer, s in zip(layers, after) if not s.within(tol, layer.shift)]
-            if not off: return _table(layers, before, after)
-        raise LsuvError(f'{off[0]} does not stay at mean 0 and deviation 1 while others are adjusted; it, or its weight, is used in several places')
+            if not off: break
+        else:
+            raise LsuvError(f'{off[0]} does not stay at mean 0 and deviation 1; is it used in several places?')
+        undo.pop_all()   # it went well
+    rows = [dict(output_of=type(layer.out).__name__, shift=layer.shift, mean_before=b.mean, std_before=b.std,
+                 mean_after=a.mean, std_after=a.std) for layer, b, a in zip(layers, before, after)]
+    return pd.DataFrame(rows, index=pd.Index([layer.name for layer in layers], name='layer'))
 
 # %% ../nbs/12_lsuv.ipynb #62175b13
 @exercise('12.1')

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .augmentation import check_within
 from .callbacks import Callback, count_items
-from .core import tree_map, check_real, exercise, near, patch, register, settings, widen
+from .core import check_real, exercise, near, patch, register, settings, tree_leaves, tree_map, widen
 from .dataloader import Dataset, Rng, make_data
-from .learner import ELEMENTWISE_LOSSES, ELEMENTWISE_CLASSES, Learner
-from .losses import CrossEntropy, Loss, check_same_shape, which_count, loss_attr, is_sum, target_weights
+from .learner import ELEMENTWISE_CLASSES, ELEMENTWISE_LOSSES, CheckpointError, Learner
+from .losses import CrossEntropy, Loss, check_same_shape, is_sum, loss_attr, target_weights, which_count
 from .progress import Progress
 
 # %% ../nbs/18_mixup.ipynb #de6b0256
@@ -30,8 +31,8 @@ class LabelSmoothing(CrossEntropy):
         dim: int = 1,                     # the dimension of the classes
     ):
         super().__init__(reduction, ignore_index, dim)
-        self.eps = check_real(eps=eps)
-        if not 0 <= self.eps <= 1: raise ValueError(f'eps is {eps}; it is the share of the target that all classes divide among them, 0 to 1')
+        self.eps = check_real(eps=eps, least=0)
+        check_within(0, most=1, eps=self.eps)
 
     def elements(self, pred, yb):
         "(1 − eps)·(−log p of the right class) + eps·(mean of −log p over the classes), 0 where a target does not count."
@@ -41,35 +42,38 @@ class LabelSmoothing(CrossEntropy):
         return (1 - self.eps)*right + self.eps*every
 
 # %% ../nbs/18_mixup.ipynb #1415fc30
+def _name(loss_func): return getattr(loss_func, '__name__', type(loss_func).__name__)
+
 def _unreduced(loss_func, pred, yb):
     "The loss before its mean is taken, in the shape that it has then."
     f = loss_func.func if isinstance(loss_func, functools.partial) else loss_func
-    if f in ELEMENTWISE_LOSSES or isinstance(f, ELEMENTWISE_CLASSES): check_same_shape(pred, yb, getattr(f, '__name__', type(f).__name__))
-    if _sums_elements(loss_func): return loss_func.elements(pred, yb)
+    if f in ELEMENTWISE_LOSSES or isinstance(f, ELEMENTWISE_CLASSES): check_same_shape(pred, yb, _name(f))
+    if isinstance(loss_func, Loss) and type(loss_func).__call__ is Loss.__call__: return loss_func.elements(pred, yb)
     if not hasattr(loss_func, 'reduction'): return loss_func(pred, yb, reduction='none')
     each = copy.copy(loss_func)
     each.reduction = 'none'
     return each(pred, yb)
 
-def _sums_elements(loss_func): return isinstance(loss_func, Loss) and type(loss_func).__call__ is Loss.__call__
-
-def _name(loss_func): return getattr(loss_func, '__name__', type(loss_func).__name__)
-
 def _reduction(loss_func):
-    "'mean' or 'sum'. `ValueError` for a loss with another reduction or none, `TypeError` for a class."
-    if isinstance(loss_func, type): raise TypeError(f'{_name(loss_func)} is a class; give an instance, {_name(loss_func)}()')
-    reduction = loss_attr(loss_func, 'reduction')
-    if reduction is None:
-        raise ValueError(f"to mix targets takes a loss for each item, and {_name(loss_func)} has no reduction; "
-                         "give it an argument or attribute reduction='mean'|'sum'|'none'")
-    if reduction not in ('mean', 'sum'): raise ValueError(f"the loss has the reduction {reduction!r}; to mix targets it should be 'mean' or 'sum'")
-    return reduction
+    "'mean' or 'sum'. `ValueError` for a loss with another reduction or none, and for a class."
+    reduction = None if isinstance(loss_func, type) else loss_attr(loss_func, 'reduction')
+    if reduction in ('mean', 'sum'): return reduction
+    raise ValueError(f"{_name(loss_func)} has reduction {reduction!r}; to mix targets, give a loss that can be asked for 'none', "
+                     "and has 'mean' or 'sum'")
 
 # %% ../nbs/18_mixup.ipynb #64aa6c34
-def _weights(loss_func, yb, values):
-    "What each of `values` counts in the loss's mean, in its shape; None: all the same."
-    weights = target_weights(loss_func, yb)
-    return which_count(loss_func, yb, values) if weights is None and isinstance(yb, torch.Tensor) else weights
+def _mix(lam, a, b):
+    "The share `lam` of `a` and the rest of `b`, item by item."
+    lam = lam.view(-1, *[1]*(a.ndim - 1))
+    return lam*a + (1 - lam)*b
+
+def _mixed_weight(loss_func, lam, targets, values):
+    "What the two targets of each item count together in the loss's mean, `values` being of its shape; None: all the same."
+    found = []
+    for yb, v in zip(targets, values):
+        w = target_weights(loss_func, yb)
+        found.append(which_count(loss_func, yb, v) if w is None and isinstance(yb, torch.Tensor) else w)
+    return None if found[0] is None else _mix(lam, *found).sum()
 
 # %% ../nbs/18_mixup.ipynb #0bd90557
 def mixed_loss(
@@ -81,21 +85,15 @@ def mixed_loss(
 ):                     # a tensor of one number
     """λ·loss(pred, y1) + (1 − λ)·loss(pred, y2) of each item, then the mean or sum that `loss_func` itself would take.
 
-    `ValueError` for a loss that does not give each item a value, or takes neither their mean nor their sum; `TypeError` for a class."""
-    reduction = _reduction(loss_func)
-    if getattr(lam, 'ndim', None) != 1: raise ValueError(f'lam should be a tensor of n numbers, a share for each item, not {lam!r}')
-    v1, v2 = (_unreduced(loss_func, pred, yb) for yb in (y1, y2))
-    if v1.shape[:1] != lam.shape:
-        raise ValueError(f"{_name(loss_func)} answers shape {tuple(v1.shape)} for {len(lam)} items, though asked for reduction='none'; each item needs a value")
-    w1, w2 = (_weights(loss_func, yb, v) for yb, v in ((y1, v1), (y2, v2)))
-    lam = _along(lam, v1)
-    total = lam*v1 + (1 - lam)*v2
+    `ValueError` for a loss that does not give each item a value, or takes neither their mean nor their sum."""
+    reduction, values = _reduction(loss_func), [_unreduced(loss_func, pred, yb) for yb in (y1, y2)]
+    if values[0].shape[:1] != getattr(lam, 'shape', None):
+        raise ValueError(f"each item needs a value and a share; {_name(loss_func)} with reduction='none' returns shape "
+                         f'{tuple(values[0].shape)}, and lam is {lam!r:.40}')
+    total = _mix(lam, *values)
     if reduction == 'sum': return total.sum()
-    if w1 is None: return total.mean()
-    weight = (lam*w1 + (1 - lam)*w2).sum()
-    return total.sum()/weight.where(weight > 0, torch.ones_like(weight))
-
-def _along(lam, t): return lam.view(-1, *[1]*(t.ndim - 1))   # n numbers, against n×…
+    weight = _mixed_weight(loss_func, lam, (y1, y2), values)
+    return total.mean() if weight is None else total.sum()/weight.where(weight > 0, torch.ones_like(weight))
 
 # %% ../nbs/18_mixup.ipynb #4019cac8
 def _ring(keys):
@@ -111,92 +109,83 @@ def _send(t, device):
     return t.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else t.to(device)
 
 # %% ../nbs/18_mixup.ipynb #9e6b735c
-class _Mixer(Callback):
-    "Mixes each training item with a partner of its batch. A subclass says how (`mix`), and draws what it needs (`draw`)."
+class Mixer(Callback):
+    "Mixes each training item with a partner of its batch: `mix`, a subclass's, sets `lam`, changes `xb`, and returns the partners' targets."
     order = -60
     def __init__(self, alpha):
-        alpha = check_real(alpha=alpha)
-        if not alpha > 0: raise ValueError(f'alpha is {alpha}; a beta distribution needs more than 0. To mix nothing, leave the callback off')
-        self.alpha, self.lam, self.partner, self._y2 = alpha, None, None, None   # _y2: the partners' targets; None: nothing is mixed
+        self.alpha, self.lam, self.partner = check_real(alpha=alpha, least=1e-6), None, None
+        self._y2 = None   # the partners' targets; None: nothing is mixed
 
     def before_fit(self):
         _reduction(self.loss_func)   # what is wrong with the loss shows before the training
-        self._mixers, self._seed = [cb for cb in self.cbs if isinstance(cb, _Mixer)], settings().seed
-        self.run.get_loss, self.run.measure = self._around(self.run.get_loss), self._beside(self.run.measure)
-        self.run.batch_weight = self._weighing(self.run.batch_weight)
+        self._mixers, self._seed = [cb for cb in self.cbs if isinstance(cb, Mixer)], settings().seed
+        for part, of_mixture in dict(get_loss=self.mixed_get_loss, batch_weight=self.mixed_batch_weight, measure=self.mixed_measure).items():
+            setattr(self.run, part, functools.partial(of_mixture, getattr(self.run, part)))
 
+    def mix(self, lams, rngs): "Mix `xb` by shares, one for each item, with its generator for more."
     def after_fit(self): self._y2 = None
     def __repr__(self): return f'{type(self).__name__}({self.alpha})'
 
 # %% ../nbs/18_mixup.ipynb #30c0bd5d
 @patch
-def _around(self: _Mixer, inner):
+def mixed_get_loss(self: Mixer, inner):
     "`get_loss` under mixed targets."
-    def get_loss():
-        if self._y2 is None: return inner()
-        own = self.loss_func
-        self.run.loss_func = lambda pred, yb: mixed_loss(own, pred, yb, self._y2, self.lam)
-        try: return inner()
-        finally: self.run.loss_func = own
-    return get_loss
+    if self._y2 is None: return inner()
+    own = self.loss_func
+    self.run.loss_func = lambda pred, yb: mixed_loss(own, pred, yb, self._y2, self.lam)
+    try: return inner()
+    finally: self.run.loss_func = own
 
 # %% ../nbs/18_mixup.ipynb #74e27598
 @patch
-def _weighing(self: _Mixer, inner):
+def mixed_batch_weight(self: Mixer, inner):
     "`batch_weight` under mixed targets: each counts by its share."
-    def batch_weight():
-        if self._y2 is None or is_sum(self.loss_func): return inner()
-        w1, w2 = (_weights(self.loss_func, yb, yb) for yb in (self.yb, self._y2))
-        if w1 is None: return inner()
-        lam = _along(self.lam, w1)
-        return (lam*w1 + (1 - lam)*w2).sum()
-    return batch_weight
+    if self._y2 is None or is_sum(self.loss_func): return inner()
+    targets = self.yb, self._y2
+    weight = _mixed_weight(self.loss_func, self.lam, targets, targets)
+    return inner() if weight is None else weight
 
 # %% ../nbs/18_mixup.ipynb #549aaa74
 @patch
-def _beside(self: _Mixer, inner):
+def mixed_measure(self: Mixer, inner, metric, pred):
     "`measure` under mixed targets."
-    def measure(metric, pred):
-        if self._y2 is None: return inner(metric, pred)
-        per_item = getattr(getattr(metric, 'func', None), 'per_item', None)
-        if per_item is None or not hasattr(metric, 'add'): return False
-        values = self.lam*per_item(pred, self.yb) + (1 - self.lam)*per_item(pred, self._y2)
-        metric.add(total=values.sum(), weight=len(values))
-    return measure
+    if self._y2 is None: return inner(metric, pred)
+    per_item = getattr(getattr(metric, 'func', None), 'per_item', None)
+    if per_item is None or not hasattr(metric, 'add'): return False
+    values = _mix(self.lam, per_item(pred, self.yb), per_item(pred, self._y2))
+    metric.add(total=values.sum(), weight=len(values))
 
 # %% ../nbs/18_mixup.ipynb #2bb9ddb0
-def _tensors_of(o):
-    found = []
-    tree_map(lambda t: found.append(t), o)
-    return found
-
 @patch
-def before_batch(self: _Mixer):
+def before_batch(self: Mixer):
     self._y2 = None
     if not self.in_train or self.yb is None: return
-    seed = getattr(self.dl, 'seed', None)
-    seed, n = self._seed if seed is None else seed, count_items(self.xb)
-    if len(self._mixers) > 1 and self._mixers[Rng(seed, self.epoch, self.iter, 'mixers').randrange(len(self._mixers))] is not self: return
-    if n < 2: return   # there is no partner
+    seed, n = getattr(self.dl, 'seed', None), count_items(self.xb)
+    if seed is None: seed = self._seed
+    turn = Rng(seed, self.epoch, self.iter, 'mixers').randrange(len(self._mixers)) if len(self._mixers) > 1 else 0
+    if self._mixers[turn] is not self or n < 2: return   # another one's batch, or there is no partner
     keys = [(i,) for i in self.items] if self.items is not None else [('batch', self.iter, i) for i in range(n)]
-    rngs, device = [Rng(seed, self.epoch, *key, self.name) for key in keys], _tensors_of(self.xb)[0].device
-    self.partner = _send(_ring([rng.random() for rng in rngs]), device)
-    y2 = tree_map(lambda t: t[self.partner], self.yb)
-    self._y2 = self._mix([rng.betavariate(self.alpha, self.alpha) for rng in rngs], rngs, y2, device)
+    rngs = [Rng(seed, self.epoch, *key, self.name) for key in keys]
+    self.partner = _send(_ring([rng.random() for rng in rngs]), tree_leaves(self.xb)[0].device)
+    self._y2 = self.mix([rng.betavariate(self.alpha, self.alpha) for rng in rngs], rngs)
 
 # %% ../nbs/18_mixup.ipynb #f7705e44
+def check_resumed(cb, saved):
+    "`CheckpointError` unless a callback is as the one that was saved, by their representations."
+    if repr(cb) != repr(saved): raise CheckpointError(f'the checkpoint is of a fit with {saved!r}, and this is {cb!r}')
+
 @patch
-def state_dict(self: _Mixer):
+def state_dict(self: Mixer):
     "What a resumed fit must have too."
     return {'alpha': self.alpha}
 
 @patch
-def load_state_dict(self: _Mixer, state):
-    "`ValueError` if that fit mixed in another way."
-    if state['alpha'] != self.alpha: raise ValueError(f'the checkpoint is of a fit with {type(self).__name__}({state["alpha"]}), and this is {self!r}')
+def load_state_dict(self: Mixer, state):
+    "`CheckpointError` if that fit mixed in another way."
+    check_resumed(self, type(self)(state['alpha']))
 
 # %% ../nbs/18_mixup.ipynb #aade6aad
-class MixUp(_Mixer):
+class MixUp(Mixer):
     """Trains on λ·x₁ + (1 − λ)·x₂ with both targets in these shares, one λ ~ Beta(alpha, alpha) for each item (Zhang et al. 2017, 1710.09412).
 
     Afterwards `lam` and `partner` hold the last batch's shares and partners. `TypeError` for inputs that are not floating-point numbers."""
@@ -205,15 +194,14 @@ class MixUp(_Mixer):
         alpha: float = 0.4, # near 0: hardly mixed; 1: every share has the same chance; more: shares near a half
     ): super().__init__(alpha)
 
-    def _mix(self, lams, rngs, y2, device):
-        self.lam = _send(torch.tensor(lams), device)
-        self.run.xb = tree_map(self._mixed, self.xb)
-        return y2
-
-    def _mixed(self, t):
-        if not t.is_floating_point(): raise TypeError(f'mixup adds inputs up, and these are {t.dtype}; turn them into floating-point numbers before (a batch transform can)')
-        lam = _along(self.lam, t).to(t.dtype)
-        return lam*t + (1 - lam)*t[self.partner]
+    def mix(self, lams, rngs):
+        "λ·x₁ + (1 − λ)·x₂."
+        self.lam = _send(torch.tensor(lams), self.partner.device)
+        def mixed(t):
+            if not t.is_floating_point(): raise TypeError(f'mixup adds inputs up, and these are {t.dtype}; a batch transform can make them floats')
+            return _mix(self.lam.to(t.dtype), t, t[self.partner])
+        self.run.xb = tree_map(mixed, self.xb)
+        return tree_map(lambda t: t[self.partner], self.yb)
 
 # %% ../nbs/18_mixup.ipynb #ceb76288
 def _boxes(lam, centres, h, w):
@@ -230,7 +218,7 @@ def _inside(boxes, h, w):
     return (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
 
 # %% ../nbs/18_mixup.ipynb #066217d5
-class CutMix(_Mixer):
+class CutMix(Mixer):
     """Pastes a box of another item's image into each, and mixes their targets by the shares of pixels (Yun et al. 2019, 1905.04899).
 
     Targets that lie on the image (…×h×w) are pasted too. Afterwards `lam` and `partner` hold the last batch's exact shares and partners.
@@ -242,24 +230,26 @@ class CutMix(_Mixer):
 
     def before_fit(self):
         kind = getattr(self.data, 'kind', None)
-        if kind in ('points', 'boxes'): raise ValueError(f'CutMix pastes pixels, and the {kind} that are the targets would not come with them; use MixUp')
+        if kind in ('points', 'boxes'): raise ValueError(f'CutMix pastes pixels, and the targets, {kind}, would not come with them; use MixUp')
         super().before_fit()
 
-    def _mix(self, lams, rngs, y2, device):
-        sizes = {t.shape[-2:] if t.ndim > 2 else None for t in _tensors_of(self.xb)}
-        if len(sizes) > 1 or None in sizes: raise ValueError('CutMix needs images of one size, n×…×h×w; the inputs have shapes '
-                                                             + ', '.join(str(tuple(t.shape)) for t in _tensors_of(self.xb)))
+    def mix(self, lams, rngs):
+        "Boxes of the partners', as large as the shares say."
+        shapes = [tuple(t.shape) for t in tree_leaves(self.xb)]
+        sizes = {shape[-2:] if len(shape) > 2 else None for shape in shapes}
+        if len(sizes) > 1 or None in sizes: raise ValueError(f'CutMix needs images of one size, n×…×h×w, and the inputs are {shapes}')
         (h, w), = sizes
         boxes, lam = _boxes(torch.tensor(lams), torch.tensor([(rng.random(), rng.random()) for rng in rngs]), h, w)
+        device = self.partner.device
         self.lam, inside = _send(lam, device), _inside(_send(boxes, device), h, w)
-        paste = lambda t: torch.where(inside.view(len(t), *[1]*(t.ndim - 3), h, w), t[self.partner], t)
+        def paste(t): return torch.where(inside.view(len(t), *[1]*(t.ndim - 3), h, w), t[self.partner], t)
+        def on_image(t): return t.ndim > 2 and t.shape[-2:] == (h, w)
+        own = self.yb
+        if any(t.ndim > 2 and not t.is_floating_point() and not on_image(t) for t in tree_leaves(own)):
+            raise ValueError(f'CutMix pastes pixels of {h}×{w}, and the targets are classes of other places; make them as large, or use MixUp')
         self.run.xb = tree_map(paste, self.xb)
-        own, on_image = self.yb, lambda t: t.ndim > 2 and t.shape[-2:] == (h, w)
-        for t in _tensors_of(own):
-            if t.ndim > 2 and not t.is_floating_point() and not on_image(t):
-                raise ValueError(f'CutMix pastes pixels of images {h}×{w}, and the targets, classes of places, have shape {tuple(t.shape)}; make them as large, or use MixUp')
         self.run.yb = tree_map(lambda t: paste(t) if on_image(t) else t, own)
-        if all(map(on_image, _tensors_of(own))): return None   # no target is a mixture
+        if all(map(on_image, tree_leaves(own))): return None   # no target is a mixture
         return tree_map(lambda t: paste(t) if on_image(t) else t[self.partner], own)
 
 # %% ../nbs/18_mixup.ipynb #53f7437a
@@ -293,21 +283,21 @@ def _check_18_2(answer):
     if not near(F.cross_entropy(pred, got), mixed_loss(CrossEntropy(), pred, y1, y2, lam)): return 'the cross-entropy with these targets is not the loss of the mixtures'
 
 # %% ../nbs/18_mixup.ipynb #592a8c90
-def _cutout_learner(cb):
-    class Judge(Callback):
-        order = 30
-        def before_fit(self): self.seen = {True: [], False: []}
-        def after_pred(self): self.seen[self.in_train].append((self.xb.clone(), self.yb.clone(), list(self.items)))
-    g = torch.Generator().manual_seed(5)
-    x = torch.rand(24, 2, 12, 9, generator=g) + 1
-    ds = [Dataset(x[a:b].clone(), torch.arange(b - a) % 3) for a, b in ((0, 16), (16, 24))]
-    learn = Learner(make_data(*ds, bs=8), nn.Sequential(nn.Flatten(), nn.Linear(2*12*9, 3)), cbs=[Progress(False), cb, judge := Judge()])
-    learn.fit(2)
-    return judge.seen, ds, x
-
 @exercise('18.3')
 def _check_18_3(answer):
-    seen, (train_ds, valid_ds), x = _cutout_learner(answer(4))
+    def cutout_learner(cb):
+        class Judge(Callback):
+            order = 30
+            def before_fit(self): self.seen = {True: [], False: []}
+            def after_pred(self): self.seen[self.in_train].append((self.xb.clone(), self.yb.clone(), list(self.items)))
+        g = torch.Generator().manual_seed(5)
+        x = torch.rand(24, 2, 12, 9, generator=g) + 1
+        ds = [Dataset(x[a:b].clone(), torch.arange(b - a) % 3) for a, b in ((0, 16), (16, 24))]
+        learn = Learner(make_data(*ds, bs=8), nn.Sequential(nn.Flatten(), nn.Linear(2*12*9, 3)), cbs=[Progress(False), cb, judge := Judge()])
+        learn.fit(2)
+        return judge.seen, ds, x
+
+    seen, (train_ds, valid_ds), x = cutout_learner(answer(4))
     if not torch.equal(train_ds.x, x[:16]): return 'the data set itself has changed; make a new tensor instead of working in place'
     if not torch.equal(torch.cat([xb for xb, *_ in seen[False]]), x[16:].repeat(2, 1, 1, 1)): return 'the validation images are cut too'
     places = []

@@ -7,44 +7,29 @@ __all__ = ['NORMS', 'BatchNorm', 'LayerNorm', 'InstanceNorm', 'GroupNorm', 'Runn
 
 # %% ../nbs/11_batchnorm.ipynb #aac66220
 import math
-from numbers import Integral, Real
 
 import torch
 from torch import fx, nn
 
-from .core import exercise, near, register, widen
-
-# %% ../nbs/11_batchnorm.ipynb #29fd4b5d
-def _check_count(name, value):
-    if isinstance(value, bool) or not isinstance(value, Integral): raise TypeError(f'{name} should be a whole number, not {value!r}')
-    if value < 1: raise ValueError(f'{name} is {value}; it should be at least 1')
-    return int(value)
-
-def _check_number(name, value, low=0., high=math.inf):
-    if isinstance(value, bool) or not isinstance(value, Real): raise TypeError(f'{name} should be a number, not {value!r}')
-    if not low <= value <= high:
-        raise ValueError(f'{name} is {value}; it should be ' + (f'{low:g} or more' if high == math.inf else f'from {low:g} to {high:g}'))
-    return float(value)
+from .core import check_int, check_real, exercise, listify, near, register, widen
 
 # %% ../nbs/11_batchnorm.ipynb #eb829f8c
-_HALF = (torch.float16, torch.bfloat16)
-
 @fx.wrap
-def _check_float(x, weight):
-    if not x.is_floating_point(): raise TypeError(f'a norm layer needs floats, not {x.dtype}; use x.float()')
-    if weight is not None and x.dtype != weight.dtype and x.dtype not in _HALF:
-        raise TypeError(f'x is {x.dtype} and the layer {weight.dtype}; use x.to({weight.dtype}) or layer.to({x.dtype})')
-
-@fx.wrap
-def _check_channels(x, nf, weight, least=2):
-    if x.ndim < least: raise ValueError(f'x has shape {tuple(x.shape)}; expected {" × ".join("nchw"[:least])}{" × …" if least > 2 else ", or more dimensions"}')
-    if x.shape[1] != nf: raise ValueError(f'x has {x.shape[1]} channels (its shape is {tuple(x.shape)}); the layer was made for {nf}')
-    _check_float(x, weight)
+def _check(x, weight, shape, first, last=None):
+    "Raises unless `x` has `shape` in dimensions `first` to `last`, and the layer's type or half precision."
+    if x.shape[first:last] != shape:
+        raise ValueError(f'x has shape {tuple(x.shape)}; shape[{first}:{last or ""}] should be {shape}')
+    half = torch.float16, torch.bfloat16
+    fits = x.is_floating_point() if weight is None else x.dtype in (weight.dtype, *half)
+    if not fits:
+        raise TypeError(f'x is {x.dtype}; a norm needs floats, of its own type: use x.to(layer.weight.dtype)')
 
 # %% ../nbs/11_batchnorm.ipynb #cdd25af4
 @fx.wrap
-def _standardized(x, first, eps):
-    "`x`, in float32 at least, with mean 0 and (biased) variance 1 over the dimensions from `first` on."
+def _standardized(x, first, eps, least=0):
+    "`x`, in float32 at least, with mean 0 and (biased) variance 1 over the `least` or more numbers from `first` on."
+    if math.prod(x.shape[first:]) < least:
+        raise ValueError(f'x has shape {tuple(x.shape)}: a map of one value is its own mean; use larger maps')
     x = widen(x)
     var, mean = torch.var_mean(x, list(range(first % x.ndim, x.ndim)), correction=0, keepdim=True)
     return (x - mean)*(var + eps).rsqrt()
@@ -65,8 +50,9 @@ def _also(name): return property(lambda self: getattr(self, name), lambda self, 
 def _batch_stats(x, running_mean, running_var, batches, mom):
     "Mean and biased variance per channel; the running ones, if there are any, move towards them."
     x, n = widen(x), x.numel()//x.shape[1]
-    if n < 2: raise ValueError(f'x has shape {tuple(x.shape)}, {n} value{"" if n == 1 else "s"} per channel, and a variance needs two; use a larger '
-                               'batch (DataLoader(…, drop_last=True) leaves out a last single item), RunningBatchNorm, or model.eval()')
+    if n < 2:
+        raise ValueError(f'x has shape {tuple(x.shape)}, and a variance needs two values per channel; '
+                         'use a larger batch, drop_last=True, RunningBatchNorm or model.eval()')
     var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
     if running_mean is not None:
         with torch.no_grad():
@@ -93,15 +79,17 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         track_running_stats: bool = True, # keep running statistics? Else evaluation uses the batch's too
         device=None, dtype=None,  # of parameters and buffers
     ):
-        if mom is not None: mom = _check_number('mom', mom, 0, 1)
-        super().__init__(_check_count('nf', nf), _check_number('eps', eps), mom, affine, track_running_stats, device, dtype)
+        nf, eps = check_int(nf=nf, least=1), check_real(eps=eps, least=0)
+        if mom is not None: mom = check_real(mom=mom, least=0)
+        if mom is not None and mom > 1: raise ValueError(f'mom is {mom}; it should be from 0 to 1')
+        super().__init__(nf, eps, mom, affine, track_running_stats, device, dtype)
 
     nf, mom = _also('num_features'), _also('momentum')
     def extra_repr(self): return f'{self.nf}, mom={self.mom}, eps={self.eps}'
 
     def forward(self, x):
         "`x` (n×c, n×c×l, n×c×h×w or n×c×d×h×w) by its own statistics in training, by the running ones in evaluation."
-        _check_channels(x, self.nf, self.weight)
+        _check(x, self.weight, (self.nf,), 1, 2)
         mean, var = self.running_mean, self.running_var
         if self.training or mean is None:
             running = (mean, var, self.num_batches_tracked) if self.track_running_stats else (None, None, None)
@@ -109,12 +97,6 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         return _normalized(x, mean, var, self.weight, self.bias, self.eps).to(x.dtype)
 
 # %% ../nbs/11_batchnorm.ipynb #6c0bd702
-@fx.wrap
-def _check_shape(x, shape, weight):
-    if x.shape[-len(shape):] != shape:
-        raise ValueError(f'x has shape {tuple(x.shape)}; its last dimensions should be {shape}, which the layer was made for')
-    _check_float(x, weight)
-
 class LayerNorm(nn.LayerNorm):
     "Mean 0 and variance 1 over the last dimensions of each item, then scale and shift (Ba et al. 2016, 1607.06450); as `nn.LayerNorm`."
     def __init__(self,
@@ -124,29 +106,21 @@ class LayerNorm(nn.LayerNorm):
         bias: bool = True,        # … the shift too?
         device=None, dtype=None,  # of parameters
     ):
-        shape = tuple(shape) if isinstance(shape, (tuple, list, torch.Size)) else (shape,)
-        if not shape: raise ValueError('shape is empty; name at least the last dimension, such as LayerNorm(64)')
-        shape = tuple(_check_count('each number of shape', s) for s in shape)
-        super().__init__(shape, _check_number('eps', eps), elementwise_affine, bias, device, dtype)
+        shape = tuple(check_int(shape=s, least=1) for s in listify(shape))
+        super().__init__(shape, check_real(eps=eps, least=0), elementwise_affine, bias, device, dtype)
 
     shape = _also('normalized_shape')
     def extra_repr(self): return f'{self.shape}, eps={self.eps}'
 
     def forward(self, x):
         "`x`, whose last dimensions are `shape`, normalised over them."
-        _check_shape(x, self.shape, self.weight)
+        _check(x, self.weight, self.shape, -len(self.shape))
         x_hat = _standardized(x, -len(self.shape), self.eps)
         if self.weight is not None: x_hat = x_hat*self.weight
         if self.bias is not None: x_hat = x_hat + self.bias
         return x_hat.to(x.dtype)
 
 # %% ../nbs/11_batchnorm.ipynb #1b05b8cb
-@fx.wrap
-def _check_maps(x):
-    if math.prod(x.shape[2:]) < 2:
-        raise ValueError(f'x has shape {tuple(x.shape)}: a map of one value is its own mean, and its variance is 0, so the output would not depend '
-                         'on x; leave this layer out, place it where maps are larger, or use BatchNorm or GroupNorm')
-
 class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
     "Mean 0 and variance 1 over each map of each item, then scale and shift (Ulyanov et al. 2016, 1607.08022); as `nn.InstanceNorm2d`."
     def __init__(self,
@@ -155,16 +129,16 @@ class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
         affine: bool = True,  # learn a scale and a shift per channel?
         device=None, dtype=None,  # of parameters
     ):
-        super().__init__(_check_count('nf', nf), _check_number('eps', eps), affine=affine, device=device, dtype=dtype)
+        nf, eps = check_int(nf=nf, least=1), check_real(eps=eps, least=0)
+        super().__init__(nf, eps, affine=affine, device=device, dtype=dtype)
 
     nf = _also('num_features')
     def extra_repr(self): return f'{self.nf}, eps={self.eps}, affine={self.affine}'
 
     def forward(self, x):
         "`x` (n×c×l, n×c×h×w or n×c×d×h×w), each map by its own statistics, in training and evaluation alike."
-        _check_channels(x, self.nf, self.weight, least=3)
-        _check_maps(x)
-        return _affine(_standardized(x, 2, self.eps), self.weight, self.bias).to(x.dtype)
+        _check(x, self.weight, (self.nf,), 1, 2)
+        return _affine(_standardized(x, 2, self.eps, least=2), self.weight, self.bias).to(x.dtype)
 
 # %% ../nbs/11_batchnorm.ipynb #2659aaa2
 class GroupNorm(nn.GroupNorm):
@@ -176,17 +150,15 @@ class GroupNorm(nn.GroupNorm):
         affine: bool = True,  # learn a scale and a shift per channel?
         device=None, dtype=None,  # of parameters
     ):
-        groups, nf = _check_count('groups', groups), _check_count('nf', nf)
-        if nf % groups: raise ValueError(f'{nf} channels cannot be cut into {groups} groups; groups should be one of '
-                                         f'{[g for g in range(1, nf + 1) if nf % g == 0]}')
-        super().__init__(groups, nf, _check_number('eps', eps), affine, device, dtype)
+        groups, nf = check_int(groups=groups, nf=nf, least=1)
+        super().__init__(groups, nf, check_real(eps=eps, least=0), affine, device, dtype)
 
     groups, nf = _also('num_groups'), _also('num_channels')
     def extra_repr(self): return f'{self.groups}, {self.nf}, eps={self.eps}'
 
     def forward(self, x):
         "`x` (n×c or n×c×…), each group of channels of each item by its own statistics."
-        _check_channels(x, self.nf, self.weight)
+        _check(x, self.weight, (self.nf,), 1, 2)
         x_hat = _standardized(x.unflatten(1, (self.groups, -1)), 2, self.eps).flatten(1, 2)
         return _affine(x_hat, self.weight, self.bias).to(x.dtype)
 
@@ -225,7 +197,8 @@ def _running_norm(x, weight, bias, running_mean, running_var, counts, items, mom
     if enter:
         n, kept = x.numel()//x.shape[1], _kept(mom, x.shape[0])
         new = 1 if mom is None else 1 - kept
-        if n == 0: raise ValueError(f'x has shape {tuple(x.shape)}; there is nothing to enter the running statistics')
+        if n == 0:
+            raise ValueError(f'x has shape {tuple(x.shape)}; there is nothing to enter the statistics')
         again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1   # in a backward pass: for a checkpoint
         if not again:
             counts.mul_(kept).add_(new*n)
@@ -244,7 +217,7 @@ def _running_norm(x, weight, bias, running_mean, running_var, counts, items, mom
     return _affine(distance, scale if weight is None else scale*weight, bias)
 
 # %% ../nbs/11_batchnorm.ipynb #9b511d16
-class RunningBatchNorm(nn.modules.batchnorm._BatchNorm):
+class RunningBatchNorm(BatchNorm):
     "Batch norm by running statistics that the batch enters before it is normalised, in training and evaluation alike (fast.ai 2019); for small batches."
     def __init__(self,
         nf: int,                  # channels
@@ -253,14 +226,12 @@ class RunningBatchNorm(nn.modules.batchnorm._BatchNorm):
         affine: bool = True,      # learn a scale and a shift per channel?
         device=None, dtype=None,  # of parameters and buffers
     ):
-        if mom is not None: mom = _check_number('mom', mom, 0, 1)
-        if mom == 0: raise ValueError('mom is 0, so that a batch would never enter the running statistics; it should be above 0')
-        super().__init__(_check_count('nf', nf), _check_number('eps', eps), mom, affine, device=device, dtype=dtype)
+        if mom == 0:
+            raise ValueError('mom is 0, so that no batch would enter the statistics; it should be above 0')
+        super().__init__(nf, mom, eps, affine, device=device, dtype=dtype)
         del self.num_batches_tracked   # instead:
-        for name in ('counts', 'items'): self.register_buffer(name, torch.zeros(1, device=device, dtype=dtype))
-
-    nf, mom = _also('num_features'), _also('momentum')
-    def extra_repr(self): return f'{self.nf}, mom={self.mom}, eps={self.eps}'
+        for name in ('counts', 'items'):
+            self.register_buffer(name, torch.zeros(1, device=device, dtype=dtype))
 
     def reset_running_stats(self):
         "As if nothing had been seen."
@@ -277,7 +248,7 @@ class RunningBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, x):
         "`x` (n×c, n×c×l, n×c×h×w or n×c×d×h×w) by the running statistics, which a batch in training enters first."
-        _check_channels(x, self.nf, self.weight)
+        _check(x, self.weight, (self.nf,), 1, 2)
         y = _running_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.counts, self.items, self.mom, self.eps,
                           self.training and self.track_running_stats)
         return y.to(x.dtype)

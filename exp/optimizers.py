@@ -8,7 +8,7 @@ __all__ = ['sgd_step', 'weight_decay', 'l2_reg', 'Stat', 'AverageGrad', 'Average
            'lars_scale', 'descend', 'lars_opt', 'lamb_step', 'lamb_opt', 'LateAverage', 'lion_step', 'lion_opt']
 
 # %% ../nbs/14_optimizers.ipynb #815a1b49
-import copy, inspect, math, operator
+import copy, inspect, math
 from collections.abc import Callable
 from numbers import Real
 
@@ -16,6 +16,8 @@ import torch
 from torch.optim.optimizer import required
 
 from .core import did_you_mean, exercise, listify, patch
+from .fused import Planner, fused_adam, fused_adamw, fused_lamb, fused_nesterov, fused_sgd
+from .schedules import check_hyper
 
 # %% ../nbs/14_optimizers.ipynb #b8ab22f3
 def sgd_step(ps, grads, lr):
@@ -82,15 +84,13 @@ def momentum_step(ps, grad_avg, lr):
     torch._foreach_add_(ps, grad_avg, alpha=-lr)
 
 # %% ../nbs/14_optimizers.ipynb #d9ba3cd7
-def _name(f): return getattr(f, '__name__', None) or repr(f)
-
 def _needs(f):
     "The names of what `f` needs, and their defaults. `TypeError` for anything but a function of named parameters."
-    if not callable(f): raise TypeError(f'a stepper should be a function, not {f!r}')
     params = inspect.signature(f).parameters.values()
     for p in params:
-        if p.kind is not p.POSITIONAL_OR_KEYWORD: raise TypeError(f'{_name(f)} takes {p}; it should name each thing that it needs')
-    return {p.name: p.default for p in params}
+        if p.kind is not p.POSITIONAL_OR_KEYWORD:
+            raise TypeError(f'{f} takes {p}; it should name each thing that it needs')
+    return {p.name: required if p.default is p.empty else p.default for p in params}
 
 # %% ../nbs/14_optimizers.ipynb #fa79acd6
 _LISTS = ('ps', 'grads')
@@ -99,11 +99,11 @@ def _owners(stats):
     "Which stat writes which key."
     owners = {}
     for stat in stats:
-        if not isinstance(stat, Stat): raise TypeError(f'a stat should be an instance of a subclass of Stat, not {stat!r}')
-        key = stat.key
-        if key in (None, *_LISTS): raise ValueError(f'{stat!r} has the key {key!r}; it should be a name of its own (ps are the parameters, grads the gradients)')
-        if key in owners: raise ValueError(f'two stats write {key!r}: {owners[key]!r} and {stat!r}; keep one, or give one of them another key')
-        owners[key] = stat
+        if not isinstance(stat, Stat):
+            raise TypeError(f'a stat should be an instance of a subclass of Stat, not {stat!r}')
+        if stat.key in (None, *_LISTS, *owners):
+            raise ValueError(f'{stat!r} has the key {stat.key!r}; it needs one of its own')
+        owners[stat.key] = stat
     return owners
 
 # %% ../nbs/14_optimizers.ipynb #51388aac
@@ -120,38 +120,28 @@ def _in_order(steppers, owners):
     for f in steppers: place(f)
     read = {name for _, names, stat in parts for name in names if owners.get(name) is not stat}
     for stat in owners.values():
-        if stat.key not in read: raise ValueError(f'no stepper reads {stat.key!r}, which {stat!r} keeps; take it out, or add the stepper')
+        if stat.key not in read:
+            raise ValueError(f'no stepper reads {stat.key!r}; take {stat!r} out, or add the stepper')
         if stat.late: place(stat.update, stat)
     return parts
 
 # %% ../nbs/14_optimizers.ipynb #3811530e
-_MISSING = inspect.Parameter.empty
-
 def _known(parts, owners):
-    "The hyper-parameters that the parts name: {name: default}, and {name: who asks for it first}."
-    known, asks = {}, {}
-    for f, names, stat in sorted(parts, key=lambda part: part[2] is not None):
+    "The hyper-parameters that the parts name, with their defaults."
+    known = {}
+    for f, _, stat in sorted(parts, key=lambda part: part[2] is not None):
         for name, default in _needs(f).items():
-            if name in _LISTS or name in owners: continue
-            asks.setdefault(name, _name(f) if stat is None else repr(stat))
-            if known.get(name, _MISSING) is _MISSING: known[name] = default
-    return known, asks
+            if name not in _LISTS and name not in owners and known.get(name, required) is required: known[name] = default
+    return known
 
 # %% ../nbs/14_optimizers.ipynb #4f6b47b1
-_KEYS = dict(mom='momentum', sqr_mom='alpha', wd='weight_decay')   # where PyTorch's keys differ from our names
-_OURS = {key: name for name, key in _KEYS.items()}
-_BETAS = ('mom', 'sqr_mom')
+_KEYS = dict(lr='lr', mom='momentum', sqr_mom='alpha', eps='eps', wd='weight_decay')   # our names, PyTorch's keys
 
 def _places(names):
     "Where a parameter group keeps each hyper-parameter: (key,), or (key, place in its tuple)."
-    both = all(name in names for name in _BETAS)
-    return {name: ('betas', _BETAS.index(name)) if both and name in _BETAS else (_KEYS.get(name, name),) for name in names}
-
-def _check_value(name, value):
-    if name not in ('lr', 'eps', *_KEYS) or isinstance(value, torch.Tensor): return
-    if isinstance(value, bool) or not isinstance(value, Real): raise TypeError(f'{name} should be a number, not {value!r}')
-    if not 0 <= value < math.inf: raise ValueError(f'{name} is {value}; it should be a number from 0 up')
-    if name in _BETAS and value >= 1: raise ValueError(f'{name} is {value}; it should be less than 1')
+    places = {name: (_KEYS.get(name, name),) for name in names}
+    both = dict(mom=('betas', 0), sqr_mom=('betas', 1))
+    return {**places, **both} if both.keys() <= places.keys() else places
 
 # %% ../nbs/14_optimizers.ipynb #1637223a
 class Optimizer(torch.optim.Optimizer):
@@ -169,54 +159,54 @@ class Optimizer(torch.optim.Optimizer):
         self.steppers, self.stats = listify(steppers), listify(stats)
         if not self.steppers: raise ValueError('an optimizer needs a stepper, such as sgd_step')
         self._owners = _owners(self.stats)
-        self._parts = _in_order(self.steppers, self._owners)
-        self._fused, self._plans, self._seen = None, {}, []
-        super().__init__(params, self._prepare(hypers))
+        self._parts, self._fused = _in_order(self.steppers, self._owners), []
+        self._planner = Planner(self.stats)
+        super().__init__(params, self._defaults(hypers))
 
-    def __repr__(self):
-        parts = [_name(f) if stat is None else repr(stat) for f, _, stat in self._parts]
-        return f'{" → ".join(parts)}\n{super().__repr__()}'
+    def __repr__(self): return f'{" → ".join(_part_name(part) for part in self._parts)}\n{super().__repr__()}'
+
+def _part_name(part):
+    return getattr(part[0], '__name__', repr(part[0])) if part[2] is None else repr(part[2])
 
 # %% ../nbs/14_optimizers.ipynb #dfddbfaa
 @patch
-def _prepare(self: Optimizer, hypers):
+def _defaults(self: Optimizer, hypers):
     "The defaults of parameter groups, under PyTorch's keys."
-    known, self._asks = _known(self._parts, self._owners)
+    known = _known(self._parts, self._owners)
     for name in hypers:
         if name not in known:
-            hint = f'; did you mean {_OURS[name]!r}?' if name in _OURS else did_you_mean(name, known) or '.'
+            hint = did_you_mean(name, known, cutoff=0.5) or '.'
             raise ValueError(f'no stepper or stat knows {name!r}{hint} They know {", ".join(known)}')
-    values = {**known, **hypers}
-    self._places = _places(known)
-    defaults = {self._places[name][0]: required if value is _MISSING else value for name, value in values.items()}
-    if 'betas' in defaults: defaults['betas'] = tuple(values[name] for name in _BETAS)
+    self._places, values = _places(known), {**known, **hypers}
+    defaults = {self._places[name][0]: value for name, value in values.items()}
+    if 'betas' in defaults: defaults['betas'] = values['mom'], values['sqr_mom']
     return defaults
 
 # %% ../nbs/14_optimizers.ipynb #91866742
-_USUAL = {'lr', 'momentum', 'betas', 'alpha', 'eps', 'weight_decay', 'mom', 'sqr_mom', 'wd', 'dampening', 'nesterov', 'maximize', 'amsgrad'}
+_USUAL = {*_KEYS, *_KEYS.values(), 'betas', 'dampening', 'nesterov', 'maximize', 'amsgrad'}
 
-def _in_torchs_keys(group, places, defaults):
-    "The group with our names translated. `ValueError` where a value comes twice."
-    group, given = dict(group), set(group)
-    for name, (key, *place) in places.items():
-        if name == key or name not in group: continue
-        if key in group and (not place or key in given): raise ValueError(f'a group has both {name} and {key}, which are the same; give one of them')
-        value = group.pop(name)
-        group[key] = _replaced(group.get(key, defaults[key]), place[0], value) if place else value
-    return group
+@patch
+def hypers(self: Optimizer,
+    group: dict, # one of `param_groups`
+) -> dict:
+    "The group's hyper-parameters by our names, as numbers."
+    values = {name: group[key][place[0]] if place else group[key] for name, (key, *place) in self._places.items()}
+    return {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
-def _replaced(values, i, value): return (*values[:i], value, *values[i + 1:])
-
-def _check_group(opt, group):
-    if 'params' not in group: raise ValueError(f"a group needs 'params', the parameters that it holds; this one has {', '.join(group)}")
-    used = {key for key, *_ in opt._places.values()}
-    if 'betas' in used and not (isinstance(group['betas'], (tuple, list)) and len(group['betas']) == 2):
-        raise ValueError(f"betas are {group['betas']!r}; they should be two numbers, mom and sqr_mom")
+@patch
+def _check_group(self: Optimizer, group):
+    "`ValueError` for a value that nobody knows, is missing or out of its range."
+    used = {key for key, *_ in self._places.values()}
+    if 'betas' in used and len(group['betas']) != 2:
+        raise ValueError(f"betas are {group['betas']!r}; they should be two numbers")
     for key in _USUAL.intersection(group) - used:
-        if group[key]: raise ValueError(f'a group has {key}={group[key]!r}, and no stepper or stat knows it; they know {", ".join(opt._places)}')
-    for name, value in opt._hypers(group).items():
-        if value in (required, _MISSING): raise ValueError(f'{opt._asks[name]} needs {name}, and no stat keeps it; give {name}=… (or add the stat that does)')
-        _check_value(name, value)
+        if group[key]:
+            raise ValueError(f'no stepper or stat knows {key}={group[key]!r}; they know {", ".join(self._places)}')
+    for name, value in self.hypers(group).items():
+        if value is required:
+            asks = next(_part_name(part) for part in self._parts if name in part[1])
+            raise ValueError(f'{asks} needs {name}, and no stat keeps it; give {name}=… (or add the stat that does)')
+        if name in _KEYS: check_hyper(name, value)
 
 # %% ../nbs/14_optimizers.ipynb #24755b72
 @patch
@@ -224,71 +214,15 @@ def add_param_group(self: Optimizer,
     group: dict, # 'params', and values of its own: our names, PyTorch's keys, or others (such as `layer`), which are kept
 ):
     "One more group of parameters. `ValueError` for a value that nobody knows, that comes twice, is missing or out of its range."
-    if not isinstance(group, dict): raise TypeError(f"a group should be a dict with 'params', not {group!r}")
-    group = _in_torchs_keys(group, self._places, self.defaults)
-    _check_group(self, {**self.defaults, **group})
+    group, given = dict(group), set(group)
+    for name, (key, *place) in self._places.items():
+        if name == key or name not in given: continue
+        if key in given:
+            raise ValueError(f'a group has both {name} and {key}, which are the same; give one of them')
+        value, both = group.pop(name), group.get(key, self.defaults[key])
+        group[key] = tuple(value if i in place else v for i, v in enumerate(both)) if place else value
+    self._check_group({**self.defaults, **group})
     super(Optimizer, self).add_param_group(group)
-    self._plans = {}
-
-@patch
-def _hypers(self: Optimizer, group):
-    "The group's hyper-parameters by our names."
-    values = {name: group[key][place[0]] if place else group[key] for name, (key, *place) in self._places.items()}
-    return {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
-
-# %% ../nbs/14_optimizers.ipynb #02f989e2
-class _Chunk:
-    "Parameters that are stepped together: of one device and type, with the same plain numbers in their state."
-    def __init__(self, members, fused):
-        self.places, self.ps, self.states = map(list, zip(*members))   # places: where they stand in their group
-        self.fused = fused
-
-_CHUNK = 2**20
-
-def _runs(members, most):
-    "Cut the list into runs of at most `most` numbers, or of one parameter."
-    runs, size = [], 0
-    for member in members:
-        n = member[1].numel()
-        if not runs or size + n > most: runs.append([]); size = 0
-        runs[-1].append(member)
-        size += n
-    return runs
-
-# %% ../nbs/14_optimizers.ipynb #0dbab2d3
-@patch
-def _plan(self: Optimizer, params, grads, idle):
-    "The chunks of a group, with the state of those that have none yet. `ValueError` for a sparse gradient."
-    alike = {}
-    for i, (p, g) in enumerate(zip(params, grads)):
-        if g is None: continue
-        if g.layout is not torch.strided:
-            raise ValueError(f'parameter {i} of its group, {tuple(p.shape)}, has a sparse gradient; it should be dense (an embedding with sparse=False), '
-                             'or use torch.optim.SparseAdam for it')
-        state = self.state[p]
-        for key, stat in self._owners.items():
-            if key not in state and stat not in idle: state[key] = stat.init(p)
-        numbers = tuple(state[key] for key in self._owners if isinstance(state.get(key), Real))
-        fused = self._fused is not None and _fits_kernel(self._fused[-1][0], p)
-        alike.setdefault((p.device, p.dtype, fused, numbers), []).append((i, p, state))
-    return [_Chunk(run, fused) for (device, _, fused, _), members in alike.items()
-            for run in _runs(members, _CHUNK if device.type == 'cpu' else math.inf)]
-
-# %% ../nbs/14_optimizers.ipynb #902959fb
-def _same(xs, ys): return len(xs) == len(ys) and all(map(operator.is_, xs, ys))
-
-@patch
-@torch._disable_dynamo   # `torch.compile(opt.step)` compiles what is done with a plan, not its making
-def _chunks(self: Optimizer, i, group):
-    "The chunks of group `i`, its gradients, its hyper-parameters, and the stats that are idle under these."
-    params, hypers = group['params'], self._hypers(group)
-    grads = [p.grad for p in params]
-    missing, idle = [g is None for g in grads], {stat for stat in self.stats if stat.idle(hypers)}
-    kept = self._plans.get(i)
-    if kept and _same(kept[0], params) and kept[1:3] == (missing, idle): return kept[3], grads, hypers, idle
-    chunks = self._plan(params, grads, idle)
-    self._plans[i], self._seen = (list(params), missing, idle, chunks), list(self.state.values())
-    return chunks, grads, hypers, idle
 
 # %% ../nbs/14_optimizers.ipynb #59dc8fef
 @patch
@@ -297,10 +231,11 @@ def _run(self: Optimizer, chunk, grads, hypers, idle):
     memory = {key: grads if stat in idle else [s[key] for s in chunk.states] for key, stat in self._owners.items()}
     numbers = [key for key, values in memory.items() if isinstance(values[0], Real)]
     names = {**hypers, **memory, **{key: memory[key][0] for key in numbers}, 'ps': chunk.ps, 'grads': grads}
-    if chunk.ps[0].is_complex(): names = {n: [torch.view_as_real(t.resolve_conj()) for t in v] if isinstance(v, list) else v for n, v in names.items()}
+    if chunk.ps[0].is_complex():
+        lists = {n: v for n, v in names.items() if isinstance(v, list)}
+        names.update((n, [torch.view_as_real(t.resolve_conj()) for t in v]) for n, v in lists.items())
     for f, needs, stat in self._fused if chunk.fused else self._parts:
-        if stat in idle: names[stat.key] = names['grads']; continue
-        new = f(*[names[n] for n in needs])
+        new = names['grads'] if stat in idle else f(*[names[n] for n in needs])
         if new is not None: names['grads' if stat is None else stat.key] = new
     for key in numbers:
         for s in chunk.states: s[key] = names[key]
@@ -314,14 +249,13 @@ def step(self: Optimizer,
     loss = None
     if closure is not None:
         with torch.enable_grad(): loss = closure()
-    if not _same(self._seen, self.state.values()): self._plans = {}     # somebody exchanged the state
     with torch.no_grad():
-        work = [self._chunks(i, group) for i, group in enumerate(self.param_groups)]
-        for chunks, grads, hypers, idle in work:
-            for chunk in chunks: self._run(chunk, [grads[i] for i in chunk.places], hypers, idle)
+        for work in self._planner(self): self._run(*work)
     return loss
 
 # %% ../nbs/14_optimizers.ipynb #8e6efe11
+_TORCHS = dict(momentum_buffer='grad_avg', exp_avg='grad_avg', exp_avg_sq='sqr_avg')   # keys of PyTorch's SGD and Adam
+
 @patch
 def load_state_dict(self: Optimizer,
     state_dict: dict, # of an optimizer with the same stats, for parameters of the same shapes; or of PyTorch's SGD or Adam
@@ -329,57 +263,46 @@ def load_state_dict(self: Optimizer,
     """Go on from a copy of `state_dict`, after the pre-hooks. `ValueError` if it is another optimizer's or another model's.
 
     A value that its groups do not have stays as it is here. Tensors of a stat have the type that `init` gives them."""
-    fitted = {}
-    last = self.register_load_state_dict_pre_hook(lambda opt, state: fitted.update(_fitted(opt, state)))
+    fitted = []
+    last = self.register_load_state_dict_pre_hook(lambda opt, state: fitted.extend(opt._fitted(state)))
     try: super(Optimizer, self).load_state_dict(copy.deepcopy(state_dict))
     finally: last.remove()
-    for p, kept in fitted.items():
+    for p, kept in fitted:
         for key in self._owners.keys() & kept.keys():
             if isinstance(kept[key], torch.Tensor) and kept[key].dtype != p.dtype:   # PyTorch has made it the parameter's
                 self.state[p][key] = kept[key].to(p.device, self._owners[key].init(p).dtype)
 
-def _fitted(opt, state_dict):
-    "{parameter: what is kept of it}, with the gaps in the groups filled. `ValueError` if the state does not belong to `opt`."
-    if not isinstance(state_dict, dict) or not {'state', 'param_groups'} <= state_dict.keys():
-        raise ValueError('this is no state of an optimizer, which is a dict with state and param_groups')
-    fitted = {}
-    for group, saved in zip(opt.param_groups, state_dict['param_groups']):
-        missing = [name for name, (key, *_) in opt._places.items() if key not in saved]
+@patch
+def _fitted(self: Optimizer, state_dict):
+    "(parameter, what is kept of it) pairs, in our terms, with the gaps in the groups filled. `ValueError` for what does not fit."
+    fitted = []
+    for group, saved in zip(self.param_groups, state_dict['param_groups']):
+        missing = [name for name, (key, *_) in self._places.items() if key not in saved]
         if missing and saved.keys() - group.keys():
-            raise ValueError(f'the state has no {missing[0]}; it is of another optimizer, with {", ".join(k for k in saved if k != "params")}')
-        for key, value in group.items(): saved.setdefault(key, value)
-        _check_group(opt, saved)
-        idle = {stat.key for stat in opt.stats if stat.idle(opt._hypers(saved))}
-        for p, i in zip(group['params'], saved['params']): fitted[p] = _fit_kept(opt, i, p, state_dict['state'].get(i, {}), idle)
-    return fitted
-
-_TORCHS = dict(momentum_buffer='grad_avg', exp_avg='grad_avg', exp_avg_sq='sqr_avg')   # keys of PyTorch's SGD and Adam
-
-def _fit_kept(opt, i, p, kept, idle):
-    "What is kept of a parameter, in our terms."
-    for theirs, ours in _TORCHS.items():
-        if ours in opt._owners and kept.get(theirs) is not None: kept[ours] = kept.pop(theirs)
-    if isinstance(kept.get('step'), torch.Tensor) and isinstance(opt._owners.get('step'), StepCount): kept['step'] = int(kept['step'])
-    own = opt._owners.keys()
-    if own & kept.keys() and own - idle - kept.keys():
-        raise ValueError(f'the state keeps {", ".join(kept)} of parameter {i}; this optimizer keeps {", ".join(own)}')
-    for key in own & kept.keys():
-        value = kept[key]
-        if isinstance(value, torch.Tensor) and value.shape != p.shape and opt._owners[key].init(p).shape == p.shape:
-            raise ValueError(f'the {key} of parameter {i} is {tuple(value.shape)}, and the parameter {tuple(p.shape)}; the state is of another model')
-    return kept
-
+            raise ValueError(f'the state has no {missing[0]}; it is of another optimizer')
+        saved.update({**group, **saved})
+        self._check_group(saved)
+        hypers = self.hypers(saved)
+        needed = {key for key, stat in self._owners.items() if not stat.idle(hypers)}
+        fitted += [(p, state_dict['state'].get(i, {}), needed) for p, i in zip(group['params'], saved['params'])]
+    for p, kept, needed in fitted:
+        for theirs, ours in _TORCHS.items():
+            if ours in self._owners and kept.get(theirs) is not None: kept[ours] = kept.pop(theirs)
+        if isinstance(kept.get('step'), torch.Tensor) and isinstance(self._owners.get('step'), StepCount): kept['step'] = int(kept['step'])
+        own = self._owners.keys() & kept.keys()
+        if own and needed - own:
+            raise ValueError(f'the state keeps {", ".join(kept)} of a parameter; this optimizer keeps {", ".join(self._owners)}')
+        for key in own:
+            shape = getattr(kept[key], 'shape', p.shape)
+            if shape != p.shape and self._owners[key].init(p).shape == p.shape:
+                raise ValueError(f'the {key} of a parameter of shape {tuple(p.shape)} is {tuple(shape)}; the state is of another model')
+    return [(p, kept) for p, kept, _ in fitted]
 
 # %% ../nbs/14_optimizers.ipynb #c8ae519d
 @patch
 def __getstate__(self: Optimizer):   # for copies of the optimizer itself
-    own = ('steppers', 'stats', '_owners', '_parts', '_places', '_asks', '_fused')
+    own = ('steppers', 'stats', '_owners', '_parts', '_places', '_fused', '_planner')
     return {**super(Optimizer, self).__getstate__(), **{k: getattr(self, k) for k in own}}
-
-@patch
-def __setstate__(self: Optimizer, state):
-    super(Optimizer, self).__setstate__(state)
-    self._plans, self._seen = {}, []
 
 # %% ../nbs/14_optimizers.ipynb #c3053790
 def sgd_opt(
@@ -482,7 +405,8 @@ def lars_opt(
     return Optimizer(params, [lars_scale, descend], AverageGrad(), lr=lr, mom=mom, trust=trust, wd=wd)
 
 # %% ../nbs/14_optimizers.ipynb #1ed36e37
-def _trusted_step(ps, update, lr): torch._foreach_addcmul_(ps, update, trust_ratio(_norms(ps), _norms(update)).unbind(), -lr)
+def _trusted_step(ps, grads, lr):
+    torch._foreach_addcmul_(ps, grads, trust_ratio(_norms(ps), _norms(grads)).unbind(), -lr)
 
 def lamb_step(ps, grad_avg, sqr_avg, step, lr, mom=0.9, sqr_mom=0.99, eps=1e-5, wd=0.):
     r"$p - lr\frac{‖p‖}{‖u‖}u$ with $u = \frac{a/d_1}{\sqrt{s/d_2}+\epsilon} + wd·p$ (You et al. 2019, 1904.00962)."
@@ -528,88 +452,51 @@ def lion_opt(
     "Lion (Chen et al. 2023, 2302.06675): steps of the same size in each number, and one memory instead of Adam's two."
     return Optimizer(params, [weight_decay, lion_step], LateAverage(), lr=lr, mom=mom, late_mom=late_mom, wd=wd)
 
-# %% ../nbs/14_optimizers.ipynb #12651a07
-def _laid_out(grads, ps):
-    "The gradients, each in memory as its parameter."
-    if all(map(torch.Tensor.is_contiguous, grads)) and all(map(torch.Tensor.is_contiguous, ps)): return grads
-    return [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for g, p in zip(grads, ps)]
-
-def _changing(lr): return torch.full((), lr, dtype=torch.float64) if torch.compiler.is_compiling() else lr   # a number would be compiled in
-
-def _fused_sgd(ps, grads, grad_avg, lr, mom, wd, nesterov):
-    torch._fused_sgd_(ps, _laid_out(grads, ps), grad_avg if mom else [], lr=_changing(lr), momentum=mom, weight_decay=wd,
-                      dampening=0., nesterov=nesterov, maximize=False, is_first_step=False)
-
-def _fused_adam(kernel, ps, grads, grad_avg, sqr_avg, step, lr, mom, sqr_mom, eps, wd):
-    step = torch.full((), float(step), device=ps[0].device)
-    kernel(ps, _laid_out(grads, ps), grad_avg, sqr_avg, [], [step]*len(ps), lr=_changing(lr), beta1=mom, beta2=sqr_mom,
-           eps=eps, weight_decay=wd, amsgrad=False, maximize=False)
-
-# %% ../nbs/14_optimizers.ipynb #68674105
-def _kernel_sgd(ps, grads, grad_avg, lr, mom=0.9, wd=0.): _fused_sgd(ps, grads, grad_avg, lr, mom, wd, nesterov=False)
-def _kernel_nesterov(ps, grads, grad_avg, lr, mom=0.9, wd=0.): _fused_sgd(ps, grads, grad_avg, lr, mom, wd, nesterov=True)
-
-def _kernel_adamw(ps, grads, grad_avg, sqr_avg, step, lr, mom=0.9, sqr_mom=0.99, eps=1e-5, wd=0.):
-    _fused_adam(torch._fused_adamw_, ps, grads, grad_avg, sqr_avg, step, lr, mom, sqr_mom, eps, wd)
-
-def _kernel_adam(ps, grads, grad_avg, sqr_avg, step, lr, mom=0.9, sqr_mom=0.99, eps=1e-5, wd=0.):
-    _fused_adam(torch._fused_adam_, ps, grads, grad_avg, sqr_avg, step, lr, mom, sqr_mom, eps, wd)
-
-def _kernel_lamb(ps, grads, grad_avg, sqr_avg, step, lr, mom=0.9, sqr_mom=0.99, eps=1e-5, wd=0.):
-    update = torch._foreach_mul(ps, wd)
-    _fused_adam(torch._fused_adam_, update, grads, grad_avg, sqr_avg, step, -1., mom, sqr_mom, eps, 0.)
-    _trusted_step(ps, update, lr)
-
-def _fits_kernel(kernel, p):
-    "Can it step this parameter? PyTorch's SGD for the CPU leaves long half-precision ones where they are."
-    if kernel in (_kernel_sgd, _kernel_nesterov) and p.device.type == 'cpu' and p.dtype in (torch.float16, torch.bfloat16): return False
-    return p.is_floating_point() and p.stride() == torch.empty_like(p).stride()
-
-_SUM, _MEANS = ('AverageGrad(dampening=False)',), ('AverageGrad(dampening=True)', 'AverageSqrGrad()', 'StepCount()')
-_KERNELS = {('l2_reg', *_SUM, 'momentum_step'): _kernel_sgd, ('l2_reg', *_SUM, 'nesterov_step'): _kernel_nesterov,
-            ('weight_decay', *_MEANS, 'adam_step'): _kernel_adamw, ('l2_reg', *_MEANS, 'adam_step'): _kernel_adam,
-            (*_MEANS, 'lamb_step'): _kernel_lamb}
-
 # %% ../nbs/14_optimizers.ipynb #7a171e31
+_MEANS = AverageGrad(dampening=True), AverageSqrGrad(), StepCount()
+_IN_ONE_PASS = (   # steppers, stats, and the steppers that do the work of all
+    ([l2_reg, momentum_step], [AverageGrad()], [fused_sgd]),
+    ([l2_reg, nesterov_step], [AverageGrad()], [fused_nesterov]),
+    ([weight_decay, adam_step], _MEANS, [fused_adamw]),
+    ([l2_reg, adam_step], _MEANS, [fused_adam]),
+    ([lamb_step], _MEANS, [fused_lamb, _trusted_step]))
+
 @patch
 def fuse(self: Optimizer) -> Optimizer:
     """From now on the work of all parts is done in one pass, by PyTorch's fused kernels; the same steps up to rounding. Answers the optimizer itself.
 
     Parameters that the kernels cannot take (complex ones, views with gaps, and half-precision ones with SGD on the CPU) go on part by part. `ValueError` where PyTorch has no kernel."""
-    names = tuple(_name(f) if stat is None else repr(stat) for f, _, stat in self._parts)
-    if names not in _KERNELS:
-        raise ValueError(f'PyTorch has no kernel for {" → ".join(names)}; it has them for the parts of sgd_opt, adam_opt and lamb_opt')
-    kernel = _KERNELS[names]
-    self._fused, self._plans = [part for part in self._parts if isinstance(part[2], StepCount)] + [(kernel, tuple(_needs(kernel)), None)], {}
-    return self
+    kinds = lambda stats: {stat.key: (type(stat), vars(stat)) for stat in stats}
+    for steppers, stats, fused in _IN_ONE_PASS:
+        if steppers == self.steppers and kinds(stats) == kinds(self.stats):
+            counts = [part for part in self._parts if isinstance(part[2], StepCount)]
+            self._fused = counts + [(f, tuple(_needs(f)), None) for f in fused]
+            self._planner = Planner(self.stats, fused[0])
+            return self
+    raise ValueError('PyTorch has no kernel for these parts; it has them for those of sgd_opt, adam_opt and lamb_opt')
 
 # %% ../nbs/14_optimizers.ipynb #76248ec9
-def _steps_apart(ours, theirs, steps=20):
-    "The largest difference after `steps` steps with the same gradients, some missing."
+@exercise('14.1')
+def _check_14_1(answer, theirs=torch.optim.Adagrad, called='Adagrad'):
     torch.manual_seed(0)
     ps = [torch.nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in ((), (3,), (4, 2))]
     qs = [torch.nn.Parameter(p.detach().clone()) for p in ps]
-    a, b = ours(ps, lr=0.05), theirs(qs, lr=0.05)
-    for step in range(steps):
+    ours, reference = answer(ps, lr=0.05), theirs(qs, lr=0.05)
+    if not isinstance(ours, Optimizer): return 'it should answer an Optimizer of this lesson'
+    for step in range(20):
         for i, (p, q) in enumerate(zip(ps, qs)):
             p.grad = None if (step + i) % 4 == 3 else torch.randn_like(p)*(3 if step < 5 else 0.3)
             q.grad = None if p.grad is None else p.grad.clone()
-        a.step(); b.step()
-    return max((p - q).abs().max().item() for p, q in zip(ps, qs))
-
-@exercise('14.1')
-def _check_14_1(answer):
-    if not isinstance(answer([torch.nn.Parameter(torch.zeros(2))], lr=0.1), Optimizer): return 'it should answer an Optimizer of this lesson'
-    off = _steps_apart(answer, torch.optim.Adagrad)
-    if not off < 1e-9: return f'after 20 steps it is {off:.2g} away from torch.optim.Adagrad'
+        ours.step()
+        reference.step()
+    off = max((p - q).abs().max().item() for p, q in zip(ps, qs))
+    if not off < 1e-9: return f'after 20 steps it is {off:.2g} away from torch.optim.{called}'
 
 # %% ../nbs/14_optimizers.ipynb #b42e8fb3
 @exercise('14.2')
 def _check_14_2(answer):
-    if not isinstance(answer([torch.nn.Parameter(torch.zeros(2))], lr=0.1), Optimizer): return 'it should answer an Optimizer of this lesson'
-    def theirs(ps, lr): return torch.optim.Adam(ps, lr=lr, betas=(0.9, 0.99), eps=1e-5, amsgrad=True)
-    off = _steps_apart(answer, theirs)
-    if not off < 1e-9: return f'after 20 steps it is {off:.2g} away from torch.optim.Adam(…, amsgrad=True)'
+    def amsgrad(ps, lr): return torch.optim.Adam(ps, lr=lr, betas=(0.9, 0.99), eps=1e-5, amsgrad=True)
+    return _check_14_1(answer, amsgrad, 'Adam(…, amsgrad=True)')
 
 # %% ../nbs/14_optimizers.ipynb #32375097
 @exercise('14.3')

@@ -7,36 +7,29 @@ __all__ = ['MixedPrecision', 'GradAccumulation', 'ChannelsLast', 'Compile']
 
 # %% ../nbs/19_mixed_precision.ipynb #6ac04c80
 import math, warnings
-from contextlib import contextmanager, suppress
-from numbers import Real
+from contextlib import suppress
 
 import torch
 from torch import nn
 
-from .callbacks import Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, count_items
-from .core import tree_map, check_int, did_you_mean, exercise, near, patch, widen
-from .learner import CheckpointError, Learner
+from .augmentation import check_within
+from .callbacks import (Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, Runner,
+                           count_items)
+from .core import check_choice, check_int, check_real, exercise, near, patch, tree_map, widen
+from .learner import Learner
 from .losses import is_sum
+from .mixup import check_resumed
 
 # %% ../nbs/19_mixed_precision.ipynb #cb3237a9
 _HALVES = torch.float16, torch.bfloat16
-
 
 class _Stepping:
     "The optimizer as a `GradScaler` sees it: its step is the runner's, and is noted."
     def __init__(self, opt, step): self.opt, self._step, self.taken = opt, step, False
     param_groups = property(lambda self: self.opt.param_groups)
-    def step(self): self.taken = True; self._step()
-
-# %% ../nbs/19_mixed_precision.ipynb #6e4109ac
-def _check_precision(dtype, loss_scale, init_scale, growth_interval):
-    if dtype not in _HALVES: raise ValueError(f'dtype is {dtype!r}; it should be torch.float16 or torch.bfloat16')
-    for name, v in (('loss_scale', loss_scale), ('init_scale', init_scale)):
-        if name == 'loss_scale' and (v is None or v == 'dynamic'): continue
-        expected = "'dynamic', a number or None" if name == 'loss_scale' else 'a number'
-        if isinstance(v, bool) or not isinstance(v, Real): raise TypeError(f'{name} should be {expected}, not {v!r}')
-        if not 2.**-126 <= v < 2.**127: raise ValueError(f'{name} is {v}; the loss is multiplied by it in float32, so it should be finite and more than 0 there')
-    check_int(growth_interval=growth_interval, least=1)
+    def step(self):
+        self.taken = True
+        self._step()
 
 # %% ../nbs/19_mixed_precision.ipynb #67354927
 class MixedPrecision(Callback):
@@ -52,56 +45,60 @@ class MixedPrecision(Callback):
         init_scale: float = 2.**16, # where 'dynamic' begins
         growth_interval: int = 2000, # after so many good steps 'dynamic' doubles it
     ):
-        _check_precision(dtype, loss_scale, init_scale, growth_interval)
-        if dtype == torch.bfloat16 and loss_scale == 'dynamic': loss_scale = None
-        self.dtype, self.loss_scale, self.skipped, self._interval = dtype, loss_scale, 0, int(growth_interval)
-        self._first = None if loss_scale is None else float(init_scale if loss_scale == 'dynamic' else loss_scale)
+        self.dtype, self.skipped = check_choice(_HALVES, dtype=dtype), 0
+        self.loss_scale = None if dtype == torch.bfloat16 and loss_scale == 'dynamic' else loss_scale
+        self._first, self._interval = check_real(init_scale=init_scale), check_int(growth_interval=growth_interval, least=1)
+        if loss_scale not in (None, 'dynamic'): self.loss_scale = self._first = check_real(loss_scale=loss_scale)
+        check_within(2.**-126, below=2.**127, **{'init_scale' if loss_scale == 'dynamic' else 'loss_scale': self._first})   # float32's
         self._scaler, self._stepping, self._unscaled = None, None, False
 
     @property
-    def scale(self) -> float: "The factor of the loss; waits for the device."; return (self._first or 1.) if self._scaler is None else self._scaler.get_scale()
+    def scale(self) -> float:
+        "The factor of the loss; waits for the device."
+        if self.loss_scale is None: return 1.
+        return self._first if self._scaler is None else self._scaler.get_scale()
     def __repr__(self): return f'MixedPrecision({self.dtype}, loss_scale={self.loss_scale!r})'
 
 # %% ../nbs/19_mixed_precision.ipynb #4858a7bc
-def _only_one(cb):
+def only_one(cb):
+    "`ValueError` if two callbacks of a fit are of this one's kind."
     if sum(isinstance(o, type(cb)) for o in cb.run.cbs) > 1: raise ValueError(f'two callbacks of this fit are {type(cb).__name__}; take one off')
-
-def _check_weights(modules):
-    for name, p in [named for m in modules for named in m.named_parameters()]:
-        if p.requires_grad and p.dtype in _HALVES:
-            raise ValueError(f'{name} is {p.dtype}; the weights that learn stay in float32, and their copies are cast; call model.float()')
 
 # %% ../nbs/19_mixed_precision.ipynb #7c72eee3
 @patch
 def before_fit(self: MixedPrecision):
-    _only_one(self)
-    _check_weights(self.run.modules)
+    only_one(self)
+    named = [named for m in self.run.modules for named in m.named_parameters()]
+    half = next((f'{name} is {p.dtype}' for name, p in named if p.requires_grad and p.dtype in _HALVES), None)
+    if half: raise ValueError(f'{half}; weights that learn stay in float32, and their copies are cast; call model.float()')
     device = next(self.model.parameters(), torch.empty(0)).device.type   # the batches' too
-    run, get_pred, get_loss = self.run, self.run.get_pred, self.run.get_loss
-    def cast(): return torch.autocast(device, dtype=self.dtype)
-    def pred():
-        with cast(): out = get_pred()
-        return tree_map(widen, out)
-    def loss():
-        with cast(): return get_loss()
-    run.get_pred, run.get_loss = pred, loss
-    if self.loss_scale is not None: self._scaled(device)
+    def cast(part): return torch.autocast(device, dtype=self.dtype)(part)
+    run, pred = self.run, cast(self.run.get_pred)
+    run.get_pred, run.get_loss = lambda: tree_map(widen, pred()), cast(run.get_loss)
+    if self.loss_scale is not None: self._scale_steps(device)
 
 # %% ../nbs/19_mixed_precision.ipynb #1c43f708
-@patch
-def _scaled(self: MixedPrecision, device):
-    "Multiply the loss for the backward pass, and let the scaler decide on the step."
-    run, backward, zero_grad = self.run, self.run.backward, self.run.zero_grad
-    self._new_scaler(device)
-    self._stepping, self._unscaled = _Stepping(self.opt, run.step), False
-    self._others = [cb for cb in self.cbs if hasattr(type(cb), 'holding')]
-    def scaled_backward():
+def _around(run, change, forget):
+    "For this fit: `backward` sees the loss as `change` makes it, and after `zero_grad` comes `forget`."
+    backward, zero_grad = run.backward, run.zero_grad
+    def changed_backward():
         loss = run.loss_grad
-        run.loss_grad = self._scaler.scale(loss)
+        run.loss_grad = change(loss)
         try: backward()
         finally: run.loss_grad = loss
-    def clear(): zero_grad(); self._unscaled = False
-    run.backward, run.step, run.zero_grad = scaled_backward, self._step, clear
+    def clear():
+        zero_grad()
+        forget()
+    run.backward, run.zero_grad = changed_backward, clear
+
+@patch
+def _scale_steps(self: MixedPrecision, device):
+    "Multiply the loss for the backward pass, and let the scaler decide on the step."
+    self._new_scaler(device)
+    self._stepping, self._unscaled = _Stepping(self.opt, self.run.step), False
+    self._others = [cb for cb in self.cbs if hasattr(type(cb), 'holding')]
+    _around(self.run, self._scaler.scale, lambda: setattr(self, '_unscaled', False))
+    self.run.step = self._step
 
 @patch
 def _new_scaler(self: MixedPrecision, device):
@@ -116,18 +113,16 @@ def _gradients(opt): return [p.grad for group in opt.param_groups for p in group
 @patch
 def after_backward(self: MixedPrecision):
     if self.loss_scale is None or any(cb.holding for cb in self._others): return   # gradients that wait for others stay scaled
-    if not _gradients(self.opt): return   # nothing to look at, which `GradScaler` refuses
-    self._scaler.unscale_(self._stepping)
-    self._unscaled = True
+    self._unscaled = bool(_gradients(self.opt))
+    if self._unscaled: self._scaler.unscale_(self._stepping)   # which refuses to look at nothing
 
 @patch
 def _step(self: MixedPrecision):
     if not self._unscaled: return self._stepping.step()   # without gradients there is nothing to skip
     self._stepping.taken = False
     self._scaler.step(self._stepping)   # waits for the device: is there an infinite gradient?
+    self._scaler.update(None if self.loss_scale == 'dynamic' else self.loss_scale)
     self.skipped += not self._stepping.taken
-    self._scaler.update()
-    if self.loss_scale != 'dynamic': self._scaler.update(float(self.loss_scale))   # it stays what it is
     return self._stepping.taken
 
 # %% ../nbs/19_mixed_precision.ipynb #32d1a354
@@ -135,7 +130,8 @@ def _multiply(opt, factor):
     "Multiply all gradients by a number or a tensor of one."
     grads = _gradients(opt)
     for device in {g.device for g in grads}:
-        torch._foreach_mul_([g for g in grads if g.device == device], factor.to(device, non_blocking=True) if isinstance(factor, torch.Tensor) else factor)
+        here = factor.to(device, non_blocking=True) if isinstance(factor, torch.Tensor) else factor
+        torch._foreach_mul_([g for g in grads if g.device == device], here)
 
 @patch
 def after_batch(self: MixedPrecision):
@@ -144,22 +140,21 @@ def after_batch(self: MixedPrecision):
     _multiply(self.opt, scale)
     self._scaler.update(scale)      # it forgets that it has unscaled
 
-@patch
-def after_cancel_step(self: MixedPrecision): self.after_batch()
+MixedPrecision.after_cancel_step = MixedPrecision.after_batch
 
 # %% ../nbs/19_mixed_precision.ipynb #117793e1
 @patch
 def state_dict(self: MixedPrecision):
     "The scale, and how many steps were skipped; waits for the device."
-    return {'dtype': self.dtype, 'loss_scale': self.loss_scale, 'skipped': self.skipped, 'scaler': None if self._scaler is None else self._scaler.state_dict()}
+    scaler = None if self._scaler is None else self._scaler.state_dict()
+    return {'dtype': self.dtype, 'loss_scale': self.loss_scale, 'skipped': self.skipped, 'scaler': scaler}
 
 @patch
 def load_state_dict(self: MixedPrecision,
     state, # what `state_dict` answered
 ):
     "Go on from there. `CheckpointError` if it is of another precision."
-    here, there = (self.dtype, self.loss_scale), (state['dtype'], state['loss_scale'])
-    if here != there: raise CheckpointError(f'the checkpoint is of a training in {there[0]} with loss_scale={there[1]!r}; here it is {here[0]} with {here[1]!r}')
+    check_resumed(self, MixedPrecision(state['dtype'], loss_scale=state['loss_scale']))
     self.skipped = state['skipped']
     if state['scaler'] is None: return
     if self._scaler is None: self._new_scaler('cpu')   # before its first fit; that one makes its own of it
@@ -170,8 +165,8 @@ def after_fit(self: MixedPrecision): self._stepping = None
 
 # %% ../nbs/19_mixed_precision.ipynb #0e71f621
 @patch
-def _replace(self: Learner, kind, cb):
-    "Let `cb`, or nothing, be the learner's callback of this kind."
+def exchange_cb(self: Learner, kind, cb):
+    "Let `cb`, or nothing, be the learner's callback of this kind. `RuntimeError` within a fit."
     if self.fitting: raise RuntimeError(f'{kind.__name__} cannot be exchanged within a fit; do it before or after')
     self.remove_cbs([o for o in self.cbs if isinstance(o, kind)])
     if cb is not None: self.add_cbs(cb)
@@ -182,12 +177,12 @@ def to_fp16(self: Learner,
     loss_scale='dynamic', # 'dynamic', one number for good, or None
 ) -> Learner:             # itself
     "Compute in fp16 where that is safe, in training and in answers."
-    return self._replace(MixedPrecision, MixedPrecision(torch.float16, loss_scale=loss_scale))
+    return self.exchange_cb(MixedPrecision, MixedPrecision(torch.float16, loss_scale=loss_scale))
 
 @patch
-def to_bf16(self: Learner) -> Learner: "Compute in bf16 where that is safe, in training and in answers."; return self._replace(MixedPrecision, MixedPrecision(torch.bfloat16))
+def to_bf16(self: Learner) -> Learner: "Compute in bf16 where that is safe, in training and in answers."; return self.exchange_cb(MixedPrecision, MixedPrecision(torch.bfloat16))
 @patch
-def to_fp32(self: Learner) -> Learner: "Compute in float32 again."; return self._replace(MixedPrecision, None)
+def to_fp32(self: Learner) -> Learner: "Compute in float32 again."; return self.exchange_cb(MixedPrecision, None)
 
 # %% ../nbs/19_mixed_precision.ipynb #6104ba5a
 def _at_least(x, low): return x.clamp(min=low) if isinstance(x, torch.Tensor) else max(x, low)
@@ -204,22 +199,19 @@ class GradAccumulation(Callback):
         self.n_items = check_int(n_items=n_items, least=1)
         self._forget()
 
-    def _forget(self): self._seen, self._unit, self._total, self._factor = 0, 1., 0., None
+    def _forget(self):
+        self._seen, self._factor = 0, None
+        self._unit, self._total = 1., 0.
 
     @property
-    def holding(self): "Does this batch's gradient wait for others'?"; return self._seen < self.n_items and self.iter + 1 != self.iters
+    def holding(self):
+        "Does this batch's gradient wait for others'?"
+        return self._seen < self.n_items and self.iter + 1 != self.iters
 
     def before_fit(self):
-        _only_one(self)
+        only_one(self)
         self._forget()
-        run, backward, zero_grad = self.run, self.run.backward, self.run.zero_grad
-        def weighted_backward():
-            loss = run.loss_grad
-            run.loss_grad = loss*self._share(loss)
-            try: backward()
-            finally: run.loss_grad = loss
-        def clear(): zero_grad(); self._forget()
-        run.backward, run.zero_grad = weighted_backward, clear
+        _around(self.run, lambda loss: loss*self._share(loss), self._forget)
 
     def after_backward(self):
         if self.holding: raise CancelStepException
@@ -248,30 +240,32 @@ class GradAccumulation(Callback):
 
 # %% ../nbs/19_mixed_precision.ipynb #cee2b388
 @patch
+def whole_weight(self: Runner):
+    "The `batch_weight` of this batch, over all processes."
+    return self.batch_weight()
+
+@patch
 def _share(self: GradAccumulation, loss):
     "Take a batch into the group; its weight, in units of that of the group's first."
-    weight = self._weight()
+    weight = self.run.whole_weight()
     if isinstance(weight, torch.Tensor): weight = weight.to(loss.device, torch.promote_types(loss.dtype, torch.float32))
     if self._seen == 0: self._unit = _at_least(weight, 1)
     self._total = weight if is_sum(self.loss_func) else self._total + weight
     self._seen += count_items(self.xb) if self.items is None else self.run.whole_batch()
     return weight/self._unit
 
-@patch
-def _weight(self: GradAccumulation):
-    whole = vars(self.run).get('whole_weight')   # what data-parallel training says
-    return self.run.batch_weight() if whole is None else whole()
-
 # %% ../nbs/19_mixed_precision.ipynb #35961151
 @patch
-def state_dict(self: GradAccumulation): "The group that has begun; its gradients are in the checkpoint."; return {'n_items': self.n_items, 'seen': self._seen, 'unit': self._unit, 'total': self._total}
+def state_dict(self: GradAccumulation):
+    "The group that has begun; its gradients are in the checkpoint."
+    return {'n_items': self.n_items, 'seen': self._seen, 'unit': self._unit, 'total': self._total}
 
 @patch
 def load_state_dict(self: GradAccumulation,
     state, # what `state_dict` answered
 ):
     "Go on in that group. `CheckpointError` if groups were of another size."
-    if state['n_items'] != self.n_items: raise CheckpointError(f'the checkpoint is of a training with GradAccumulation({state["n_items"]}), and this is {self!r}')
+    check_resumed(self, GradAccumulation(state['n_items']))
     self._forget()
     device = next(self.model.parameters()).device
     self._seen, self._unit, self._total = state['seen'], *(tree_map(lambda t: t.to(device), state[k]) for k in ('unit', 'total'))
@@ -293,35 +287,12 @@ class ChannelsLast(Callback):
     def before_batch(self): self.run.xb = tree_map(_last, self.xb)
 
 @patch
-def channels_last(self: Learner) -> Learner: "Keep model and image batches in the memory order n, h, w, c from now on."; return self._replace(ChannelsLast, ChannelsLast())
-
-# %% ../nbs/19_mixed_precision.ipynb #71931a21
-@contextmanager
-def _forward(model, f):
-    "Let `f` be the model's forward for one block."
-    own = vars(model).get('forward')
-    model.forward = f
-    try: yield
-    finally:
-        if own is None: del model.forward
-        else: model.forward = own
+def channels_last(self: Learner) -> Learner: "Keep model and image batches in the memory order n, h, w, c from now on."; return self.exchange_cb(ChannelsLast, ChannelsLast())
 
 # %% ../nbs/19_mixed_precision.ipynb #adc16724
-_MODES = 'default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'
 _COMPILERS = 'torch._dynamo', 'torch._inductor', 'torch._functorch', 'torch.fx'
 
-def _of_compiler(e): return any(c.__module__.startswith(_COMPILERS) for c in type(e).__mro__)
-
 def _n_hooks(model): return sum(len(hooks) for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks))
-
-# %% ../nbs/19_mixed_precision.ipynb #9e15257d
-def _check_backend(backend):
-    if not isinstance(backend, str) and not callable(backend): raise TypeError(f'backend should be a name or a function, not {backend!r}')
-    if not isinstance(backend, str) or backend == 'inductor' or backend in torch.compiler.list_backends(exclude_tags=()): return
-    known = torch.compiler.list_backends()
-    raise ValueError(f'backend is {backend!r}; it should be a function or one of {", ".join(known)}{did_you_mean(backend, known)}')
-
-_PLAIN = {'mode': None, 'dynamic': None, 'fullgraph': False, 'backend': 'inductor'}   # what needs no mention
 
 # %% ../nbs/19_mixed_precision.ipynb #fb799226
 class Compile(Callback):
@@ -331,6 +302,7 @@ class Compile(Callback):
     training goes on uncompiled; `failed` says why. A single batch outside of training, and a batch seen through new hooks, run uncompiled.
     PyTorch keeps eight versions of one class's code and goes on uncompiled after that: `torch.compiler.reset()` between many models."""
     order, evaluates = -40, True
+    plain = {'mode': None, 'dynamic': None, 'fullgraph': False, 'backend': 'inductor'}   # what needs no mention
     def __init__(self,
         mode=None,             # None, 'default', 'reduce-overhead', 'max-autotune' or 'max-autotune-no-cudagraphs'
         *,
@@ -338,18 +310,20 @@ class Compile(Callback):
         fullgraph=False,       # fail where the model cannot be one graph
         backend='inductor',    # which compiler: a name that `torch.compile` knows, or a function of (graph, inputs)
     ):
-        if mode is not None and mode not in _MODES: raise ValueError(f'mode is {mode!r}; it should be None or one of {", ".join(_MODES)}{did_you_mean(str(mode), _MODES)}')
-        if not (dynamic is None or isinstance(dynamic, bool)): raise TypeError(f'dynamic should be None, True or False, not {dynamic!r}')
-        _check_backend(backend)
-        self.options, self.failed, self._made = {'mode': mode, 'dynamic': dynamic, 'fullgraph': fullgraph, 'backend': backend}, None, (None, None)
+        check_choice((None, 'default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'), mode=mode)
+        check_choice((None, True, False), dynamic=dynamic)
+        if not callable(backend) and backend != 'inductor':
+            check_choice(torch.compiler.list_backends(exclude_tags=()), backend=backend)
+        self.options = {'mode': mode, 'dynamic': dynamic, 'fullgraph': fullgraph, 'backend': backend}
+        self.failed, self._made = None, (None, None)
 
-    def __repr__(self): return f'Compile({", ".join(f"{k}={v!r}" for k, v in self.options.items() if v != _PLAIN[k])})'
+    def __repr__(self): return f'Compile({", ".join(f"{k}={v!r}" for k, v in self.options.items() if v != self.plain[k])})'
     def __getstate__(self): return {**self.__dict__, '_made': (None, None)}   # the code is bound to this model; a copy's model needs its own
 
 # %% ../nbs/19_mixed_precision.ipynb #9eda1081
 @patch
 def before_fit(self: Compile):
-    _only_one(self)
+    only_one(self)
     if self._made[0] is not self.model and not self.failed:
         try: self._made = self.model, torch.compile(self.model.forward, **self.options)
         except RuntimeError as e: self._give_up(e)   # this Python or this system is not supported
@@ -367,13 +341,16 @@ def _give_up(self: Compile, e):
 @patch
 def _pred(self: Compile, inner):
     "The prediction, compiled where that is right."
-    single = not self.in_train and self.iters == 1
+    single, own = not self.in_train and self.iters == 1, vars(self.model).get('forward')
     if self.failed or single or _n_hooks(self.model) != self._hooks: return inner()
-    try:
-        with _forward(self.model, self._made[1]): return inner()
+    self.model.forward = self._made[1]   # the model's forward for one prediction
+    try: return inner()
     except Exception as e:
-        if not _of_compiler(e): raise
+        if not any(c.__module__.startswith(_COMPILERS) for c in type(e).__mro__): raise
         failed = e.with_traceback(None)
+    finally:
+        if own is None: del self.model.forward
+        else: self.model.forward = own
     pred = inner()   # where the model is at fault, it says so here
     self._give_up(failed)
     return pred
@@ -383,7 +360,7 @@ def compile(self: Learner,
     mode=None, *, dynamic=None, fullgraph=False, backend='inductor', # as `Compile` takes them
 ) -> Learner:                                                        # itself
     "Run the model as code made by `torch.compile` from now on, where that is possible."
-    return self._replace(Compile, Compile(mode, dynamic=dynamic, fullgraph=fullgraph, backend=backend))
+    return self.exchange_cb(Compile, Compile(mode, dynamic=dynamic, fullgraph=fullgraph, backend=backend))
 
 # %% ../nbs/19_mixed_precision.ipynb #886c9bc6
 @exercise('19.1')

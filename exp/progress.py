@@ -9,18 +9,17 @@ __all__ = ['quiet', 'progress_bar', 'Progress', 'CSVLog']
 import base64, csv, io, json, math, os, sys, tempfile, threading, time, uuid, warnings
 from array import array
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 from numbers import Integral, Real
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
-from .callbacks import AvgStats, Callback, DelayedRead, Runner, smoothed
-from .core import atomic_path, check_bool, exercise, near, patch, user_path
+from .callbacks import AvgStats, Callback, DelayedRead, Runner
+from .core import atomic_path, check_bool, check_real, exercise, near, patch, user_path
 from .dataloader import DataLoader, Dataset
 
 # %% ../nbs/15_progress.ipynb #94495706
@@ -89,52 +88,43 @@ class _Display:
         self.shown = True
 
 # %% ../nbs/15_progress.ipynb #43be7dcf
-_live = threading.local()   # of this thread: `panel`, and `fits`, how many run, one in another
-
 class _Panel:
-    "The tables and bars of a cell in one display. A part has `html()` and `text()`; it is open until it ends."
-    def __init__(self, place):
-        self.display, self.updates, self.parts, self.open = _Display(), place == 'notebook', {}, set()
-        self.cell, self.due = self.display.shell.execution_count, time.perf_counter() + _FIRST
+    "A table and bars in one output of a notebook, drawn again in its place; not `live`: only at the end."
+    def __init__(self, live=True):
+        self.display, self.live, self.rows, self.bars = _Display(), live, [], []
+        self.due = time.perf_counter() + _FIRST
 
-    def add(self, part):
-        self.parts[id(part)] = part   # by its id: tqdm's bars are equal if they stand in the same row
-        self.open.add(id(part))
-        return part
-
-    def end(self, part, keep):
-        if id(part) not in self.open: return
-        self.open.remove(id(part))
-        if not keep: del self.parts[id(part)]
-        if not self.open and (self.parts or self.display.shown): self.show()
+    def add(self, row):
+        self.rows.append(row)
+        self.draw()
 
     def draw(self, now=False):
         start = time.perf_counter()
-        if not self.updates or start < self.due and not now: return
-        self.show()
+        if not self.live or start < self.due and not now: return
+        self.show(self.rows[-20:])
         self.due = _next(start, time.perf_counter())
 
-    def show(self):
-        parts = self.parts.values()
-        self.display.show({'text/html': '\n'.join(p.html() for p in parts), 'text/plain': '\n'.join(p.text() for p in parts)})
+    def end(self):
+        if self.rows or self.bars or self.display.shown: self.show(self.rows)
 
-# %% ../nbs/15_progress.ipynb #1fb5893e
-def _panel(place):
-    "The panel of this cell, if something on it is still open; else a new one."
-    panel, shell = getattr(_live, 'panel', None), _shell()
-    if panel is None or not panel.open or panel.cell != shell.execution_count: panel = _live.panel = _Panel(place)
-    return panel
+    def show(self, rows):
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        lines, bars = [_cells(names, row) for row in rows], [str(bar) for bar in self.bars]
+        text = [_text_line(names, cells) for cells in [names, *lines]] if rows else []
+        html = ['<table>', _html_line('th', names), *(_html_line('td', cells) for cells in lines), '</table>'] if rows else []
+        html += [f'<pre>{escape(bar)}</pre>' for bar in bars]
+        self.display.show({'text/html': '\n'.join(html), 'text/plain': '\n'.join(text + bars)})
 
 # %% ../nbs/15_progress.ipynb #673ece1b
 class _NotebookBar(tqdm):
-    "tqdm's arithmetic and words, drawn on a panel; an owned one is drawn when its owner draws the panel."
+    "tqdm's arithmetic and words, drawn on a panel: its owner's, or one of its own."
     monitor_interval = 0   # no thread that watches over it
-    panel = final = None
+    panel = None
 
-    def __init__(self, *args, owned=False, **kwargs):
-        super().__init__(*args, gui=True, **kwargs)   # gui: tqdm writes nothing itself
-        self.owned, self.panel = owned, _panel('notebook')
-        self.panel.add(self)
+    def __init__(self, *args, panel=None, **kwargs):
+        super().__init__(*args, gui=True, ncols=80, **kwargs)   # gui: tqdm writes nothing itself
+        self.owned, self.panel = panel is not None, panel or _Panel()
+        self.panel.bars.append(self)
 
     def display(self, *_, **__):
         if self.panel is not None and not self.owned: self.panel.draw()
@@ -144,33 +134,16 @@ class _NotebookBar(tqdm):
     def close(self):
         if self.disable: return
         super().close()
-        self.final = self.text()
-        self.panel.end(self, keep=self.leave)
-
-# %% ../nbs/15_progress.ipynb #c477b7d0
-def _as_html(words): return escape(words.strip().strip('|')).replace(' ', '&nbsp;')
-
-@patch
-def text(self: _NotebookBar):
-    "The bar as a line of text."
-    return self.final or self.format_meter(**self.format_dict | {'ncols': 80})
-
-@patch
-def html(self: _NotebookBar):
-    "The bar in HTML; once it has ended, its words."
-    d = self.format_dict
-    pattern = (d['bar_format'] or '{l_bar}{bar}{r_bar}').replace('{bar}', '<bar/>')
-    left, bar, right = (self.final or self.format_meter(**d | {'ncols': None, 'bar_format': pattern})).partition('<bar/>')
-    if bar: bar = f' <progress value="{self.n:g}" max="{self.total:g}" style="width:14em; vertical-align:middle"></progress> '
-    return f'<div style="font-family:monospace; white-space:nowrap">{_as_html(left)}{bar}{_as_html(right)}</div>'
+        if not self.leave: self.panel.bars = []
+        if not self.owned: self.panel.end()
 
 # %% ../nbs/15_progress.ipynb #4d5c6283
 class _TerminalBar(tqdm):
     "tqdm's bar, without the thread that watches over it."
-    monitor_interval, panel = 0, None   # it is on no panel
+    monitor_interval = 0
 
-def _new_bar(place, *args, owned=False, **kwargs):
-    if place == 'notebook': return _NotebookBar(*args, owned=owned, **kwargs)
+def _new_bar(place, *args, panel=None, **kwargs):
+    if place == 'notebook': return _NotebookBar(*args, panel=panel, **kwargs)
     return _TerminalBar(*args, disable=place != 'terminal', dynamic_ncols=True, file=sys.stderr, **kwargs)
 
 # %% ../nbs/15_progress.ipynb #15190cf7
@@ -183,9 +156,9 @@ def progress_bar(
     """A bar for any loop, in a terminal or a notebook; none where output goes to a file, in a `quiet` block, and in ranks other than 0.
 
     `TypeError` for what cannot be gone through, `ValueError` for a total below 0."""
-    if not isinstance(iterable, Iterable): raise TypeError(f'progress_bar goes through an iterable, as a list or range(n); {iterable!r} is none')
-    if total is not None and (isinstance(total, bool) or not isinstance(total, Real)): raise TypeError(f'total should be a number or None, not {total!r}')
-    if total is not None and not total >= 0: raise ValueError(f'total is {total}; it should be 0 or more')
+    if not isinstance(iterable, Iterable):
+        raise TypeError(f'progress_bar needs an iterable, as a list or range(n), not {iterable!r}')
+    if total is not None: check_real(total=total, least=0)
     return _new_bar(_place(), iterable, total=total, desc=desc, leave=leave)
 
 # %% ../nbs/15_progress.ipynb #d03bdfae
@@ -195,8 +168,9 @@ def _cell(name, v):
     if name == 'seconds': return f'{v:.1f}'
     return f'{v:.4f}' if v == 0 or not math.isfinite(v) or 1e-3 <= abs(v) < 1e5 else f'{v:.2e}'
 
-def _text_line(names, cells): return '  '.join(cell.rjust(max(len(name), 6)) for name, cell in zip(names, cells))
 def _cells(names, row): return [_cell(name, row[name]) if name in row else '' for name in names]
+def _text_line(names, cells): return '  '.join(cell.rjust(max(len(name), 6)) for name, cell in zip(names, cells))
+def _html_line(tag, cells): return '<tr>' + ''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells) + '</tr>'
 
 # %% ../nbs/15_progress.ipynb #0c8db280
 class _TextTable:
@@ -204,36 +178,11 @@ class _TextTable:
     def __init__(self): self.names = None
 
     def add(self, row):
-        if list(row) != self.names:
-            self.names = list(row)
-            self.write(_text_line(self.names, self.names))
-        self.write(_text_line(self.names, _cells(self.names, row)))
-
-    def write(self, line):
         if sys.stdout is None: return   # a program without a window, on Windows
-        tqdm.write(line, file=sys.stdout)
+        lines = [_cells(row, row)] if list(row) == self.names else [list(row), _cells(row, row)]
+        self.names = list(row)
+        for cells in lines: tqdm.write(_text_line(self.names, cells), file=sys.stdout)
         sys.stdout.flush()
-
-# %% ../nbs/15_progress.ipynb #aa43d19b
-class _PanelTable:
-    "A table on a panel, in HTML and in text; while it grows, only its last rows are drawn."
-    def __init__(self, panel, most=20): self.rows, self.most, self.panel = [], most, panel; panel.add(self)
-    def add(self, row): self.rows.append(row); self.panel.draw()
-    def end(self): self.panel.end(self, keep=bool(self.rows))
-
-    def lines(self):
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
-        rows = self.rows[-self.most:] if id(self) in self.panel.open else self.rows
-        return names, [_cells(names, row) for row in rows]
-
-    def text(self):
-        names, rows = self.lines()
-        return '\n'.join(_text_line(names, cells) for cells in [names, *rows]) if rows else ''
-
-    def html(self):
-        names, rows = self.lines()
-        line = lambda tag, cells: '<tr>' + ''.join(f'<{tag}>{escape(c)}</{tag}>' for c in cells) + '</tr>'
-        return '\n'.join(['<table>', line('th', names), *(line('td', cells) for cells in rows), '</table>']) if rows else ''
 
 # %% ../nbs/15_progress.ipynb #4e4a636c
 class Progress(Callback):
@@ -256,41 +205,39 @@ class Progress(Callback):
 
     def _forget(self):
         self._entered, self._due, self._collects = False, math.inf, False
-        self._table = self._fit_bar = self._pass_bar = self._picture = self._first = self._skipped = None
+        self._table = self._panel = self._fit_bar = self._pass_bar = self._picture = self._first = self._skipped = None
         self._seen, self._asked, self._read, self._loss = [], False, DelayedRead(0.), _Smooth()
 
     def __repr__(self): return f'Progress({"" if self.show else "False"})'
 
 # %% ../nbs/15_progress.ipynb #0dfe9e4e
+_live = threading.local()   # of this thread: `fits`, how many run, one in another
+
 @patch
 def before_fit(self: Progress):
     self._forget()
-    self.rows, self._loaded = self._loaded or [], None
+    self.rows, rows, self._loaded = [], self._loaded or [], None
     self._stats = next((cb for cb in self.run.cbs if isinstance(cb, AvgStats)), None)
-    place, nested = _place() if self.show else None, getattr(_live, 'fits', 0) > 0
-    self._entered, _live.fits = True, getattr(_live, 'fits', 0) + 1
-    if place and not nested: self._start_table(place)
+    place, nested = _place() if self.show else None, getattr(_live, 'fits', 0)
+    self._entered, _live.fits = True, nested + 1
+    if place in ('notebook', 'once'): self._panel = _Panel(live=place == 'notebook')
+    if place and not nested:
+        if self.table and self._stats is not None: self._table = self._panel or _TextTable()
+        if self.plot and self._panel is not None: self._picture = _Picture(live=place == 'notebook')
     if place in ('notebook', 'terminal') and self.bars and self.epochs: self._start_bars(place)
-    if self._pass_bar is not None or self._picture is not None: self._collects, self._due = True, time.perf_counter() + _FIRST
-
-@patch
-def _start_table(self: Progress, place):
-    in_notebook = place in ('notebook', 'once')
-    if self.table and self._stats is not None:
-        self._table = _PanelTable(_panel(place)) if in_notebook else _TextTable()
-        for row in self.rows: self._table.add(row)   # those that were loaded
-    if self.plot and in_notebook: self._picture = _Picture(place == 'notebook')
+    self._collects = self._pass_bar is not None or self._picture is not None
+    if self._collects: self._due = time.perf_counter() + _FIRST
+    for row in rows: self._add_row(row)
 
 # %% ../nbs/15_progress.ipynb #5fb8b722
 @patch
 def _start_bars(self: Progress, place):
-    data = self.data
-    self._per_epoch = len(data.train_dl) + (0 if data.valid_dl is None else len(data.valid_dl))
-    ours = dict(leave=False, owned=True, mininterval=0, miniters=0, delay=1e-9)   # delay: not yet
+    self._per_epoch = sum(len(dl) for dl in (self.data.train_dl, self.data.valid_dl) if dl is not None)
+    ours = dict(leave=False, panel=self._panel, mininterval=0, miniters=0, delay=1e-9)   # delay: not yet
     self._fit_bar = _new_bar(place, total=self.epochs*self._per_epoch, smoothing=0,
                              bar_format='{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]', **ours)
-    self._pass_bar = _new_bar(place, total=1, smoothing=0.05,
-                              bar_format='{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]', **ours)
+    counts = '{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]'
+    self._pass_bar = _new_bar(place, total=1, smoothing=0.05, bar_format='{desc} {percentage:3.0f}%|{bar}| ' + counts, **ours)
 
 # %% ../nbs/15_progress.ipynb #348c57d2
 @patch
@@ -314,17 +261,14 @@ def after_batch(self: Progress):
 def _refresh(self: Progress):
     start = time.perf_counter()
     if self._skipped is None: self._find_the_start()
-    if self._seen: self._send_losses()
+    if self._seen:
+        first, self._asked = not self._asked, True
+        arrived = self._read(torch.stack(self._seen))
+        if arrived is not None or first: self._seen = []   # they were taken; else they are offered again
+        self._add_losses(arrived or [])
     if self._pass_bar is not None: self._draw_bars()
     self._due = _next(start, time.perf_counter())
     if self._picture is not None: self._picture.draw()
-
-@patch
-def _send_losses(self: Progress):
-    first, self._asked = not self._asked, True
-    arrived = self._read(torch.stack(self._seen))
-    if arrived is not None or first: self._seen = []   # they were taken; else they are offered again
-    self._add_losses(arrived or [])
 
 @patch
 def _add_losses(self: Progress, losses):
@@ -335,10 +279,9 @@ def _add_losses(self: Progress, losses):
 # %% ../nbs/15_progress.ipynb #e31daf50
 @patch
 def _find_the_start(self: Progress):
-    run = self.run
-    self._skipped = max(0, run.iter + 1 - len(self._seen)) if run.in_train else 0
+    self._skipped = max(0, self.run.iter + 1 - len(self._seen)) if self.run.in_train else 0
     if self._fit_bar is not None:
-        self._fit_bar.n = self._fit_bar.initial = (self._first - run.first_epoch)*self._per_epoch + self._skipped
+        self._fit_bar.n = self._fit_bar.initial = (self._first - self.run.first_epoch)*self._per_epoch + self._skipped
 
 # %% ../nbs/15_progress.ipynb #d768f5eb
 @patch
@@ -354,7 +297,7 @@ def _draw_bars(self: Progress):
             bar.n = bar.last_print_n = bar.initial = self._skipped if fit.n == fit.initial else 0
         fit.update(earlier + run.iter + 1 - fit.n)
         bar.update(run.iter + 1 - bar.n)
-        if bar.panel is not None: bar.panel.draw(now=True)
+        if self._panel is not None: self._panel.draw(now=True)
     except (OSError, ValueError): self._lost()
 
 @patch
@@ -368,22 +311,20 @@ def _lost(self: Progress):
 @patch
 def after_epoch(self: Progress):
     if self.over != 'epoch': return
-    if self._collects: self._read_the_rest()
+    if self._collects:
+        last = torch.stack(self._seen).tolist() if self._seen else []   # here we wait
+        self._add_losses((self._read(torch.empty(0)) or []) + last)
+        self._seen, self._asked, self._read = [], False, DelayedRead(0.)
     history = getattr(self._stats, 'history', [])
     if not history or history[-1]['epoch'] != self.epoch: return
-    self.rows.append(dict(history[-1]))
-    if self._picture is not None: self._picture.end_epoch(self.rows[-1])
-    if self._table is not None: self._add_row(self.rows[-1])
-
-@patch
-def _read_the_rest(self: Progress):
-    last = torch.stack(self._seen).tolist() if self._seen else []   # here we wait
-    self._add_losses((self._read(torch.empty(0)) or []) + last)
-    self._seen, self._asked, self._read = [], False, DelayedRead(0.)
+    if self._picture is not None: self._picture.end_epoch(history[-1])
+    self._add_row(history[-1])
 
 @patch
 def _add_row(self: Progress, row):
-    try: self._table.add(row)
+    self.rows.append(dict(row))
+    try:
+        if self._table is not None: self._table.add(self.rows[-1])
     except (OSError, ValueError): self._lost()
 
 # %% ../nbs/15_progress.ipynb #eb5ff758
@@ -391,13 +332,12 @@ def _add_row(self: Progress, row):
 def after_fit(self: Progress):
     if not self._entered: return
     _live.fits -= 1
-    bars, table, picture = (self._pass_bar, self._fit_bar), self._table, self._picture
+    bars = [bar for bar in (self._pass_bar, self._fit_bar) if bar is not None]
+    panel, picture = self._panel, self._picture
     self._forget()
     for bar in bars:
-        try:
-            if bar is not None: bar.close()
-        except (OSError, ValueError): pass
-    if isinstance(table, _PanelTable): table.end()
+        with suppress(OSError, ValueError): bar.close()
+    if panel is not None: panel.end()
     if picture is not None: picture.draw(last=True)
 
 # %% ../nbs/15_progress.ipynb #16b32729
@@ -412,16 +352,16 @@ def load_state_dict(self: Progress,
 ):
     "Show these rows again, in the fit that runs or in the next."
     rows = [dict(row) for row in state['rows']]
-    if not self._entered: self._loaded = rows; return
-    self.rows = rows
-    if self._table is not None:
+    if not self._entered: self._loaded = rows
+    else:
+        self.rows = []
         for row in rows: self._add_row(row)
 
 # %% ../nbs/15_progress.ipynb #c1f3e3db
 class _Picture:
     "A picture of the losses, drawn again in its place."
-    def __init__(self, updates):
-        self.display, self.updates, self.losses, self.valid = _Display(), updates, array('d'), []
+    def __init__(self, live):
+        self.display, self.live, self.losses, self.valid = _Display(), live, array('d'), []
         self.began, self.spent, self.cost = time.perf_counter(), 0., 0.1   # cost: of the next one, as we guess
 
     def end_epoch(self, row):
@@ -430,18 +370,20 @@ class _Picture:
 
     def draw(self, last=False):
         start = time.perf_counter()
-        affordable = self.updates and start - self.began >= 100*(self.spent + self.cost)
+        affordable = self.live and start - self.began >= 100*(self.spent + self.cost)
         if not self.losses or not (last or affordable): return
         self.display.show({'image/png': self.png(), 'text/plain': 'a plot of the losses'})
         self.cost = time.perf_counter() - start
         self.spent += self.cost
 
     def png(self):
+        from matplotlib.figure import Figure
         fig = Figure(figsize=(5, 2.4), dpi=72, layout='constrained')   # one of our own, that no other plot gets into
         ax, every = fig.subplots(), max(1, len(self.losses)//500)
         ax.plot(range(1, len(self.losses) + 1, every), self.losses[::every], label='training, smoothed')
         if self.valid: ax.plot(*zip(*self.valid), 'o-', ms=4, label='validation')
-        ax.set(xlabel='training batch', ylabel='loss'); ax.legend()
+        ax.set(xlabel='training batch', ylabel='loss')
+        ax.legend()
         fig.savefig(f := io.BytesIO(), format='png')
         return base64.b64encode(f.getvalue()).decode()
 
@@ -457,70 +399,70 @@ class CSVLog(Callback):
         append: bool = False, # add to the file
     ):
         self.path, self.append, self._loaded = user_path(path), check_bool(append=append), None
-        self._rows, self._before, self._active = [], [], False   # rows of this fit, as dicts; earlier ones in the file, as lists
+        self._rows, self._before, self._active = [], [], False   # rows of this fit, and earlier ones in the file
 
     def __repr__(self): return f'CSVLog({str(self.path)!r}{", append=True" if self.append else ""})'
 
-    def state_dict(self): "This fit's rows, and how many were in the file before."; return {'rows': [dict(r) for r in self._rows], 'before': len(self._before)}
+    def state_dict(self):
+        "This fit's rows, and how many were in the file before."
+        return {'rows': [dict(r) for r in self._rows], 'before': len(self._before)}
+
     def load_state_dict(self, state):
         "Go on from there, in the fit that runs or in the next: later rows are taken out of the file."
-        if self._active: self._restore(state)
+        if self._active: self._open(state)
         else: self._loaded = state
 
 # %% ../nbs/15_progress.ipynb #71cff060
 @patch
 def _read_file(self: CSVLog):
-    "(header, rows, is its end whole?) of the file, as lists of strings; ([], [], True) if there is none."
-    if not self.path.exists(): return [], [], True
-    with open(self.path, newline='', encoding='utf-8-sig') as f: text = f.read()
+    "(header, rows, is its end whole?) of the file; ([], [], True) if there is none."
+    text = self.path.read_text('utf-8-sig') if self.path.exists() else ''
     whole = text[:text.rfind('\n') + 1]
-    head, *rows = list(csv.reader(io.StringIO(whole))) or [[]]
-    return head, rows, whole == text
+    reader = csv.DictReader(io.StringIO(whole))
+    return list(reader.fieldnames or []), list(reader), whole == text
+
+@patch
+def _writer(self: CSVLog, f): return csv.DictWriter(f, self._names, extrasaction='ignore', lineterminator='\n')
 
 @patch
 def _rewrite(self: CSVLog):
     "Write the whole file beside, and rename it."
     self._names = list(dict.fromkeys([*self._names, *(name for row in self._rows for name in row)]))
     with atomic_path(self.path) as beside, open(beside, 'w', newline='', encoding='utf-8') as f:
-        lines = [[row.get(name, '') for name in self._names] for row in self._rows]
-        csv.writer(f, lineterminator='\n').writerows([self._names, *self._before, *lines])
+        writer = self._writer(f)
+        writer.writeheader()
+        writer.writerows([*self._before, *self._rows])
     self._behind = False
-
-@patch
-def _restore(self: CSVLog, state):
-    head, rows, _ = self._read_file()
-    before, names = rows[:state['before']], [*self._names, *(name for row in state['rows'] for name in row)]
-    if before and head != list(dict.fromkeys(names))[:len(head)]: self._refuse(head)
-    self._before, self._rows = before, [dict(row) for row in state['rows']]
-    self._rewrite()
-
-@patch
-def _refuse(self: CSVLog, head):
-    raise ValueError(f'{self.path} has the columns {", ".join(head)}; this fit writes {", ".join(self._names)}. Give another path, or append=False')
 
 # %% ../nbs/15_progress.ipynb #495e92f0
 @patch
 def before_fit(self: CSVLog):
     if not _first_rank(): return
     self._stats = next((cb for cb in self.run.cbs if isinstance(cb, AvgStats)), None)
-    if self._stats is None: raise ValueError('CSVLog writes the rows of AvgStats, and this runner has none; add AvgStats(…)')
+    if self._stats is None:
+        raise ValueError('CSVLog writes the rows of AvgStats, and this runner has none; add AvgStats(…)')
     which = ('train',) if self.data.valid_dl is None else ('train', 'valid')
     self._names = ['epoch', *(f'{w}_{name}' for w in which for name in self._stats.columns), 'seconds']
     self._rows, self._before, loaded, self._loaded = [], [], self._loaded, None
     try: self._open(loaded)
     except OSError as e:
-        raise OSError(e.errno, f'{self.path} cannot be written ({e.strerror}); give CSVLog the name of a file in a folder that can be written to') from e
+        raise OSError(e.errno, f'{self.path} cannot be written ({e.strerror}); give CSVLog a file in a folder that can') from e
     self._active = True
 
 @patch
-def _open(self: CSVLog, loaded):
-    if self.path.is_dir(): raise IsADirectoryError(21, 'it is a folder')
-    self._behind = self.path.exists() and not self.append   # the first row replaces the file
-    if loaded is not None: return self._restore(loaded)
+def _open(self: CSVLog, state):
+    "Take up the file, up to where a loaded `state` was. `ValueError` for one of other columns."
+    self._behind = state is None and self.path.is_file() and not self.append   # the first row replaces the file
     if self._behind: return tempfile.TemporaryFile(dir=self.path.parent).close()   # can we write here?
-    head, self._before, whole = self._read_file()
-    if head and head != self._names: self._refuse(head)
-    if not head or not whole: return self._rewrite()
+    head, rows, whole = self._read_file()
+    added = [] if state is None else [dict(row) for row in state['rows']]
+    before = rows if state is None else rows[:state['before']]
+    names = list(dict.fromkeys([*self._names, *(name for row in added for name in row)]))
+    fits = head == names if state is None else not before or head == names[:len(head)]
+    if head and not fits:
+        raise ValueError(f'{self.path} has other columns, {", ".join(head)}; give another path, or append=False')
+    self._before, self._rows = before, added
+    if state is not None or not head or not whole: return self._rewrite()
     with open(self.path, 'a'): pass
 
 # %% ../nbs/15_progress.ipynb #46d7d7ba
@@ -537,8 +479,9 @@ def _write(self: CSVLog):
     try:
         if self._behind or list(row) != self._names or not self.path.exists(): return self._rewrite()
         with open(self.path, 'a', newline='', encoding='utf-8') as f:
-            csv.writer(f, lineterminator='\n').writerow(row.values())
-            f.flush(); os.fsync(f.fileno())
+            self._writer(f).writerow(row)
+            f.flush()
+            os.fsync(f.fileno())
     except OSError as e:
         self._behind = True
         warnings.warn(f'{self.path} could not be written ({e.strerror}); its rows are kept and tried again', stacklevel=2)
@@ -549,19 +492,19 @@ def after_fit(self: CSVLog):
     self._active = False
 
 # %% ../nbs/15_progress.ipynb #21c7f500
-def _sparkline(losses, width):
-    n = min(width, len(losses))
-    cuts = [len(losses)*i//n for i in range(n + 1)] if n else [0]
-    means = [sum(losses[a:b])/(b - a) for a, b in zip(cuts, cuts[1:])]
-    low, high = min(means, default=0), max(means, default=0)
-    return ''.join('▁▂▃▄▅▆▇█'[round(7*(m - low)/(high - low)) if high > low else 0] for m in means)
-
 @exercise('15.1')
 def _check_15_1(answer):
+    def sparkline(losses, width):
+        n = min(width, len(losses))
+        cuts = [len(losses)*i//n for i in range(n + 1)] if n else [0]
+        means = [sum(losses[a:b])/(b - a) for a, b in zip(cuts, cuts[1:])]
+        low, high = min(means, default=0), max(means, default=0)
+        return ''.join('▁▂▃▄▅▆▇█'[round(7*(m - low)/(high - low)) if high > low else 0] for m in means)
+
     for losses, width, what in (([0., 1., 2., 3., 4., 5., 6., 7.], 8, 'the numbers from 0 to 7 in 8 characters'), ([3., 1.], 10, '3 and 1 in 10 characters'),
                                 ([4., 6., 1., 1., 0., 2.], 3, '4, 6, 1, 1, 0, 2 in 3 characters'), ([2.5]*6, 3, 'six equal numbers in 3 characters'),
                                 ([1/(1 + i) for i in range(200)], 20, '1/(1 + i) for i to 199 in 20 characters')):
-        got, right = answer(list(losses), width), _sparkline(losses, width)
+        got, right = answer(list(losses), width), sparkline(losses, width)
         if got != right: return f'for {what} it answers {got!r}; {right!r} is right'
 
 # %% ../nbs/15_progress.ipynb #a2298361
@@ -574,36 +517,34 @@ def _check_15_2(answer):
     if not near(float(answer([60.] + [1.]*30, 40)), 9.): return 'without a third argument it looks at the last 25 steps'
 
 # %% ../nbs/15_progress.ipynb #6da9edb4
-class _BadData(Callback):
-    "Breaks off the last epoch, and makes the losses of epoch 1 NaN."
-    def after_loss(self):
-        if self.epoch == 1: self.run.loss = self.loss*math.nan
-        if self.epoch == 3 and self.iter == 1: raise RuntimeError('the end')
-
-class _JSONReader(Callback):
-    order = 100
-    def __init__(self, path): self.path, self.lines = path, []
-    def after_epoch(self): self.lines.append(self.path.read_text(encoding='utf-8').splitlines() if self.path.exists() else [])
-
-def _json_run(log, path):
-    x = torch.linspace(-1, 1, 12)[:, None]
-    dl = DataLoader(Dataset(x, 2*x), 4)
-    reader, run = _JSONReader(path), Runner((dl, dl), nn.Linear(1, 1), loss_func=nn.MSELoss(), cbs=[stats := AvgStats(), _BadData(), log])
-    run.add_cbs(reader)
-    try: run.fit(4)
-    except RuntimeError as e:
-        if 'the end' not in str(e): raise
-    return reader.lines, stats.history
-
 @exercise('15.3')
 def _check_15_3(answer):
+    class BadData(Callback):
+        "Breaks off the last epoch, and makes the losses of epoch 1 NaN."
+        def after_loss(self):
+            if self.epoch == 1: self.run.loss = self.loss*math.nan
+            if self.epoch == 3 and self.iter == 1: raise RuntimeError('the end')
+
+    class JSONReader(Callback):
+        order = 100
+        def __init__(self): self.lines = []
+        def after_epoch(self): self.lines.append(path.read_text(encoding='utf-8').splitlines() if path.exists() else [])
+
     def no_constant(s): raise ValueError(f'{s} is no JSON')
+    x = torch.linspace(-1, 1, 12)[:, None]
+    dl = DataLoader(Dataset(x, 2*x), 4)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)/'log.jsonl'
         for _ in range(2):
-            seen, history = _json_run(answer(path), path)
-            if [len(lines) for lines in seen] != [1, 2, 3, 3]:
-                return f'in a fit whose fourth epoch is broken off, the file has {[len(lines) for lines in seen]} lines at the ends of the epochs; it should be [1, 2, 3, 3]'
-            for line, row in zip(seen[-1], history):
+            stats, reader, log = AvgStats(), JSONReader(), answer(path)
+            run = Runner((dl, dl), nn.Linear(1, 1), loss_func=nn.MSELoss(), cbs=[stats, BadData(), log])
+            run.add_cbs(reader)
+            try: run.fit(4)
+            except RuntimeError as e:
+                if 'the end' not in str(e): raise
+            lengths = [len(lines) for lines in reader.lines]
+            if lengths != [1, 2, 3, 3]:
+                return f'in a fit whose fourth epoch is broken off, the file has {lengths} lines at the ends of the epochs; it should be [1, 2, 3, 3]'
+            for line, row in zip(reader.lines[-1], stats.history):
                 right = {k: v if math.isfinite(v) else None for k, v in row.items()}
                 if json.loads(line, parse_constant=no_constant) != right: return f'a line is {line}; it should hold {right}'

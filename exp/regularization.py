@@ -9,54 +9,42 @@ __all__ = ['k_fold', 'l2_penalty', 'Dropout', 'fans', 'init_xavier', 'leaky_gain
 # %% ../nbs/06_mlp.ipynb #84fabd96
 import functools, math
 from collections.abc import Iterable, Iterator
-from numbers import Integral, Real
 
 import torch
 from torch import nn
 
-from .core import exercise, near, register, settings
+from .core import check_choice, check_int, check_real, exercise, near, register, settings
 from .dataloader import Rng
 
 # %% ../nbs/06_mlp.ipynb #de7eab76
-def _check_number(name, value):
-    if isinstance(value, bool) or not isinstance(value, (Real, torch.Tensor)): raise TypeError(f'{name} should be a number, not {value!r}')
-
-def _check_count(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, Integral): raise TypeError(f'{name} should be a whole number, not {value!r}')
-    if value < least: raise ValueError(f'{name} is {value}; it should be at least {least}')
-
 def k_fold(
     n: int,              # how many items
     k: int,              # how many parts, from 2 to n
     seed: int|None = None, # of the shuffle; None: the setting `seed`
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: # k pairs (train, valid) of indices, int64
     "Cut n shuffled items into k parts whose sizes differ by at most one; each part is `valid` once, the others `train`."
-    _check_count('n', n, 2); _check_count('k', k, 2)
+    n, k = check_int(n=n, k=k, least=2)
     if k > n: raise ValueError(f'{n} items cannot be cut into {k} parts; k should be at most {n}')
     rng = Rng(settings().seed if seed is None else seed, 'k_fold')
-    parts = torch.randperm(int(n), generator=rng.generator()).tensor_split(int(k))
+    parts = torch.randperm(n, generator=rng.generator()).tensor_split(k)
     return ((torch.cat([*parts[:i], *parts[i+1:]]), parts[i]) for i in range(k))
 
 # %% ../nbs/06_mlp.ipynb #667d8ae9
 def _each_once(params):
     "A list of the tensors in `params`, each once, in order."
-    params = list(params) if isinstance(params, Iterable) and not isinstance(params, torch.Tensor) else [params]
-    for p in params:
-        if not isinstance(p, torch.Tensor): raise TypeError(f'params should be tensors, such as model.parameters(); one is a {type(p).__name__}')
-    return list({id(p): p for p in params}.values())
+    return [params] if isinstance(params, torch.Tensor) else list(dict.fromkeys(params))
 
 def l2_penalty(
     params: Iterable[torch.Tensor]|torch.Tensor, # `model.parameters()`, some of them, or one tensor
 ) -> torch.Tensor:                               # a number that carries gradients
     "½‖w‖² over all `params`, each counted once. `ValueError` if there are none."
     params = _each_once(params)
-    if not params: raise ValueError('there are no parameters to penalise; a generator such as model.parameters() can be used only once')
+    if not params: raise ValueError('there are no parameters to penalise; a generator can be used only once')
     return sum(p.square().sum() for p in params)/2
 
 # %% ../nbs/06_mlp.ipynb #079bdb22
 @torch.fx.wrap   # one step for tools that record a model with torch.fx
 def _dropped(x, p):
-    if not x.is_floating_point(): raise TypeError(f'dropout scales what stays, so x should be of floats; it is {x.dtype}')
     if p == 1: return x*0
     keep = torch.empty_like(x).bernoulli_(1 - p)
     return x*keep.div_(1 - p)
@@ -68,8 +56,8 @@ class Dropout(nn.Module):
         p: float = 0.5, # the share that falls out, from 0 to 1
     ):
         super().__init__()
-        _check_number('p', p)
-        if not 0 <= p <= 1: raise ValueError(f'p is {p}; a share that falls out lies between 0 and 1')
+        if check_real(p=p, least=0) > 1:
+            raise ValueError(f'p is {p}; a share that falls out lies between 0 and 1')
         self.p = p
 
     def forward(self, x):
@@ -83,19 +71,18 @@ def fans(
     w: torch.Tensor, # a weight: outputs × inputs × the window's dimensions, if any
 ) -> tuple[int, int]:
     "(fan-in, fan-out): how many inputs an output of this weight sums over, and how many outputs an input feeds."
-    if not isinstance(w, torch.Tensor): raise TypeError(f'fans needs a weight, a tensor; this is a {type(w).__name__}')
-    if w.ndim < 2: raise ValueError(f'a weight of shape {tuple(w.shape)} has no fans; it needs two dimensions, outputs and inputs')
-    if w.numel() == 0: raise ValueError(f'a weight of shape {tuple(w.shape)} has no elements')
+    if w.ndim < 2 or w.numel() == 0:
+        raise ValueError(f'a weight of shape {tuple(w.shape)} has no fans; it needs two dimensions, not empty')
     window = math.prod(w.shape[2:])
     return w.shape[1]*window, w.shape[0]*window
 
 # %% ../nbs/06_mlp.ipynb #8a204819
 def _fill(w, std, uniform, generator):
     "Random numbers of mean 0 and deviation `std` into `w`, in place."
-    if not w.is_floating_point(): raise TypeError(f'only a weight of floats can be initialised; this one is {w.dtype}')
-    if not 0 <= std < math.inf: raise ValueError(f'the weights would have a deviation of {std}; it should be finite and not negative')
     bound = math.sqrt(3)*std
-    with torch.no_grad(): return w.uniform_(-bound, bound, generator=generator) if uniform else w.normal_(0, std, generator=generator)
+    with torch.no_grad():
+        if uniform: return w.uniform_(-bound, bound, generator=generator)
+        return w.normal_(0, std, generator=generator)
 
 def init_xavier(
     w: torch.Tensor,       # a weight of two dimensions or more, changed in place
@@ -104,7 +91,7 @@ def init_xavier(
     generator: torch.Generator|None = None, # None: the global one
 ) -> torch.Tensor:         # `w`
     "Deviation gain·√(2/(fan-in + fan-out)): the middle between what signals and gradients need (Glorot & Bengio 2010)."
-    _check_number('gain', gain)
+    gain = check_real(gain=gain, least=0)
     return _fill(w, gain*math.sqrt(2/sum(fans(w))), uniform, generator)
 
 # %% ../nbs/06_mlp.ipynb #13d2dccb
@@ -112,8 +99,7 @@ def leaky_gain(
     a: float = 0., # slope for negative inputs: 0 for ReLU, 1 for no activation at all
 ) -> float:
     "√(2/(1 + a²)): what weights are multiplied by to make up for a (leaky) ReLU."
-    _check_number('a', a)
-    return math.sqrt(2/(1 + a**2))
+    return math.sqrt(2/(1 + check_real(a=a)**2))
 
 def init_kaiming(
     w: torch.Tensor,       # a weight of two dimensions or more, changed in place
@@ -123,7 +109,7 @@ def init_kaiming(
     generator: torch.Generator|None = None, # None: the global one
 ) -> torch.Tensor:         # `w`
     "Deviation √(2/((1 + a²)·fan)): signals keep their size through layers with (leaky) ReLUs (He et al. 2015, 1502.01852)."
-    if mode not in ('fan_in', 'fan_out'): raise ValueError(f"mode is {mode!r}; it should be 'fan_in' or 'fan_out'")
+    mode = check_choice(('fan_in', 'fan_out'), mode=mode)
     return _fill(w, leaky_gain(a)/math.sqrt(fans(w)[mode == 'fan_out']), uniform, generator)
 
 # %% ../nbs/06_mlp.ipynb #9636cc26
@@ -134,8 +120,7 @@ def grad_norm(
     norm_type: float = 2., # which norm; math.inf: the largest absolute value
 ) -> torch.Tensor:         # a number, on the device of the first gradient
     "The norm of all gradients as one vector; a shared parameter counts once."
-    _check_number('norm_type', norm_type)
-    if not norm_type > 0: raise ValueError(f'norm_type is {norm_type}; it should be above 0, or math.inf')
+    if norm_type != math.inf: check_real(norm_type=norm_type, least=1)
     grads = _gradients(params)
     if not grads: return torch.tensor(0.)
     wide = functools.reduce(torch.promote_types, {g.dtype for g in grads}, torch.float32)   # in float16 a sum of squares overflows early
@@ -150,17 +135,16 @@ def clip_grads(
     error_if_nonfinite: bool = False, # raise if the norm is infinite or NaN; waits for the device
 ) -> torch.Tensor:         # the norm before
     "Scale the gradients of all `params` in place by one factor so that their common norm is at most `max_norm` (1211.5063)."
-    _check_number('max_norm', max_norm)
-    if not max_norm >= 0: raise ValueError(f'max_norm is {max_norm}; it should be 0 or more')
+    if max_norm != math.inf: check_real(max_norm=max_norm, least=0)
     params = _each_once(params)
     norm, grads = grad_norm(params, norm_type), _gradients(params)
     if error_if_nonfinite and not norm.isfinite():
         bad = sum(not g.isfinite().all() for g in grads)
-        why = f'{bad} of {len(grads)} gradients hold infinite numbers or NaN' if bad else 'all their numbers are finite, but too large for a norm'
-        raise FloatingPointError(f'the norm of the gradients is {norm.item()}; {why}. '
-                                 'The gradients were not changed; look at the loss of this batch, or lower the learning rate')
+        why = f'{bad} of {len(grads)} gradients hold NaN or infinity' if bad else 'all are finite, but too large for a norm'
+        raise FloatingPointError(f'the norm of the gradients is {norm.item()}; {why}; lower the rate?')
     scale = (max_norm/(norm + 1e-6)).clamp(max=1.)
-    for device in {g.device for g in grads}: torch._foreach_mul_([g for g in grads if g.device == device], scale.to(device))
+    for device in {g.device for g in grads}:
+        torch._foreach_mul_([g for g in grads if g.device == device], scale.to(device))
     return norm
 
 # %% ../nbs/06_mlp.ipynb #fbab71ad
@@ -169,8 +153,7 @@ def clip_grad_values(
     max_value: float, # each number of a gradient is brought into −max_value … max_value
 ):
     "Limit each number of the gradients of `params` by itself, in place; this changes their direction."
-    _check_number('max_value', max_value)
-    if not max_value >= 0: raise ValueError(f'max_value is {max_value}; it should be 0 or more')
+    if max_value != math.inf: check_real(max_value=max_value, least=0)
     for g in _gradients(params): g.clamp_(-max_value, max_value)
 
 # %% ../nbs/06_mlp.ipynb #859f5de1

@@ -19,10 +19,7 @@ from .core import exercise, near, widen
 def broadcast_shape(
     *shapes: tuple[int, ...], # shapes of the tensors that meet
 ) -> tuple[int, ...]:         # the shape of their sum
-    """The shape that tensors of these `shapes` broadcast to.
-    `ValueError` that names the dimension where they do not fit, `TypeError` for what is no shape."""
-    for s in shapes:
-        if not isinstance(s, (tuple, list)): raise TypeError(f'a shape is a tuple of sizes, such as (2, 3); {s!r} is a {type(s).__name__}')
+    "The shape that tensors of these `shapes` broadcast to. `ValueError` that names the dimension where they do not fit."
     result = []
     for place, sizes in enumerate(zip_longest(*(reversed(s) for s in shapes), fillvalue=1), start=1):
         wide = sorted({s for s in sizes if s != 1})
@@ -35,10 +32,8 @@ def broadcast_shape(
 # %% ../nbs/02_tensors.ipynb #7b8c6b5b
 def _check_matrices(a, b):
     "`ValueError` or `TypeError` unless `a` and `b` are matrices of one dtype that can be multiplied."
-    if a.ndim != 2 or b.ndim != 2: raise ValueError(f'two matrices are needed; the shapes are {tuple(a.shape)} and {tuple(b.shape)}')
-    if a.shape[1] != b.shape[0]:
-        raise ValueError(f'{tuple(a.shape)} and {tuple(b.shape)} cannot be multiplied: a row of the first has {a.shape[1]} '
-                         f'numbers and a column of the second {b.shape[0]}; should one of them be transposed?')
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise ValueError(f'{tuple(a.shape)} and {tuple(b.shape)} cannot be multiplied: n×k and k×m are needed')
     if a.dtype != b.dtype: raise TypeError(f'the matrices are of {a.dtype} and {b.dtype}; convert one of them')
 
 # %% ../nbs/02_tensors.ipynb #efdc5f8c
@@ -99,10 +94,7 @@ class Welford:
     def update(self,
         x, # m×…: a batch; statistics are over its first dimension and have the shape of the rest
     ):     # the object itself
-        """Take in the batch `x`.
-        `TypeError` for what is no tensor, `ValueError` for a single number, or items of another shape than before."""
-        if not isinstance(x, torch.Tensor): raise TypeError(f'update takes a batch as a tensor, not a {type(x).__name__}')
-        if x.ndim == 0: raise ValueError('update takes a batch, a tensor with at least one dimension; for one number give x[None]')
+        "Take in the batch `x`. `ValueError` for items of another shape than before."
         if self.n and x.shape[1:] != self.mean.shape:
             raise ValueError(f'items of shape {tuple(x.shape[1:])} came after items of shape {tuple(self.mean.shape)}')
         if len(x) == 0: return self
@@ -127,8 +119,9 @@ class Welford:
 # %% ../nbs/02_tensors.ipynb #2b4af2d6
 def _real(x, what):
     "`x`, in float32 if it is half precision. `TypeError` for anything but a tensor of floating-point numbers."
-    if not isinstance(x, torch.Tensor): raise TypeError(f'{what} needs a tensor, not a {type(x).__name__}; make one with torch.tensor(…)')
-    if not x.is_floating_point(): raise TypeError(f'{what} needs floating-point numbers, not {x.dtype}; convert with .float()')
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        kind = getattr(x, 'dtype', type(x).__name__)
+        raise TypeError(f'{what} needs a tensor of floating-point numbers, not {kind}; convert with .float()')
     return widen(x)
 
 def _reduced(x, dim, least=1):
