@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from exp.augmentation import (RandomBrightness, RandomContrast, RandomHue, RandomRotate, RandomSaturation, RandomShear, RandomShift, RandomZoom,
-                              get_transforms)
+from exp.batch_transforms import (RandomBrightness, RandomContrast, RandomHue, RandomRotate, RandomSaturation,
+                                  RandomShear, RandomShift, RandomZoom, get_transforms)
 from exp.dataloader import Rng
 
 try: import kornia.augmentation as kornia

@@ -27,7 +27,8 @@ from PIL import Image
 from torch import nn
 
 import images, learner, lr_finder, norms, optimizers   # this folder's
-from exp.callbacks import AvgStats, Callback, NanCheck, Recorder, Runner
+from exp.callbacks import AvgStats, Callback, Recorder, Runner
+from exp.faults import NanCheck
 from exp.core import atomic_path, default_device, to_device
 from exp.data_block import ImageList
 from exp.transforms import Normalize

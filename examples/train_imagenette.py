@@ -14,11 +14,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from exp.augmentation import RandomFlip, RandomResizedCrop
+from exp.batch_transforms import RandomFlip
+from exp.augmentation import RandomResizedCrop
 from exp.callbacks import Callback
-from exp.core import register, set_seed
-from exp.data_block import ImageList, ResizeFixed
-from exp.datasets import data_kind, imagenette_standin, untar_data, URLs
+from exp.specs import register
+from exp.core import set_seed
+from exp.data_block import ImageList
+from exp.transforms import ResizeFixed
+from exp.downloads import data_kind, untar_data, URLs
+from exp.standins import imagenette_standin
 from exp.downloads import data_kind, untar_data, URLs
 from exp.standins import imagenette_standin
 from exp.transforms import ResizeFixed

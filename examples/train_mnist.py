@@ -14,7 +14,8 @@ from exp.core import set_seed
 from exp.dataloader import Dataset, make_data
 from exp.datasets import mnist, standardize
 from exp.distributed import distributed, is_first
-from exp.learner import Checkpoint, Learner
+from exp.checkpoints import Checkpoint
+from exp.learner import Learner
 from exp.metrics import accuracy
 
 def main():

@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .core import exercise, register
-from .data_block import Transform, ask_for_draft, as_size
+from .core import exercise
+from .specs import register
+from .transforms import Transform, as_size
+from .image_cache import ask_for_draft
 from .dataloader import Rng
 
 # %% ../nbs/17_augmentation.ipynb #fe0b613b

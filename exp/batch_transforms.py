@@ -18,10 +18,15 @@ from PIL import Image
 
 from .augmentation import (CORNERS, Move, Moving, as_matrix, check_within, height_width, homography, rotation,
                               scaling, shearing, translation)
-from .core import check_choice, check_int, exercise, listify, patch, register
-from .data_block import LabeledData, Transform, as_size, to_byte_tensor
-from .dataloader import DataLoader, Rng, TransformedDataset, as_ints
+from .core import check_choice, check_int, exercise, listify, patch
+from .specs import register
+from .data_block import LabeledData
+from .transforms import Transform, as_size, to_byte_tensor
+from .dataloader import DataLoader, Rng, TransformedDataset
+from .workers import as_ints
 from .learner import Learner, with_tfms
+from .losses import loss_parts
+import exp.inference   # Learner.collected
 
 # %% ../nbs/17b_batch_transforms.ipynb #25d0b83a
 def _grid(m, size, like, jitter, flat):
@@ -442,23 +447,24 @@ def tta(self: Learner,
 ):                      # (predictions, targets), tensors on the CPU
     "Test-time augmentation: predictions of a set as it is, and as training's random transforms show it, averaged."
     n, before = check_int(n=n, least=1), self.data
+    keep = loss_parts(self.loss_func).activation if act else None
     check_within(0, most=1, beta=beta)
-    with self._asking(dl) as dl:
+    with self.asking(dl) as dl:
         kinds = {isinstance(ds, LabeledData) for ds in (before.train_ds, getattr(dl, 'ds', None)) if not isinstance(ds, TransformedDataset)}
         if not isinstance(dl, DataLoader) or len(kinds) > 1:
             raise TypeError("tta needs exp's DataLoader, and the same kind of data set as in training")
         if getattr(getattr(dl.ds, 'y', None), 'spatial', False):
             raise ValueError('these targets move with their images, so means of predictions are not right; use get_preds')
-        dl = self._in_order(dl)
-        batches = [list(as_ints(rows)) for rows in dl._plan(dl._next[0], 0)]   # the same for all passes
+        dl = self.in_order(dl)
+        batches = [list(as_ints(rows)) for rows in dl.plan()]   # the same for all passes
         def again(ds, seed): return DataLoader(ds, batch_sampler=batches, collate=dl.collate, num_workers=dl.num_workers, seed=seed)
-        (preds, targets), total = self._preds(again(dl.ds, dl.seed), act), 0.
+        (preds, targets), total = self.collected(again(dl.ds, dl.seed), keep), 0.
         try:
             for k in range(n):
                 self.data = copy.copy(before)
                 self.data.valid_dl = again(with_tfms(dl.ds, before.train_ds), Rng(dl.seed, 'tta', k).number)
                 self.data.batch_tfms = (before.batch_tfms[0],)*2
-                total = total + self._preds(self.data.valid_dl, act)[0]
+                total = total + self.collected(self.data.valid_dl, keep)[0]
         finally: self.data = before
     return beta*preds + (1 - beta)*total/n, targets
 

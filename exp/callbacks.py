@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'CancelException', 'CancelStepException', 'CancelBatchException', 'CancelEpochException',
-           'CancelFitException', 'Callback', 'TrainEvalCallback', 'Runner', 'AvgStats', 'Recorder', 'smoothed']
+           'CancelFitException', 'Callback', 'TrainEvalCallback', 'Runner', 'History', 'AvgStats', 'Recorder',
+           'smoothed']
 
 # %% ../nbs/07_callbacks.ipynb #b59c3435
 import copy, difflib, functools, time
@@ -18,8 +19,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .core import (camel2snake, check_int, check_real, did_you_mean, exercise, first_size, listify, near, patch, save_state,
                       tree_leaves, tree_map)
-from .dataloader import DataBunch, DataLoader, Dataset, History
-from .losses import CrossEntropy, MeanMetric, as_metric, is_sum, loss_weight, one_number
+from .dataloader import DataLoader, Dataset, as_bunch
+from .losses import CrossEntropy, is_sum, loss_weight
+from .metrics import MeanMetric, as_metric, one_number
 from .snapshots import set_epoch, with_state
 
 # %% ../nbs/07_callbacks.ipynb #91ec39eb
@@ -72,7 +74,7 @@ _OWNED = frozenset((
     'iter', 'iters', 'n_iter', 'pct_fit', # batch of how many; training batches so far; 0 to 1
     'in_train', 'dl', 'over', 'fitting',  # training or validation, its loader; what has ended; in a fit?
     'get_pred', 'get_loss', 'backward', 'step', 'zero_grad',       # the parts of a batch, which can be replaced,
-    'batch_weight', 'measure', 'gather', 'rank', 'write_state'))   # and those of keeping count and of writing
+    'batch_weight', 'measure', 'gather', 'rank', 'write_state', 'delayed_read'))   # and those of keeping count and of writing
 
 # %% ../nbs/07_callbacks.ipynb #7f463bb0
 class Callback:
@@ -130,14 +132,6 @@ class TrainEvalCallback(Callback):
         self._modes = ()
     def _as_before(self):
         for m, training in self._modes: m.training = training
-
-# %% ../nbs/07_callbacks.ipynb #4e337fc6
-def as_bunch(data):
-    "A `DataBunch`, or one made of a pair of loaders."
-    if isinstance(data, (tuple, list)) and len(data) == 2: data = DataBunch(*data)
-    if not isinstance(data, DataBunch):
-        raise TypeError(f'data should be a DataBunch or a pair of loaders (train, valid), not a {type(data).__name__}')
-    return data
 
 # %% ../nbs/07_callbacks.ipynb #3bcc9fbf
 def unpack(batch):
@@ -333,7 +327,7 @@ def param_groups(self: Runner):
 def _ready_opt(self: Runner, lr):
     "Make the optimizer if there is none, or if `opt_func` or the groups have changed; set its rates, which for None are the runner's."
     given, lr = lr is not None, self.lr if lr is None else lr
-    base, groups = self._rates(lr)[-1], self.param_groups()
+    base, groups = self.rates(lr)[-1], self.param_groups()
     recipe = self.opt_func, [[id(p) for p in g['params']] for g in groups]
     if self.opt is None or self.opt is self._made and recipe != self._recipe:
         self.opt = self._made = self.opt_func([dict(g) for g in groups], lr=base)
@@ -350,7 +344,7 @@ def _ready_opt(self: Runner, lr):
 def _rates_of(groups): return [float(group.get('lr', 1.)) for group in groups]
 
 @patch
-def _rates(self: Runner, lr):
+def rates(self: Runner, lr):
     "A rate for each layer group; here there is one."
     return [check_rate(lr)]
 
@@ -359,7 +353,7 @@ def group_rates(self: Runner,
     lr, # the rate of a fit
 ) -> list:
     "The rate of each parameter group in a fit with `lr`, in the proportion of those that they came with."
-    rates, (_, base, own) = self._rates(lr), self._own_rates
+    rates, (_, base, own) = self.rates(lr), self._own_rates
     own += _rates_of(self.opt.param_groups[len(own):])   # of groups that were added later
     layers = [rates[min(g.get('layer', -1), len(rates) - 1)] for g in self.opt.param_groups]
     return [lr if rate == base or not base else rate*(lr/base) for rate, lr in zip(own, layers)]
@@ -473,6 +467,18 @@ def gather(self: Runner, metric): "The metric over all processes."; return metri
 
 @patch
 def write_state(self: Runner, path, state): "Write what all processes make together."; save_state(path, state)
+
+# %% ../nbs/07_callbacks.ipynb #7c352423
+class History(list):
+    "A row (a dict) for each epoch; shows itself as a table, and gives a column by its name."
+    def column(self, name: str) -> list:
+        "The values of one column, epoch by epoch."
+        return [row[name] for row in self]
+    def _repr_markdown_(self):
+        show = lambda v: str(v) if isinstance(v, int) else f'{v:.4f}'
+        names = list(self[0]) if self else []
+        rows = names, ['---:']*len(names), *(map(show, row.values()) for row in self)
+        return '\n'.join('| ' + ' | '.join(r) + ' |' for r in rows)
 
 # %% ../nbs/07_callbacks.ipynb #e4412325
 class _EpochLoss(MeanMetric):

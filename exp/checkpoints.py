@@ -14,12 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .callbacks import Callback, CancelFitException
+from .callbacks import Callback, CancelFitException, Runner
 from .core import (check_int, exercise, generator_state, global_generators, load_state, patch, save_state, set_generator,
                       set_global_generators, user_path)
-from .dataloader import DataLoader, loader_generators, order_fingerprint
+from .dataloader import DataLoader
+from .workers import loader_generators, order_fingerprint
 from .learner import Learner
-from .schedules import undisturbed
+from .snapshots import undisturbed
 
 # %% ../nbs/16b_checkpoints.ipynb #d5349317
 class Differences(NamedTuple):
@@ -166,7 +167,7 @@ def _learnable(run): return {**dict(run.model.named_parameters()), **{f'optimize
 def checkpoint_state(run, epoch, items, batches, ended=False):
     "The state of a fit after `items` items, in `batches` batches, of an epoch; `ended`: a callback has ended it before its time."
     dl, params = run.data.train_dl, _learnable(run)
-    order = getattr(dl, '_order', None) if items else None   # of the epoch that goes on, where the loader is ours
+    order = getattr(dl, 'order', None) if items else None   # of the epoch that goes on, where the loader is ours
     python, numpy, *torchs = global_generators()
     return {**_saved(run), 'kind': 'exp checkpoint 1', 'epoch': epoch, 'hidden': _hidden(run),
             'learn': [name for name, p in params.items() if p.requires_grad],
@@ -178,6 +179,9 @@ def checkpoint_state(run, epoch, items, batches, ended=False):
             'callbacks': {name: cb.state_dict() for name, cb in _state_names(run.cbs).items()}}
 
 # %% ../nbs/16b_checkpoints.ipynb #83ac8758
+@patch
+def whole_batch(self: Runner): "The number of items in this batch, over all processes."; return len(self.items)
+
 class Checkpoint(Callback):
     """Writes all that a fit needs to go on (`learn.fit(…, resume=path)`), every so many training batches and after each epoch.
 
@@ -206,17 +210,18 @@ class Checkpoint(Callback):
     def after_cancel_fit(self):   # as early stopping does, when an epoch has ended
         if self.over == 'epoch': self._write(self.epoch, 0, 0, ended=True)
 
-    def _write(self, *place, **more): save_state(self.path, checkpoint_state(self.run, *place, **more))
+    def _write(self, *place, **more):
+        self.run.write_state(self.path, checkpoint_state(self.run, *place, **more))
     def __repr__(self): return f'Checkpoint({self.path.name!r}, every={self.every})'
 
 # %% ../nbs/16b_checkpoints.ipynb #d07f69f0
 class Resume(Callback):
     "Puts a fit where its checkpoint was written."
     order = 10**6   # after the others have begun
-    def __init__(self, path): self.path, self._state = user_path(path), load_state(path)
+    def __init__(self, path): self.path, self.state = user_path(path), load_state(path)
 
     def before_fit(self):
-        state = self._state
+        state = self.state
         self.opt.load_state_dict(state['opt'])
         self.model.load_state_dict(state['model'])
         with torch.no_grad():
@@ -227,25 +232,25 @@ class Resume(Callback):
         at = state['position']
         self.run.epoch, self.run.first_epoch, self.run.n_iter = state['epoch'], at['first_epoch'], state['n_iter']
         self._random()
-        if not at['items']: self._state = None
+        if not at['items']: self.state = None
         if at['ended']: raise CancelFitException
 
 # %% ../nbs/16b_checkpoints.ipynb #58a379a5
 @patch
 def before_train(self: Resume):
-    if self._state is None: return   # at the beginning of an epoch nothing is left to do
-    at = self._state['position']
+    if self.state is None: return   # at the beginning of an epoch nothing is left to do
+    at = self.state['position']
     self.dl.set_epoch(self.epoch, at['items'])
     self.run.iter = at['batches']
     for cb in self.cbs:
         if isinstance(cb, Checkpoint): cb._seen = at['items']
     self._random()
-    self._state = None
+    self.state = None
 
 @patch
 def _random(self: Resume):
-    for g, s in zip(loader_generators(self.data.train_dl), self._state['loader_random']): set_generator(g, s)
-    set_global_generators(self._state['random'])
+    for g, s in zip(loader_generators(self.data.train_dl), self.state['loader_random']): set_generator(g, s)
+    set_global_generators(self.state['random'])
 
 # %% ../nbs/16b_checkpoints.ipynb #6f998a52
 class CheckpointError(ValueError):
@@ -271,7 +276,7 @@ def _orders(dl, state):
     "The fingerprints of the epoch's order here, drawn twice, with the loader's generators where they were."
     with undisturbed(dl):
         for g, s in zip(loader_generators(dl), state['loader_random']): set_generator(g, s)
-        return {dl._drawn_again(state['epoch']) for _ in range(2)}
+        return {dl.fingerprint(state['epoch']) for _ in range(2)}
 
 # %% ../nbs/16b_checkpoints.ipynb #8a1d284c
 _PARTS = {'model', 'hidden', 'learn', 'grads', 'opt', 'opt_kind', 'epoch', 'n_iter', 'position', 'loader', 'loader_random', 'random', 'callbacks'}
@@ -300,7 +305,7 @@ def resuming(self: Learner, resume, cbs):
     "The callbacks that resume; none, for True without a file."
     if resume is not True:
         put_back = Resume(resume)
-        return [_Belongs(put_back.path, put_back._state), put_back]
+        return [_Belongs(put_back.path, put_back.state), put_back]
     found = [cb.path for cb in (*self.cbs, *cbs) if isinstance(cb, Checkpoint)]
     if not found: raise ValueError('resume=True needs a Checkpoint among the callbacks; or give its path')
     return self.resuming(found[0], cbs) if found[0].is_file() else []

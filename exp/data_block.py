@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import (ListContainer, check_choice, did_you_mean, exercise, listify, patch, register, settings,
+from .core import (ListContainer, check_choice, did_you_mean, exercise, listify, patch, settings,
                       show_image, user_path)
+from .specs import register
 from .dataloader import Rng
 from .image_cache import is_one_image, open_image
 from .losses import CrossEntropy, SquaredLoss

@@ -19,7 +19,8 @@ from .callbacks import Callback
 from .core import (check_bool, check_choice, check_real, default_device, environ, exercise, near, patch, settings, to_cpu,
                       tree_leaves)
 from .dataloader import DataLoader, Rng
-from .learner import Learner, Resume, strangers
+from .learner import Learner
+from .checkpoints import Resume, strangers
 from .losses import is_sum
 from .precision import only_one
 from .schedules import Endless, LRFinder
@@ -166,27 +167,24 @@ class RankLoader(DataLoader):
     def __getattr__(self, name):
         if name == 'dl' or name.startswith('__'): raise AttributeError(name)   # not there yet, as when it is copied
         return getattr(self.dl, name)
-    def __setattr__(self, name, value):   # epoch, position, waiting workers and order are the loader's, for all its views
-        object.__setattr__(self.dl if name in ('epoch', '_next', '_idle', '_order') else self, name, value)
+    def __setattr__(self, name, value):   # epoch, position and order are the loader's, for all its views
+        object.__setattr__(self.dl if name in ('epoch', '_next', 'order') else self, name, value)
 
 # %% ../nbs/20_distributed.ipynb #94071df1
 @patch
-def _plan(self: RankLoader, epoch, skip_items):
-    plan = self.dl._plan(epoch, skip_items)   # skip_items counts those of all ranks
+def plan(self: RankLoader, epoch=None, skip_items=0):
+    plan = self.dl.plan(epoch, skip_items)   # skip_items counts those of all ranks
     shares = [_share(len(rows), self.rank, self.ranks) for rows in plan]
     self._sizes = [(stop - start, len(rows)) for rows, (start, stop) in zip(plan, shares)]
     return [rows[start:stop] if stop > start else rows[:1] for rows, (start, stop) in zip(plan, shares)]
 
 @patch
-def _batches(self: RankLoader, epoch, skip_items):
-    with contextlib.closing(DataLoader._batches(self, epoch, skip_items)) as batches:
+def batches(self: RankLoader, epoch, skip_items=0):
+    with contextlib.closing(DataLoader.batches(self, epoch, skip_items)) as batches:
         for i, batch in enumerate(batches):
             if i == 0: sizes = self._sizes   # the plan was made for the first batch
             self.own, self.whole = sizes[i]
             yield batch
-
-@patch
-def _start_workers(self: RankLoader): return self.dl._start_workers()   # they live as long as the loader, not the view
 
 # %% ../nbs/20_distributed.ipynb #63519606
 def _over_ranks(metric):

@@ -10,8 +10,8 @@ import time, warnings
 
 import torch
 
-from .callbacks import Callback, CancelFitException
-from .core import check_real
+from .callbacks import Callback, CancelFitException, Runner
+from .core import check_real, patch
 from .regularization import clip_grad_values, clip_grads
 
 # %% ../nbs/07b_faults.ipynb #9a15f22c
@@ -38,6 +38,9 @@ class DelayedRead:
         return value
 
 # %% ../nbs/07b_faults.ipynb #f2189906
+@patch
+def delayed_read(self: Runner): "A `DelayedRead`; where several processes decide by it, one that reads by counts."; return DelayedRead()
+
 _NONE_BAD = 2**31 - 1   # larger than any batch number
 
 class NanCheck(Callback):
@@ -47,10 +50,10 @@ class NanCheck(Callback):
         stop: bool = True, # end the fit; False: warn, once a fit, and go on
     ):
         self.stop, self.where = stop, None   # where: (epoch, batch) of the first such loss in the last fit
-        self._bad, self._read = None, DelayedRead()
+        self._bad = self._read = None
 
     def before_fit(self): self.where = None
-    def before_train(self): self._bad, self._read = None, DelayedRead()
+    def before_train(self): self._bad, self._read = None, self.run.delayed_read()
     def after_loss(self):
         if not self.in_train or self.where is not None: return
         bad = torch.where(self.loss.isfinite(), _NONE_BAD, self.iter)

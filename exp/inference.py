@@ -20,14 +20,17 @@ from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
 from .callbacks import Callback, Runner, TrainEvalCallback, call_model, count_items
 from .checkpoints import check_weights, put_loss, shape_of, weights_for
-from .core import (exercise, from_spec, get_grid, load_state, patch, save_state, to_cpu, to_device, to_spec, tree_children,
+from .core import (exercise, get_grid, load_state, patch, save_state, to_cpu, to_device, tree_children,
                       tree_leaves, tree_like, user_path)
-from .data_block import ImageList, LabeledData, Normalize, OnBatch, as_transform
-from .dataloader import Batch, DataBunch, DataLoader, as_columns, as_tensor, collate, dataset_of
+from .specs import from_spec, to_spec
+from .data_block import ImageList, LabeledData
+from .transforms import Normalize, OnBatch, as_transform
+from .workers import Batch
+from .dataloader import DataBunch, DataLoader, as_columns, as_tensor, collate, dataset_of
 from .hooks import BatchTransform, DeviceCallback, Hooks
 from .learner import Learner, planned
 from .losses import item_losses, loss_parts, which_count
-from .schedules import undisturbed
+from .snapshots import undisturbed
 
 # %% ../nbs/16c_inference.ipynb #aa9f5a15
 class _Collect(Callback):
@@ -283,7 +286,7 @@ def _show_batch(self: Learner, batch, n, imsize, notes=None):
 def _first_batch(dl):
     "The first batch of epoch 0 of a loader, which stays where it is."
     dl = copy.copy(dl)   # a pass of its own
-    if isinstance(dl, DataLoader): dl._idle, dl.num_workers = None, 0
+    if isinstance(dl, DataLoader): dl.num_workers = 0
     if hasattr(dl, 'set_epoch'): dl.set_epoch(0)
     for batch in dl: return batch
     raise ValueError('the loader has no batches')

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import check_int, check_real, exercise, near, patch, register
+from .core import check_int, check_real, exercise, near, patch
+from .specs import register
 from .regularization import fans, init_kaiming
 
 # %% ../nbs/10_layers.ipynb #6532726b

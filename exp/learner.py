@@ -16,19 +16,22 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import RandomSampler, SequentialSampler, WeightedRandomSampler
 
-from .callbacks import (AvgStats, Callback, NanCheck, Recorder, Runner, TrainEvalCallback, check_rate, count_batches,
+from .callbacks import (AvgStats, Callback, Recorder, Runner, TrainEvalCallback, check_rate,
                            read_numbers)
+from .faults import NanCheck
 from .core import check_choice, check_real, exercise, listify, patch, user_path
 from .data_block import LabeledData
-from .dataloader import (Batch, BatchSampler, DataLoader, Dataset, Sampler, TransformedDataset, as_indices, check_loader,
+from .workers import Batch, as_indices
+from .dataloader import (BatchSampler, DataLoader, Dataset, Sampler, TransformedDataset, check_loader,
                             dataset_of, drawn_order, make_data)
 from .hooks import BatchTransform, DeviceCallback
 from .losses import check_same_shape
 from .norms import NORMS
 from .optimizers import adam_opt
 from .progress import CSVLog, Progress, quiet
-from .schedules import (LRFinder, ParamScheduler, Tracker, check_hyper, cos_1cycle, get_hyper, sched_no, set_hyper,
-                           undisturbed)
+from .schedules import (LRFinder, ParamScheduler, Tracker, check_hyper, cos_1cycle, get_hyper, sched_no,
+                           set_hyper)
+from .snapshots import undisturbed
 
 # %% ../nbs/16_learner.ipynb #9ef70e48
 class _DataTransform(Callback):
@@ -155,14 +158,6 @@ def rates(self: Learner,
     return [check_rate(rate) for rate in lr]
 
 # %% ../nbs/16_learner.ipynb #0004b432
-@patch
-def _base_rate(self: Learner, lr): return self.rates(lr)[-1]
-
-@patch
-def group_rates(self: Learner, lr):
-    rates = self.rates(lr)
-    return self._in_proportion([rates[g.get('layer', -1)] for g in self.opt.param_groups])   # no `layer`: an optimizer of the user's own
-
 @patch
 def _ready_opt(self: Learner, lr):
     Runner._ready_opt(self, lr)
@@ -306,7 +301,7 @@ def looking(self: Learner) -> list:
 @patch
 def look(self: Learner, dl, cb):
     "A pass over `dl` in evaluation mode, with the callback `cb`: the one loop, without training."
-    if count_batches(dl) == 0: raise ValueError('the loader has no batches')
+    if len(dl) == 0: raise ValueError('the loader has no batches')
     before = {k: v for k, v in vars(self).items() if k in _OF_A_PASS}
     self.epochs, self.first_epoch = 1, self.epoch
     try:
@@ -396,7 +391,7 @@ def need_targets(self: Learner):
 class _Evaluation(Callback):
     "Loss and metrics of one pass."
     order = 40
-    def __init__(self, stats): self.metrics = copy.deepcopy(stats._sets['valid'])
+    def __init__(self, stats): self.metrics = copy.deepcopy(stats.metrics['valid'])
     def before_fit(self):
         for m in self.metrics.values(): m.reset()
     def after_pred(self): self.run.need_targets()

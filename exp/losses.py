@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import check_choice, exercise, first_size, near, register, widen
+from .core import check_choice, exercise, first_size, near, widen
+from .specs import register
 from .tensors import softmax
 
 # %% ../nbs/04_linear_models.ipynb #279ba393

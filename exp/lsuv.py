@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from .callbacks import call_model
 from .core import check_int, check_real, exercise, near, to_device
-from .dataloader import Batch
+from .workers import Batch
 from .hooks import Hooks
 from .layers import GeneralRelu
 from .norms import NORMS

@@ -14,9 +14,11 @@ from torch import nn
 
 from .augmentation import check_within
 from .callbacks import Callback, count_items
-from .core import check_real, exercise, near, patch, register, settings, tree_leaves, tree_map, widen
+from .core import check_real, exercise, near, patch, settings, tree_leaves, tree_map, widen
+from .specs import register
 from .dataloader import Dataset, Rng, make_data
-from .learner import ELEMENTWISE_CLASSES, ELEMENTWISE_LOSSES, CheckpointError, Learner
+from .learner import ELEMENTWISE_CLASSES, ELEMENTWISE_LOSSES, Learner
+from .checkpoints import CheckpointError
 from .losses import CrossEntropy, Loss, check_same_shape, is_sum, loss_attr, target_weights, which_count
 from .progress import Progress
 

@@ -11,7 +11,8 @@ import math
 import torch
 from torch import fx, nn
 
-from .core import check_int, check_real, exercise, listify, near, register, widen
+from .core import check_int, check_real, exercise, listify, near, widen
+from .specs import register
 
 # %% ../nbs/11_batchnorm.ipynb #eb829f8c
 @fx.wrap

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .callbacks import AvgStats, Callback, DelayedRead, Runner
+from .callbacks import AvgStats, Callback, Runner
+from .faults import DelayedRead
 from .core import atomic_path, check_bool, check_real, exercise, near, patch, user_path
 from .dataloader import DataLoader, Dataset
 

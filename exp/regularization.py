@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from .core import check_choice, check_int, check_real, exercise, near, register, settings
+from .core import check_choice, check_int, check_real, exercise, near, settings
+from .specs import register
 from .dataloader import Rng
 
 # %% ../nbs/06_mlp.ipynb #de7eab76

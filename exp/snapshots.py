@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .core import generator_state, global_generators, set_generator, set_global_generators, tree_map
-from .dataloader import loader_generators, loader_parts
+from .workers import loader_generators, loader_parts
 
 # %% ../nbs/07c_snapshots.ipynb #e9d84b18
 def with_state(

@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
-from .core import (check_choice, check_int, exercise, from_spec, get_grid, listify, patch, register, to_spec,
-                      tree_children, tree_like)
+from .core import check_choice, check_int, exercise, get_grid, listify, patch, tree_children, tree_like
+from .specs import from_spec, register, to_spec
 from .data_block import ImageList, ItemList, LabeledData, SplitData, run_processor
 from .dataloader import BatchContext, DataBunch, DataLoader, Rng, collate
 from .image_cache import FAST, ImageError, ItemCache, as_mode, broken_file, resized, resized_together, upright
-from .schedules import undisturbed
+from .snapshots import undisturbed
 
 # %% ../nbs/13c_transforms.ipynb #6252acea
 def to_byte_tensor(
@@ -378,7 +378,7 @@ def databunch(self: SplitData,
 def first_batch(dl):
     "The first batch of epoch 0 of a loader, which stays where it is: (batch, the copy that made it)."
     dl = copy.copy(dl)   # a pass of its own
-    if isinstance(dl, DataLoader): dl._idle, dl.num_workers = None, 0   # no workers for a single batch
+    if isinstance(dl, DataLoader): dl.num_workers = 0   # no workers for a single batch
     if hasattr(dl, 'set_epoch'): dl.set_epoch(0)
     for batch in dl: return batch, dl
     raise ValueError('the loader has no batches')

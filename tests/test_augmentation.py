@@ -15,11 +15,13 @@ from exp import augmentation, batch_transforms
 from exp.augmentation import *
 from exp.batch_transforms import *
 from exp.callbacks import Callback
-from exp.core import from_spec, to_spec
+from exp.specs import from_spec, to_spec
 from exp.data_block import ImageList, LabeledData
 from exp.transforms import Normalize, ToByteTensor, OnBatch, to_byte_tensor
 from exp.dataloader import DataLoader, Dataset, Rng, TransformedDataset, make_data
-from exp.learner import Checkpoint, Learner, load_learner
+from exp.checkpoints import Checkpoint
+from exp.learner import Learner
+from exp.inference import load_learner
 from exp.metrics import accuracy
 from exp.progress import Progress
 from test_data_block_kinds import H, W, boxes, known, masks, points, same_with_workers, scenes, shows, value_at

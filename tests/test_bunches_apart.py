@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from exp.augmentation import get_transforms
+import exp.inference   # methods of Learner
+from exp.batch_transforms import get_transforms
 from exp.data_block import CategoryList, FloatList, ImageList
 from exp.transforms import Normalize, ToFloatTensor
 from exp.dataloader import DataBunch, Dataset, make_data

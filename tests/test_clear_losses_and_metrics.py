@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from functools import partial
 from torch import nn
 
+import exp.inference   # methods of Learner
 from exp.callbacks import Runner
 from exp.dataloader import DataLoader, Dataset, TransformedDataset, make_data
 from exp.learner import Learner

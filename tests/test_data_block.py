@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from exp.core import from_spec, load_state, register, save_state, set_seed, to_spec
+from exp.specs import from_spec, register, to_spec
+from exp.core import load_state, save_state, set_seed
 from exp.data_block import CategoryList, CategoryProcessor, FloatList, ImageList, ItemList, LabeledData, LabelList, Processor, SplitData
 from exp.sources import get_files, image_extensions
 from exp.image_cache import verify_images

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings as hsettings, strategies as 
 from torch import nn
 
 from exp.core import environ, test_eq as same
-from exp.dataloader import (Batch, BatchContext, BatchSampler, DataBunch, DataLoader, Dataset, Rng, Sampler,
+from exp.workers import Batch
+from exp.dataloader import (BatchContext, BatchSampler, DataBunch, DataLoader, Dataset, Rng, Sampler,
                             TransformedDataset, collate, eval_simple, fit_simple, make_data, random_shift)
 
 same.__test__ = False

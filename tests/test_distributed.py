@@ -11,6 +11,7 @@ import torch.utils.data
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 from torch import nn
 
+import exp.inference   # methods of Learner
 from exp.core import load_state
 from exp.dataloader import DataLoader, Dataset, make_data
 from exp.distributed import Distributed, RankLoader, barrier, distributed, gather_over_ranks, is_first, rank, sum_over_ranks, world_size
@@ -32,13 +33,13 @@ import torch.nn.functional as F
 import torch.utils.data
 from torch import nn
 
-from exp.callbacks import Callback, NanCheck
+from exp.callbacks import Callback; from exp.faults import NanCheck
 from exp.core import load_state
 from exp.data_block import ImageList
 from exp.transforms import Transform
 from exp.dataloader import BatchSampler, DataBunch, DataLoader, Dataset, Rng, Sampler, TransformedDataset, make_data, random_shift
 from exp.distributed import Distributed, RankLoader, barrier, distributed, gather_over_ranks, is_first, rank, sum_over_ranks, world_size
-from exp.learner import Checkpoint, Learner
+from exp.checkpoints import Checkpoint; from exp.learner import Learner
 from exp.losses import CrossEntropy
 from exp.metrics import MeanMetric, Metric, accuracy
 from exp.optimizers import adam_opt, lamb_opt, sgd_opt

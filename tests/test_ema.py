@@ -9,7 +9,8 @@ from torch import nn
 from exp.callbacks import Callback, Runner
 from exp.core import load_state, set_seed
 from exp.dataloader import Dataset, make_data
-from exp.learner import Checkpoint, Learner
+from exp.checkpoints import Checkpoint
+from exp.learner import Learner
 from exp.precision import GradAccumulation, MixedPrecision
 from exp.progress import Progress
 from exp.schedules import EMA, EarlyStopping, LRFinder, SaveBest

@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from exp.callbacks import AvgStats, Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, GradClip, Recorder, Runner
+from exp.callbacks import (AvgStats, Callback, CancelBatchException, CancelEpochException, CancelFitException,
+                           CancelStepException, Recorder, Runner)
+from exp.faults import GradClip
 from exp.dataloader import DataLoader, Dataset
-from exp.learner import Checkpoint, Learner
+from exp.checkpoints import Checkpoint
+from exp.learner import Learner
 from exp.optimizers import adam_opt
 from exp.precision import GradAccumulation, MixedPrecision
 from exp.progress import Progress

@@ -9,7 +9,8 @@ from torch import nn
 from exp.callbacks import Callback, Recorder, Runner
 from exp.core import listify
 from exp.dataloader import Dataset, make_data
-from exp.learner import Checkpoint, Learner
+from exp.checkpoints import Checkpoint
+from exp.learner import Learner
 from exp.optimizers import adam_opt, sgd_opt
 from exp.progress import Progress
 from exp.schedules import LRFinder, get_hyper, set_hyper

@@ -17,7 +17,9 @@ from exp.image_cache import verify_images
 from exp.dataloader import Dataset, make_data
 from exp.datasets import read_idx
 from exp.downloads import DataFile, DataSource, atomic_folder, download, file_lock, file_sums, unpack, untar_data
-from exp.learner import Checkpoint, Learner, load_learner
+from exp.checkpoints import Checkpoint
+from exp.learner import Learner
+from exp.inference import load_learner
 from exp.progress import CSVLog
 from exp.schedules import SaveBest
 

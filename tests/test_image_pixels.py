@@ -11,7 +11,8 @@ from exp.core import load_state, save_state
 from exp.data_block import GreyImageList, ImageList, LabeledData, LabelList
 from exp.image_cache import ImageError, verify_images
 from exp.transforms import MakeGrey, MakeRGB, Normalize, ResizeFixed, ToByteTensor
-from exp.learner import Learner, load_learner
+from exp.learner import Learner
+from exp.inference import load_learner
 
 RAMP = np.arange(65536, dtype=np.uint16).reshape(256, 256)
 

@@ -7,8 +7,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from exp.augmentation import (CenterCrop, CenterResizedCrop, PilRandomDihedral, PilRandomFlip, PilRandomWarp, RandomBrightness, RandomCrop, RandomResizedCrop, RandomRotate,
-                              get_transforms)
+import exp.inference   # methods of Learner
+from exp.augmentation import (CenterCrop, CenterResizedCrop, PilRandomDihedral, PilRandomFlip, PilRandomWarp,
+                              RandomCrop, RandomResizedCrop)
+from exp.batch_transforms import RandomBrightness, RandomRotate, get_transforms
 from exp.core import show_image
 from exp.data_block import ImageList, LabeledData, LabelList
 from exp.image_cache import verify_images

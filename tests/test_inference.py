@@ -10,7 +10,8 @@ from torch import nn
 
 import exp.precision   # to_bf16
 from exp.callbacks import Callback
-from exp.core import register, set_seed
+from exp.specs import register
+from exp.core import set_seed
 from exp.data_block import ItemList
 from exp.dataloader import DataLoader, Dataset, make_data
 from exp.hooks import BatchTransform

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from exp.core import from_spec, load_state, near, register, save_state, test_close, test_eq, to_spec
+from exp.specs import from_spec, register, to_spec
+from exp.core import load_state, near, save_state, test_close, test_eq
 from exp.layers import GeneralRelu, Lambda, conv_layer, init_cnn
 
 nan, inf = math.nan, math.inf

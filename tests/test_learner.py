@@ -12,15 +12,19 @@ from PIL import Image
 from torch import nn
 
 from exp.callbacks import AvgStats, Callback, Recorder, Runner, TrainEvalCallback
-from exp.core import load_state, register
+from exp.core import load_state
+from exp.specs import register
 from exp.data_block import ImageList, LabelList
 from exp.transforms import Transform
 from exp.dataloader import DataLoader, Dataset, TransformedDataset, make_data
 from exp.hooks import ActivationStats, DeviceCallback
 from exp.checkpoints import Checkpoint
 from exp.inference import load_learner
-from exp.learner import Checkpoint, Learner, load_learner
-from exp.losses import accuracy, CrossEntropy, Rmse, SquaredLoss
+from exp.checkpoints import Checkpoint
+from exp.learner import Learner
+from exp.inference import load_learner
+from exp.metrics import accuracy, Rmse
+from exp.losses import CrossEntropy, SquaredLoss
 from exp.metrics import accuracy, Rmse
 from exp.optimizers import adam_opt, lamb_opt, rmsprop_opt, sgd_opt
 from exp.progress import CSVLog, Progress

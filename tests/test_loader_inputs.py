@@ -14,9 +14,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from exp.callbacks import Callback, Runner
 from exp.core import ListContainer, to_cpu, to_device
 from exp.transforms import first_rows
-from exp.dataloader import Batch, BatchSampler, DataLoader, Dataset, TransformedDataset, collate, eval_simple, make_data
+from exp.workers import Batch
+from exp.dataloader import (BatchSampler, DataLoader, Dataset, TransformedDataset, collate, eval_simple,
+                            make_data)
 from exp.distributed import RankLoader
-from exp.learner import Learner, _at, _join
+from exp.learner import Learner
+from exp.inference import join_batches, pick_rows
 from exp.metrics import MeanMetric
 from exp.progress import Progress
 
@@ -192,9 +195,9 @@ def test_what_is_collated_joined_and_shown_keeps_its_type(kind):
     assert type(xb) is type(x) and all(p.shape == (2, 2, 3) for p in parts(xb))
     rows = first_rows(xb, 1)
     assert len(rows) == 1 and all(p.shape == (2, 3) for p in parts(rows[0]))
-    joined = _join([xb, xb])
+    joined = join_batches([xb, xb])
     if kind in ('list', 'own list'): return
-    assert type(joined) is type(x) is type(rows[0]) is type(_at(joined, 3)) and all(p.shape == (4, 2, 3) for p in parts(joined))
+    assert type(joined) is type(x) is type(rows[0]) is type(pick_rows(joined, 3)) and all(p.shape == (4, 2, 3) for p in parts(joined))
 
 @pytest.mark.parametrize('kind', ['tuple', 'dict', 'named tuple', 'ordered', 'own dict', 'default'])
 def test_a_data_set_keeps_its_containers(kind):
@@ -220,7 +223,7 @@ def test_a_packed_sequence_is_one_thing():
     mean.update(None, packed())
     assert mean.states()['weight'] == 2   # sequences, not their 5 words
     with pytest.raises(TypeError, match='PackedSequence'): collate([(packed(), 0), (packed(), 1)])
-    assert [len(s) for s in _join([packed(), packed()])] == [2, 3, 2, 3]
+    assert [len(s) for s in join_batches([packed(), packed()])] == [2, 3, 2, 3]
 
 # ---------------------------------------------------------------- what is changed later
 

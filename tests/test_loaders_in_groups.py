@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.utils.data as tud
 from torch import nn
 
+import exp.inference   # methods of Learner
 from exp.callbacks import Callback
 from exp.dataloader import DataLoader, Dataset, make_data
 from exp.distributed import Distributed, RankLoader

@@ -16,8 +16,9 @@ from exp.data_block import ImageList
 from exp.dataloader import DataBunch, DataLoader, Dataset, TransformedDataset, make_data
 from exp.layers import conv_layer
 from exp.inference import load_learner
-from exp.learner import Learner, load_learner
-from exp.losses import accuracy
+from exp.learner import Learner
+from exp.inference import load_learner
+from exp.metrics import accuracy
 from exp.metrics import accuracy
 from exp.lsuv import lsuv_init
 from exp.norms import BatchNorm

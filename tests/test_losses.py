@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from exp.core import from_spec, test_close as close, test_eq as equal, to_spec
+from exp.specs import from_spec, to_spec
+from exp.core import test_close as close, test_eq as equal
 from exp.losses import (AbsoluteLoss, BinaryCrossEntropy, CrossEntropy, HuberLoss, Loss, SquaredLoss,
                         add_loss_parts, item_losses, loss_parts, nll)
 from exp.tensors import log_softmax

@@ -8,10 +8,12 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from exp.callbacks import AvgStats, Callback, CancelBatchException, CancelFitException, CancelStepException, Recorder, Runner
-from exp.core import from_spec, to_spec
+from exp.specs import from_spec, to_spec
 from exp.dataloader import Dataset, Rng, make_data
 from exp.hooks import ActivationStats
-from exp.learner import Checkpoint, CheckpointError, Learner, load_learner
+from exp.checkpoints import Checkpoint, CheckpointError
+from exp.learner import Learner
+from exp.inference import load_learner
 from exp.losses import BinaryCrossEntropy, CrossEntropy, HuberLoss, Loss, SquaredLoss, loss_parts
 from exp.metrics import accuracy
 from exp.mixup import CutMix, LabelSmoothing, MixUp, _boxes, _inside, _ring, mixed_loss

@@ -7,10 +7,12 @@ from torch import fx, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.checkpoint import checkpoint
 
+import exp.inference   # methods of Learner
 from exp.core import test_close as close, test_eq as equal
 from exp.dataloader import Dataset, make_data
 from exp.layers import GeneralRelu, conv_layer
-from exp.learner import Checkpoint, Learner
+from exp.checkpoints import Checkpoint
+from exp.learner import Learner
 from exp.lsuv import lsuv_init
 from exp.norms import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RunningBatchNorm
 from exp.regularization import Dropout

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from exp.callbacks import AvgStats, Callback, Runner
-from exp.core import ListContainer, check_bool, check_int, check_real, from_spec, load_state, save_state, set_seed, to_spec
+from exp.core import ListContainer, check_bool, check_int, check_real, load_state, save_state, set_seed
+from exp.specs import from_spec, to_spec
 from exp.transforms import ResizeFixed
 from exp.dataloader import BatchSampler, DataBunch, DataLoader, Dataset, Sampler, make_data
 from exp.checkpoints import Checkpoint

@@ -10,13 +10,16 @@ import torch
 from torch import nn
 
 from exp.callbacks import Callback
-from exp.core import load_state, register, save_state, set_seed
+from exp.core import load_state, save_state, set_seed
+from exp.specs import register
 from exp.data_block import ImageList
 from exp.dataloader import Dataset, make_data
 from exp.checkpoints import Checkpoint
 from exp.inference import load_learner
-from exp.learner import Checkpoint, Learner, load_learner
-from exp.losses import accuracy
+from exp.checkpoints import Checkpoint
+from exp.learner import Learner
+from exp.inference import load_learner
+from exp.metrics import accuracy
 from exp.metrics import accuracy
 from exp.progress import Progress
 from exp.schedules import EarlyStopping, SaveBest

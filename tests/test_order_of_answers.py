@@ -12,7 +12,9 @@ from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler, Sub
 
 import exp.augmentation, exp.inference   # what they add to Learner
 from exp.data_block import ImageList
-from exp.dataloader import Batch, DataBunch, DataLoader, Dataset, Sampler, TransformedDataset, make_data, random_shift
+from exp.workers import Batch
+from exp.dataloader import (DataBunch, DataLoader, Dataset, Sampler, TransformedDataset, make_data,
+                            random_shift)
 from exp.learner import Learner
 from exp.metrics import accuracy
 from exp.progress import Progress

@@ -8,12 +8,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from exp.callbacks import (AvgStats, Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, NanCheck, Recorder,
-                           Runner)
+from exp.callbacks import (AvgStats, Callback, CancelBatchException, CancelEpochException, CancelFitException,
+                           CancelStepException, Recorder, Runner)
+from exp.faults import NanCheck
 from exp.core import listify
 from exp.dataloader import DataLoader, Dataset, make_data
 from exp.hooks import ActivationStats
-from exp.learner import Checkpoint, CheckpointError, Learner, load_learner
+from exp.checkpoints import Checkpoint, CheckpointError
+from exp.learner import Learner
+from exp.inference import load_learner
 from exp.losses import CrossEntropy, SquaredLoss
 from exp.metrics import accuracy
 from exp.optimizers import adam_opt, lamb_opt, sgd_opt

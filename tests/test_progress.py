@@ -310,7 +310,8 @@ def test_rows_that_are_loaded_last_are_shown_in_a_terminal(terminal, then, epoch
     assert first_words(screen(terminal.getvalue())) == ['epoch', *epochs] and [str(r['epoch']) for r in run.progress.rows] == epochs
 
 def test_a_learner_that_resumes_shows_the_earlier_rows(terminal, tmp_path):
-    from exp.learner import Checkpoint, Learner
+    from exp.checkpoints import Checkpoint
+    from exp.learner import Learner
     def learner(): return Learner(DataBunch(*loaders()), nn.Linear(3, 2), lr=0.1, metrics=accuracy, cbs=[Progress()])
     with pytest.raises(ValueError, match='killed'), quiet():
         learner().fit(3, cbs=[Checkpoint(tmp_path/'c.pth', every=3), At(2, 5, throw(ValueError('killed')))])

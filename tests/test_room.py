@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from exp.core import load_state, register, save_state
+from exp.core import load_state, save_state
+from exp.specs import register
 from exp.data_block import CategoryProcessor, ImageList, ItemList, LabeledData, LabelList, Processor
 from exp.losses import BinaryCrossEntropy, CrossEntropy, SquaredLoss
 from exp.transforms import Transform

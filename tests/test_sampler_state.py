@@ -8,10 +8,12 @@ import torch
 import torch.utils.data as tud
 from torch import nn
 
-from exp.callbacks import Callback, Runner, set_epoch
+from exp.callbacks import Callback, Runner
+from exp.snapshots import set_epoch
 from exp.core import generator_state, set_generator, set_seed
 from exp.dataloader import BatchSampler, DataLoader, Dataset, Rng, Sampler
-from exp.learner import Checkpoint, CheckpointError, Learner
+from exp.checkpoints import Checkpoint, CheckpointError
+from exp.learner import Learner
 from exp.progress import Progress
 from exp.workers import loader_generators
 

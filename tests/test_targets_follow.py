@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from exp.augmentation import (CenterCrop, CenterResizedCrop, Composed, PilRandomDihedral, PilRandomFlip, PilRandomWarp, RandomCrop, RandomDihedral, RandomFlip, RandomJitter, RandomResizedCrop,
-                              RandomRotate, RandomShear, RandomShift, RandomWarp, RandomZoom, get_transforms)
+from exp.augmentation import (CenterCrop, CenterResizedCrop, PilRandomDihedral, PilRandomFlip, PilRandomWarp,
+                              RandomCrop, RandomResizedCrop)
+from exp.batch_transforms import (Composed, RandomDihedral, RandomFlip, RandomJitter, RandomRotate,
+                                  RandomShear, RandomShift, RandomWarp, RandomZoom, get_transforms)
 from exp.data_block import FloatList, ImageList, LabeledData, LabelList
 from exp.transforms import ResizeFixed, ToByteTensor, Transform
 from exp.dataloader import Rng

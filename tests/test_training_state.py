@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from exp.callbacks import AvgStats, Callback, Runner
-from exp.core import register, set_seed
+from exp.specs import register
+from exp.core import set_seed
 from exp.dataloader import Dataset, make_data
 from exp.checkpoints import Checkpoint, CheckpointError
 from exp.inference import load_learner

@@ -6,10 +6,11 @@ import sys
 
 from torch import nn
 
+import exp.inference   # methods of Learner
 from exp.data_block import ImageList
 from exp.layers import conv_layer
 from exp.learner import Learner
-from exp.losses import accuracy
+from exp.metrics import accuracy
 
 folder, *images = sys.argv[1:]
 data = ImageList.from_folder(folder).split_random(0.2).label_from_folder().transform(size=28).databunch(bs=32).normalize()
