@@ -189,7 +189,7 @@ def image_learner(data):
 @pytest.mark.parametrize('loader', ['exp', 'torch'])
 def test_images_come_without_their_random_changes(folder, loader, split):
     def data(tfms): return getattr(ImageList.from_folder(folder), split)().label_from_folder().transform(tfms, size=8).databunch(4, drop_last=True)
-    bunch, plain = data(([turned, exp.augmentation.RandomFlip()], [])), image_learner(data([]))
+    bunch, plain = data(([turned, exp.batch_transforms.RandomFlip()], [])), image_learner(data([]))
     if loader == 'torch': bunch.train_dl = torch.utils.data.DataLoader(bunch.train_ds, 4, shuffle=True, drop_last=True)
     l, want = image_learner(bunch), torch.stack([plain.predict(f).probs for f in bunch.train_ds.x.items])
     for which in ('train', bunch.train_dl): assert torch.allclose(l.get_preds(which)[0], want, atol=1e-6)
