@@ -270,6 +270,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'exp.callbacks._rates_of': ('callbacks.html#_rates_of', 'exp/callbacks.py'),
                                'exp.callbacks.call_model': ('callbacks.html#call_model', 'exp/callbacks.py'),
                                'exp.callbacks.check_rate': ('callbacks.html#check_rate', 'exp/callbacks.py'),
+                               'exp.callbacks.count_batches': ('callbacks.html#count_batches', 'exp/callbacks.py'),
                                'exp.callbacks.count_items': ('callbacks.html#count_items', 'exp/callbacks.py'),
                                'exp.callbacks.event_methods': ('callbacks.html#event_methods', 'exp/callbacks.py'),
                                'exp.callbacks.read_numbers': ('callbacks.html#read_numbers', 'exp/callbacks.py'),

@@ -133,6 +133,13 @@ class TrainEvalCallback(Callback):
     def _as_before(self):
         for m, training in self._modes: m.training = training
 
+# %% ../nbs/07_callbacks.ipynb #93518100
+def count_batches(dl):
+    "The length of a loader. `TypeError` if it has none."
+    try: return len(dl)
+    except TypeError:
+        raise TypeError(f'this {type(dl).__name__} has no length; give its data set a __len__') from None
+
 # %% ../nbs/07_callbacks.ipynb #3bcc9fbf
 def unpack(batch):
     "(xb, yb, items) of a batch; items is None where the loader does not say."
@@ -197,7 +204,7 @@ class Runner:
 
     def _one_pass(self, what, dl):
         self.in_train, self.dl = what == 'train', dl
-        self.iter, self.iters = 0, len(dl)
+        self.iter, self.iters = 0, count_batches(dl)
         set_epoch(dl, self.epoch)
         self(f'before_{what}')
         with torch.set_grad_enabled(self.in_train):

@@ -53,11 +53,12 @@ class NanCheck(Callback):
         self._bad = self._read = None
 
     def before_fit(self): self.where = None
-    def before_train(self): self._bad, self._read = None, self.run.delayed_read()
+    def before_train(self): self._bad = self._read = None
     def after_loss(self):
         if not self.in_train or self.where is not None: return
         bad = torch.where(self.loss.isfinite(), _NONE_BAD, self.iter)
         self._bad = bad if self._bad is None else torch.minimum(self._bad, bad)
+        if self._read is None: self._read = self.run.delayed_read()
         self._tell(self._read(self._bad))
 
     def after_train(self):   # once an epoch we may wait

@@ -475,7 +475,7 @@ def export(self: Learner,
 # %% ../nbs/16c_inference.ipynb #a6a6746e
 def load_learner(
     path,            # a file of `Learner.export`
-    model=None,      # the network, where a class in it is neither PyTorch's nor registered (`exp.core.register`)
+    model=None,      # the network, where a class in it is neither PyTorch's nor registered (`exp.specs.register`)
     *,
     loss_func=None,  # the loss, where it is not registered
 ) -> Learner:

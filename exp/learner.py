@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import RandomSampler, SequentialSampler, WeightedRandomSampler
 
-from .callbacks import (AvgStats, Callback, Recorder, Runner, TrainEvalCallback, check_rate,
+from .callbacks import (AvgStats, Callback, Recorder, Runner, TrainEvalCallback, check_rate, count_batches,
                            read_numbers)
 from .faults import NanCheck
 from .core import check_choice, check_real, exercise, listify, patch, user_path
@@ -301,7 +301,7 @@ def looking(self: Learner) -> list:
 @patch
 def look(self: Learner, dl, cb):
     "A pass over `dl` in evaluation mode, with the callback `cb`: the one loop, without training."
-    if len(dl) == 0: raise ValueError('the loader has no batches')
+    if count_batches(dl) == 0: raise ValueError('the loader has no batches')
     before = {k: v for k, v in vars(self).items() if k in _OF_A_PASS}
     self.epochs, self.first_epoch = 1, self.epoch
     try:

@@ -139,12 +139,13 @@ def _check_classes(pred, yb, dim, name):
     shape = list(pred.shape)
     if pred.ndim < 2 or dim == 0 or not -pred.ndim < dim < pred.ndim:
         raise ValueError(f'{name}: dim is {dim} and the logits have {tuple(shape)}; they should be n×classes×…')
-    if yb.is_floating_point() or yb.dtype == torch.bool:
+    one_hot = yb.shape == pred.shape
+    if not one_hot and (yb.is_floating_point() or yb.dtype == torch.bool):
         raise TypeError(f'{name}: the targets are {yb.dtype}; give classes as yb.long(), '
                         'or loss_func=SquaredLoss() for numbers')
     del shape[dim]
     if list(yb.shape) == shape: return
-    hint = 'yb.argmax(dim) if they are one-hot' if yb.shape == pred.shape else 'yb.squeeze()'
+    hint = 'yb.argmax(dim) if they are one-hot' if one_hot else 'yb.squeeze()'
     raise ValueError(f'{name}: targets should have shape {tuple(shape)}, not {tuple(yb.shape)}; use {hint}')
 
 # %% ../nbs/04_linear_models.ipynb #365011d4

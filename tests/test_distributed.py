@@ -33,13 +33,16 @@ import torch.nn.functional as F
 import torch.utils.data
 from torch import nn
 
-from exp.callbacks import Callback; from exp.faults import NanCheck
+import exp.inference   # methods of Learner
+from exp.callbacks import Callback
+from exp.faults import NanCheck
 from exp.core import load_state
 from exp.data_block import ImageList
 from exp.transforms import Transform
 from exp.dataloader import BatchSampler, DataBunch, DataLoader, Dataset, Rng, Sampler, TransformedDataset, make_data, random_shift
 from exp.distributed import Distributed, RankLoader, barrier, distributed, gather_over_ranks, is_first, rank, sum_over_ranks, world_size
-from exp.checkpoints import Checkpoint; from exp.learner import Learner
+from exp.checkpoints import Checkpoint
+from exp.learner import Learner
 from exp.losses import CrossEntropy
 from exp.metrics import MeanMetric, Metric, accuracy
 from exp.optimizers import adam_opt, lamb_opt, sgd_opt
@@ -183,7 +186,6 @@ def picture_network():
 
 def stopped(folder):
     cbs = EarlyStopping('valid_loss', min_delta=0.02, patience=2), SaveBest(folder/f'best.{world_size()}', 'valid_accuracy', load_best=True)
-    writes, write = [], cbs[1]._improved
     learn = training(folder, epochs=40, lr=0.4, fit_cbs=cbs)
     return result(learn, best=cbs[1].best, best_epoch=cbs[1].best_epoch, file=load_state(folder/f'best.{world_size()}'))
 
