@@ -265,7 +265,7 @@ def waits(b):
         'Learner, gradients clipped by PyTorch': (lambda: on_device, None, [clip], SGD),
         'Learner, ActivationStats(every=5)': (lambda: on_device, None, [lambda: ActivationStats(every=5)], SGD),
         'Learner, Normalize': (bunch(Normalize([0.], [1.])), None, [], SGD)}
-    if A := find('augmentation'):
+    if A := find('batch_transforms'):
         moves, colours = [A.RandomRotate(p=1.), A.RandomZoom(p=1.), A.RandomWarp(p=1.)], [A.RandomBrightness(p=1.), A.RandomContrast(p=1.)]
         entries['Learner, RandomRotate, Zoom and Warp composed'] = bunch(A.Composed(moves)), None, [], SGD
         entries['Learner, RandomFlip'] = bunch(A.RandomFlip()), None, [], SGD
@@ -490,7 +490,7 @@ def image_files(b):
 
 def augmentation(b):
     "Transforms of a batch on the device, drawing included; the floor is one interpolation with matrices that lie there."
-    A = find('augmentation')
+    A = find('batch_transforms')
     if A is None: return b.table.add('augmentation', 'batch transforms', 'left out', 'exp.augmentation is not there')
     bs, size = b.pick(64, 4), b.pick(128, 32)
     (x, _), = b.batches(1, bs, (3, size, size))

@@ -224,7 +224,7 @@ def _stack(parts, what, items):
     odd = next((i for i, p in enumerate(parts) if _kind(p) != kind), None)
     if odd is not None and not all(isinstance(p, (int, float)) for p in parts):
         raise ValueError(f'{what} of item {items[0]} has {_describe(first)}, of item {items[odd]} {_describe(parts[odd])}; '
-                         'make them alike, or give the loader its own collate')
+                         'resize them, or give the loader its own collate')
     if first is None: return None
     if what == 'y': _check_words(parts)
     if isinstance(first, Mapping):
@@ -499,8 +499,9 @@ class DataBunch:
         known = lambda name, given=None, ds=self.train_ds: getattr(ds, name, None) if given is None else given
         train, valid = (known('classes', ds=ds) for ds in (self.train_ds, self.valid_ds))
         if train is not None and valid is not None and list(train) != list(valid):
-            raise ValueError(f'the training set has {len(train)} classes, the validation set {len(valid)} or others; '
-                             'label both together, so that a number means one class')
+            odd = [c for c in valid if c not in train] or [c for c in train if c not in valid] or ['the order']
+            raise ValueError(f'the training set has {len(train)} classes, the validation set {len(valid)}, and {odd[0]!r} '
+                             'differs; label both together, so that a number means one class')
         self.loss_func, self.c, self.kind = known('loss_func', loss_func), own_type(known('c', c)), known('kind')
         names = known('classes', classes)
         self.classes = None if names is None else [own_type(name) for name in getattr(names, 'tolist', lambda: names)()]

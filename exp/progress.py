@@ -192,7 +192,7 @@ class Progress(Callback):
     The bars show the loss of lesson 07's `smoothed` and the time left; nothing waits for the device but once an epoch. Drawing takes at most a
     hundredth of the time (where one drawing takes under 50 ms), and the plot another. A fit within another one shows bars alone. Without `AvgStats` there is no table. Where output goes to a file, there
     are only the table's rows; in a `quiet` block and in ranks other than 0 there is nothing. The plot is drawn in notebooks alone."""
-    order = 70
+    order, rank_zero = 70, True
     def __init__(self,
         show: bool = True,  # False: nothing at all
         *,
@@ -394,7 +394,7 @@ class CSVLog(Callback):
 
     `append=True` adds to the file; else the first row of a fit replaces it. A row that cannot be written is kept, with a warning, and
     written later. In `before_fit`: `ValueError` without `AvgStats` and for a file of other columns, `OSError` where nothing can be written."""
-    order = 60
+    order, rank_zero = 60, True
     def __init__(self,
         path,                 # the file; its folder is made if need be
         append: bool = False, # add to the file

@@ -70,7 +70,7 @@ def _short(v):
 
 @patch
 def __repr__(self: Transform):
-    given = dict(getattr(self, '_spec_args', None) or {k: v for k, v in vars(self).items() if k[0] != '_'})
+    given = dict(getattr(self, '_spec_args', {k: v for k, v in vars(self).items() if k[0] != '_'}))
     words = [repr(_short(v)) for v in given.pop('*', ())]
     return f'{type(self).__name__}({", ".join(words + [f"{k}={_short(v)!r}" for k, v in given.items()])})'
 
