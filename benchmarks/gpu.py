@@ -12,7 +12,7 @@ copies to it from memory that is not pinned, which the driver may wait for witho
 """
 import argparse, copy, datetime, gc, importlib, os, platform, re, statistics, sys, tempfile, time, warnings
 from collections import Counter
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 

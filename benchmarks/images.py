@@ -7,7 +7,7 @@ crowded the ratio of processor time (of this process and its workers, Linux) say
 open and decode at the smallest size that is large enough, no resizing, no tensors, nothing sent. Plain: PIL with draft, RGB, bilinear
 resize, bytes 3×h×w, PyTorch's DataLoader with its collate function and workers that stay, then in place /255, -mean, /std on the batch.
 """
-import argparse, os, statistics, sys, time, warnings
+import argparse, os, statistics, time, warnings
 
 import numpy as np
 import torch

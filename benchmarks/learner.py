@@ -3,7 +3,7 @@
     python benchmarks/learner.py
     python benchmarks/learner.py --threads 1 --clock cpu     (on a machine that others use at the same time: processor seconds)
 """
-import argparse, contextlib, io, statistics, sys, time, warnings
+import argparse, contextlib, io, statistics, time, warnings
 from functools import partial
 
 import torch

@@ -6,7 +6,7 @@
 
 Each callback is added to a Runner without any other; `bare` is the loop of PyTorch's documentation. The second table is each way against float32, by hand.
 """
-import argparse, contextlib, statistics, time, warnings
+import argparse, contextlib, statistics, time
 from functools import partial
 
 import torch

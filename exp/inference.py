@@ -173,7 +173,7 @@ def prepare(self: Predictor, items):
     "The items as a batch on the CPU, before the transforms of batches."
     ds = self.item_data
     xs = [_as_x(item, _item_shape(self.data)) if ds is None else ds.prepare(item) for item in items]
-    join = getattr(getattr(ds, 'x', None), 'collate', None)
+    join = ds.collate_func(targets=False) if hasattr(ds, 'collate_func') else None
     if join is None and len(xs) == 1 and isinstance(xs[0], torch.Tensor): return xs[0][None]   # quicker
     return (join or collate)([(x, None) for x in xs])[0]
 

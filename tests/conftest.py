@@ -5,7 +5,6 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-import exp.all   # later modules add methods to earlier classes
 
 matplotlib.use('Agg')
 ROOT = Path(__file__).resolve().parents[1]

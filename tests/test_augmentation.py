@@ -1,7 +1,6 @@
 """Images, masks, points and boxes move together; colours change as they should; random changes depend on seed, epoch and item alone."""
 import copy, functools, io, math, random
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -22,9 +21,8 @@ from exp.dataloader import DataLoader, Dataset, Rng, TransformedDataset, make_da
 from exp.checkpoints import Checkpoint
 from exp.learner import Learner
 from exp.inference import load_learner
-from exp.metrics import accuracy
 from exp.progress import Progress
-from test_data_block_kinds import H, W, boxes, known, masks, points, same_with_workers, scenes, shows, value_at
+from test_data_block_kinds import H, W, boxes, masks, points, same_with_workers, shows, value_at
 
 def quick(n): return settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 

@@ -1,5 +1,4 @@
 "exp.autograd against torch.autograd and finite differences: every operation over random broadcasting shapes, graphs of all forms, bad input."
-import math
 
 import matplotlib.pyplot as plt
 import pytest

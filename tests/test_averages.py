@@ -9,9 +9,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from exp.callbacks import AvgStats, Callback, Recorder, Runner
+from exp.callbacks import AvgStats, Callback, Runner
 from exp.core import load_state
-from exp.dataloader import DataBunch, DataLoader, Dataset, eval_simple, make_data
+from exp.dataloader import DataLoader, Dataset, eval_simple
 from exp.learner import Learner
 from exp.losses import (BinaryCrossEntropy, CrossEntropy, HuberLoss, Loss, SquaredLoss, is_sum, loss_weight,
                         target_weights)

@@ -9,10 +9,9 @@ from PIL import Image
 from torch import nn
 
 from exp.callbacks import Runner
-from exp.data_block import CategoryList, FloatList, ImageList, LabeledData
+from exp.data_block import CategoryList, FloatList, ImageList
 from exp.image_cache import ImageError, verify_images
 from exp.dataloader import DataBunch, DataLoader, Dataset, make_data
-import exp.transforms
 from exp.losses import CrossEntropy, SquaredLoss
 
 def photo(path, size=(40, 30), seed=0):

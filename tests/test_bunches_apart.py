@@ -4,10 +4,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
-import exp.inference   # methods of Learner
 from exp.batch_transforms import get_transforms
 from exp.data_block import CategoryList, FloatList, ImageList
 from exp.transforms import Normalize, ToFloatTensor

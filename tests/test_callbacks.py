@@ -1,5 +1,5 @@
 "The training loop of lesson 07: events, cancels, faults, what is read and written where, averages, and what waits for the device."
-import _thread, collections, contextlib, copy, functools, gc, math, os, re, signal, sys, threading, time, warnings, weakref
+import _thread, collections, contextlib, copy, functools, gc, math, os, re, signal, threading, time, warnings, weakref
 
 import numpy as np
 import pytest
@@ -14,9 +14,9 @@ from exp.callbacks import (call_model, EVENTS, AvgStats, Callback, CancelBatchEx
                            Recorder, Runner, TrainEvalCallback, smoothed)
 from exp.core import test_close as close
 from exp.faults import DelayedRead, NanCheck
-from exp.dataloader import DataBunch, DataLoader, Dataset, make_data
+from exp.dataloader import DataBunch, DataLoader, Dataset
 from exp.losses import CrossEntropy, SquaredLoss
-from exp.metrics import MeanMetric, Metric, Rmse, accuracy
+from exp.metrics import Metric, Rmse, accuracy
 
 few = hsettings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 KINDS = {'step': CancelStepException, 'batch': CancelBatchException, 'epoch': CancelEpochException, 'fit': CancelFitException}

@@ -7,12 +7,11 @@ import torch.nn.functional as F
 from functools import partial
 from torch import nn
 
-import exp.inference   # methods of Learner
 from exp.callbacks import Runner
 from exp.dataloader import DataLoader, Dataset, TransformedDataset, make_data
 from exp.learner import Learner
 from exp.losses import BinaryCrossEntropy, CrossEntropy, SquaredLoss, add_loss_parts
-from exp.metrics import Metric, accuracy, binary_accuracy
+from exp.metrics import Metric, binary_accuracy
 from exp.mixup import LabelSmoothing
 from exp.progress import Progress
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from exp.specs import from_spec, register, to_spec
+from exp.specs import from_spec, to_spec
 from exp.core import load_state, save_state, set_seed
-from exp.data_block import CategoryList, CategoryProcessor, FloatList, ImageList, ItemList, LabeledData, LabelList, Processor, SplitData
+from exp.data_block import CategoryProcessor, FloatList, ImageList, ItemList, LabeledData, LabelList, Processor
 from exp.sources import get_files, image_extensions
 from exp.image_cache import verify_images
 from exp.transforms import MakeRGB, Normalize, ResizeFixed, ToByteTensor, ToFloatTensor, Transform
@@ -486,7 +486,6 @@ def test_what_is_done_to_a_cached_item_stays_out_of_the_cache(folder):
     assert torch.equal(data.train_ds[0][0], want)
 
 def test_a_cache_that_does_not_fit_is_refused(folder, monkeypatch):
-    import exp.data_block
     items = labeled(folder); items.train.x.items = items.train.x.items*1
     data = items.transform(size=8, cache=True)
     big = lambda self: 10**9

@@ -13,7 +13,7 @@ from exp import downloads, standins
 from exp.datasets import (fashion_mnist, mnist, read_idx, read_mnist, standardize, table_columns, table_stats,
                           table_to_tensor)
 from exp.downloads import (ArchiveError, CacheError, DataFile, DataSource, DataUnavailable, URLs, atomic_folder,
-                           data_kind, download, file_lock, file_sums, unpack, untar_data)
+                           data_kind, download, file_lock, unpack, untar_data)
 
 MIRROR = os.environ.get('EXP_DATA_MIRROR', '')
 needs_mirror = pytest.mark.skipif(not (MIRROR and (Path(MIRROR)/'SHA256SUMS').is_file()),

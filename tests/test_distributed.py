@@ -11,7 +11,6 @@ import torch.utils.data
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 from torch import nn
 
-import exp.inference   # methods of Learner
 from exp.core import load_state
 from exp.dataloader import DataLoader, Dataset, make_data
 from exp.distributed import Distributed, RankLoader, barrier, distributed, gather_over_ranks, is_first, rank, sum_over_ranks, world_size

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-import exp.inference   # methods of Learner
 from exp.autograd import Variable, draw_graph
 from exp.core import get_grid, show_image, show_images
 from exp.data_block import ImageList, ItemList

@@ -2,7 +2,6 @@
 import pytest
 import torch
 
-import exp.autograd
 from exp.autograd import Variable
 from exp.core import check_exercise
 

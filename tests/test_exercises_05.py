@@ -2,7 +2,6 @@
 import torch
 from torch import nn
 
-import exp.dataloader
 from exp.core import check_exercise
 from exp.dataloader import Rng
 

@@ -3,7 +3,6 @@ import math
 
 import pytest
 
-import exp.schedules
 from exp.core import check_exercise
 from exp.schedules import combine_scheds, sched_cos
 

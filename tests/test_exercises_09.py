@@ -1,7 +1,5 @@
 "The checks of lesson 09's exercises take a right answer and name what is wrong with a wrong one."
 import pytest
-import torch
-from torch import nn
 
 from exp.core import check_exercise
 from exp.hooks import Hook, Hooks

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-import exp.layers
 from exp.core import check_exercise
 from exp.layers import init_cnn
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-import exp.data_block
 from exp.core import check_exercise
 from exp.data_block import Processor
 from exp.transforms import Transform

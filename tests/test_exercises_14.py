@@ -2,9 +2,8 @@
 import pytest
 import torch
 
-import exp.optimizers
 from exp.core import check_exercise
-from exp.optimizers import AverageGrad, AverageSqrGrad, Optimizer, Stat, StepCount, adam_opt, adam_step, momentum_step, rms_scale, sgd_step
+from exp.optimizers import AverageGrad, AverageSqrGrad, Optimizer, Stat, StepCount, adam_opt, adam_step, rms_scale, sgd_step
 
 class SumSqrGrad(Stat):
     key = 'sqr_avg'

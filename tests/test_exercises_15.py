@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-import exp.progress
 from exp.callbacks import Callback
 from exp.core import check_exercise
 

@@ -1,9 +1,6 @@
 """The checks of lesson 16's exercises accept a right answer and name what is wrong with others."""
 import pytest
 
-import exp.checkpoints
-import exp.inference
-import exp.learner
 from exp.callbacks import Callback
 from exp.core import check_exercise
 

@@ -4,8 +4,6 @@ import math
 import pytest
 import torch
 
-import exp.augmentation
-import exp.batch_transforms
 from exp.augmentation import scaling, translation
 from exp.batch_transforms import Geometric
 from exp.core import check_exercise

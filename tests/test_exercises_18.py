@@ -5,7 +5,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import exp.mixup   # its exercises
 from exp.callbacks import Callback
 from exp.core import check_exercise
 from exp.dataloader import Rng

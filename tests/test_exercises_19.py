@@ -4,7 +4,6 @@ import math
 import pytest
 import torch
 
-import exp.precision
 from exp.callbacks import Callback
 from exp.core import check_exercise
 

@@ -1,5 +1,5 @@
 """What is gathered over batches is applied however an epoch ends, clipped as a whole, and moved by PyTorch's schedulers; fp16 without gradients."""
-import math, warnings
+import warnings
 from functools import partial
 
 import pytest
@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from exp.callbacks import (AvgStats, Callback, CancelBatchException, CancelEpochException, CancelFitException,
-                           CancelStepException, Recorder, Runner)
+from exp.callbacks import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
+                           CancelStepException, Runner)
 from exp.faults import GradClip
 from exp.dataloader import DataLoader, Dataset
 from exp.checkpoints import Checkpoint
@@ -16,7 +16,7 @@ from exp.learner import Learner
 from exp.optimizers import adam_opt
 from exp.precision import GradAccumulation, MixedPrecision
 from exp.progress import Progress
-from exp.regularization import clip_grads, grad_norm
+from exp.regularization import grad_norm
 from exp.schedules import TorchScheduler, get_hyper
 
 S = torch.optim.lr_scheduler

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from exp.callbacks import Callback, Recorder, Runner
+from exp.callbacks import Callback, Runner
 from exp.core import listify
 from exp.dataloader import Dataset, make_data
 from exp.checkpoints import Checkpoint

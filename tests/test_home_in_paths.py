@@ -2,16 +2,14 @@
 import hashlib, io, tarfile
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from exp.callbacks import AvgStats, Runner
 from exp.core import atomic_path, environ, load_state, read_text, report, save_state, settings, user_path
-from exp.data_block import ImageList, ItemList
+from exp.data_block import ImageList
 from exp.sources import get_files
 from exp.image_cache import verify_images
 from exp.dataloader import Dataset, make_data

@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-import exp.inference   # methods of Learner
 from exp.augmentation import (CenterCrop, CenterResizedCrop, PilRandomDihedral, PilRandomFlip, PilRandomWarp,
                               RandomCrop, RandomResizedCrop)
 from exp.batch_transforms import RandomBrightness, RandomRotate, get_transforms

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import exp.precision   # to_bf16
 from exp.callbacks import Callback
 from exp.specs import register
 from exp.core import set_seed

@@ -1,5 +1,5 @@
 """What a data set and a loader take, in whatever form it comes: masks, pandas by position, numbers with a fraction, containers of any type; what is changed later is seen; what cannot be used says so."""
-import collections, types, warnings
+import collections, warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,8 +15,7 @@ from exp.callbacks import Callback, Runner
 from exp.core import ListContainer, to_cpu, to_device
 from exp.transforms import first_rows
 from exp.workers import Batch
-from exp.dataloader import (BatchSampler, DataLoader, Dataset, TransformedDataset, collate, eval_simple,
-                            make_data)
+from exp.dataloader import (DataLoader, Dataset, TransformedDataset, collate, make_data)
 from exp.distributed import RankLoader
 from exp.learner import Learner
 from exp.inference import join_batches, pick_rows

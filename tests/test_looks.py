@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import BatchSampler, RandomSampler, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import BatchSampler, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from exp.callbacks import Callback
 from exp.core import set_seed
 from exp.data_block import ImageList
-from exp.dataloader import DataBunch, DataLoader, Dataset, TransformedDataset, make_data
+from exp.dataloader import DataBunch, DataLoader
 from exp.layers import conv_layer
 from exp.inference import load_learner
 from exp.learner import Learner
@@ -23,7 +23,6 @@ from exp.metrics import accuracy
 from exp.lsuv import lsuv_init
 from exp.norms import BatchNorm
 from exp.progress import Progress
-import exp.augmentation   # tta
 
 
 # ---------------------------------------------------------------- samplers, each with randomness of its own

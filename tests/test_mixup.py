@@ -14,7 +14,7 @@ from exp.hooks import ActivationStats
 from exp.checkpoints import Checkpoint, CheckpointError
 from exp.learner import Learner
 from exp.inference import load_learner
-from exp.losses import BinaryCrossEntropy, CrossEntropy, HuberLoss, Loss, SquaredLoss, loss_parts
+from exp.losses import BinaryCrossEntropy, CrossEntropy, HuberLoss, SquaredLoss, loss_parts
 from exp.metrics import accuracy
 from exp.mixup import CutMix, LabelSmoothing, MixUp, _boxes, _inside, _ring, mixed_loss
 from exp.progress import Progress

@@ -1,5 +1,5 @@
 "A network of PyTorch's layers and ours is written down and made again without help; files of compiled, data-parallel and foreign trainings are read."
-import copy, inspect, re, warnings
+import inspect, re
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from exp.core import save_state, set_seed
 from exp.specs import from_spec, of_torch, register, to_spec
-from exp.dataloader import DataLoader, Dataset, make_data
+from exp.dataloader import Dataset, make_data
 from exp.layers import GeneralRelu, Lambda, conv_layer
 from exp.inference import load_learner
 from exp.learner import Learner

@@ -1,5 +1,5 @@
 "Norm layers under PyTorch's tools: state in buffers, a forward that may be run twice, base classes that tools know, tracing and export."
-import copy, io, pickle
+import copy, pickle
 
 import pytest
 import torch
@@ -7,7 +7,6 @@ from torch import fx, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.checkpoint import checkpoint
 
-import exp.inference   # methods of Learner
 from exp.core import test_close as close, test_eq as equal
 from exp.dataloader import Dataset, make_data
 from exp.layers import GeneralRelu, conv_layer

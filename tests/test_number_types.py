@@ -1,5 +1,5 @@
 """Numbers of NumPy's, pandas' and PyTorch's types are taken wherever a number is asked for, and what a training saves is plain."""
-import functools, random
+import functools
 
 import numpy as np
 import pandas as pd
@@ -7,23 +7,22 @@ import pytest
 import torch
 from torch import nn
 
-from exp.callbacks import AvgStats, Callback, Runner
-from exp.core import ListContainer, check_bool, check_int, check_real, load_state, save_state, set_seed
+from exp.callbacks import Callback, Runner
+from exp.core import ListContainer, check_bool, check_int, check_real, load_state, set_seed
 from exp.specs import from_spec, to_spec
 from exp.transforms import ResizeFixed
 from exp.dataloader import BatchSampler, DataBunch, DataLoader, Dataset, Sampler, make_data
 from exp.checkpoints import Checkpoint
 from exp.hooks import ActivationStats
-import exp.inference   # Learner.export
 from exp.checkpoints import Checkpoint
 from exp.learner import Learner
-from exp.losses import BinaryCrossEntropy, CrossEntropy, HuberLoss
+from exp.losses import BinaryCrossEntropy, HuberLoss
 from exp.metrics import Metric, accuracy
 from exp.mixup import LabelSmoothing, MixUp
 from exp.optimizers import adam_opt, sgd_opt
 from exp.precision import GradAccumulation
 from exp.progress import CSVLog, Progress
-from exp.schedules import EarlyStopping, LRFinder, ParamScheduler, ReduceLROnPlateau, SaveBest, cos_1cycle, get_hyper, sched_exp, set_hyper
+from exp.schedules import EarlyStopping, LRFinder, ParamScheduler, ReduceLROnPlateau, SaveBest, cos_1cycle, get_hyper, set_hyper
 
 x, y = torch.randn(64, 4, generator=torch.Generator().manual_seed(1)), torch.arange(64) % 3
 def data(**more): return make_data(Dataset(x, y), Dataset(x[:20], y[:20]), bs=8, **more)

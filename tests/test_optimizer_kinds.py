@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from exp.core import load_state, save_state
-from exp.optimizers import (AverageGrad, Optimizer, Stat, adam_opt, adam_step, AverageSqrGrad, StepCount, lamb_opt, lars_opt, lion_opt, momentum_step,
-                            rmsprop_opt, sgd_opt, sgd_step)
+from exp.optimizers import (AverageGrad, Optimizer, Stat, adam_opt, lamb_opt, lars_opt, lion_opt, momentum_step,
+                            rmsprop_opt, sgd_opt)
 
 T = torch.optim
 OURS = dict(plain=sgd_opt, sgd=partial(sgd_opt, mom=0.9), nesterov=partial(sgd_opt, mom=0.9, nesterov=True), rmsprop=rmsprop_opt, rmsprop_mom=partial(rmsprop_opt, mom=0.9),

@@ -8,8 +8,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from exp.core import load_state, save_state
-from exp.optimizers import (AverageGrad, AverageSqrGrad, LateAverage, Optimizer, Stat, StepCount, adam_opt, adam_step, l2_reg, lamb_opt, lamb_step,
-                            lars_opt, lion_opt, momentum_step, nesterov_step, rmsprop_opt, sgd_opt, sgd_step, weight_decay)
+from exp.optimizers import (AverageGrad, AverageSqrGrad, LateAverage, Optimizer, Stat, StepCount, adam_opt, adam_step, l2_reg, lamb_opt, lars_opt, lion_opt, momentum_step, rmsprop_opt, sgd_opt, sgd_step)
 from exp.schedules import get_hyper, set_hyper
 
 SHAPES = ((), (1,), (5,), (3, 4), (2, 3, 4), (2, 3, 2, 2), (2, 1, 3, 2, 2), (0,))

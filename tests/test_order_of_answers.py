@@ -1,20 +1,18 @@
 "Answers come in the order of the set, for all of its items, without chance, whatever loader brings them."
 import random
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import BatchSampler, RandomSampler, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 import exp.augmentation, exp.inference   # what they add to Learner
 from exp.data_block import ImageList
 from exp.workers import Batch
-from exp.dataloader import (DataBunch, DataLoader, Dataset, Sampler, TransformedDataset, make_data,
-                            random_shift)
+from exp.dataloader import (DataBunch, DataLoader, Dataset, Sampler, TransformedDataset, make_data)
 from exp.learner import Learner
 from exp.metrics import accuracy
 from exp.progress import Progress

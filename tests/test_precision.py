@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from exp.callbacks import (AvgStats, Callback, CancelBatchException, CancelEpochException, CancelFitException,
+from exp.callbacks import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
                            CancelStepException, Recorder, Runner)
 from exp.faults import NanCheck
 from exp.core import listify
@@ -17,7 +17,7 @@ from exp.hooks import ActivationStats
 from exp.checkpoints import Checkpoint, CheckpointError
 from exp.learner import Learner
 from exp.inference import load_learner
-from exp.losses import CrossEntropy, SquaredLoss
+from exp.losses import CrossEntropy
 from exp.metrics import accuracy
 from exp.optimizers import adam_opt, lamb_opt, sgd_opt
 from exp.precision import ChannelsLast, Compile, GradAccumulation, MixedPrecision

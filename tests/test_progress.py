@@ -1,5 +1,5 @@
 """Bars, the table, the plot and the log: in a terminal, a notebook and a file, under errors, and at a small cost."""
-import csv, io, json, math, os, re, signal, subprocess, sys, threading, time, warnings
+import csv, io, json, math, os, re, subprocess, sys, threading, warnings
 from types import SimpleNamespace
 
 import hypothesis.strategies as st

@@ -10,7 +10,7 @@ from torch import nn
 
 from exp.callbacks import Callback, Runner
 from exp.core import set_seed
-from exp.dataloader import DataLoader, Dataset, make_data
+from exp.dataloader import Dataset, make_data
 from exp.learner import Learner
 from exp.progress import Progress
 from exp.schedules import LRFinder

@@ -1,5 +1,5 @@
 """Items, splits and labels from what users have: masks, columns, arrays, tables and lists as Excel, pandas and Windows write them, and paths by one rule."""
-import gzip, os, warnings
+import gzip, warnings
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from exp.core import read_text, settings, environ, user_path
-import exp.transforms   # SplitData.transform and databunch
 from exp.data_block import CategoryList, CategoryProcessor, FloatList, ImageList, ItemList, LabelList
 from exp.sources import get_files, image_extensions
 from exp.image_cache import verify_images

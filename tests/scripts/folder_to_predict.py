@@ -6,7 +6,7 @@ import sys
 
 from torch import nn
 
-import exp.inference   # methods of Learner
+import exp.inference   # noqa: F401 (methods of Learner)
 from exp.data_block import ImageList
 from exp.layers import conv_layer
 from exp.learner import Learner

@@ -19,7 +19,7 @@ from exp.transforms import Transform
 from exp.dataloader import Dataset, Rng, TransformedDataset, make_data, random_shift
 from exp.checkpoints import Checkpoint
 from exp.learner import Learner
-from exp.metrics import Rmse, accuracy
+from exp.metrics import accuracy
 from exp.optimizers import adam_opt, lamb_opt, sgd_opt
 from exp.schedules import EarlyStopping, ReduceLROnPlateau
 
