@@ -499,7 +499,7 @@ class DataBunch:
         known = lambda name, given=None, ds=self.train_ds: getattr(ds, name, None) if given is None else given
         train, valid = (known('classes', ds=ds) for ds in (self.train_ds, self.valid_ds))
         if train is not None and valid is not None and list(train) != list(valid):
-            odd = [c for c in valid if c not in train] or [c for c in train if c not in valid] or ['the order']
+            odd = [c for c in (*valid, *train) if (c in train) != (c in valid)] or [t for t, v in zip(train, valid) if t != v]
             raise ValueError(f'the training set has {len(train)} classes, the validation set {len(valid)}, and {odd[0]!r} '
                              'differs; label both together, so that a number means one class')
         self.loss_func, self.c, self.kind = known('loss_func', loss_func), own_type(known('c', c)), known('kind')

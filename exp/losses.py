@@ -139,7 +139,7 @@ def _check_classes(pred, yb, dim, name):
     shape = list(pred.shape)
     if pred.ndim < 2 or dim == 0 or not -pred.ndim < dim < pred.ndim:
         raise ValueError(f'{name}: dim is {dim} and the logits have {tuple(shape)}; they should be n×classes×…')
-    one_hot = yb.shape == pred.shape
+    one_hot = yb.shape == pred.shape and shape[dim] > 1
     if not one_hot and (yb.is_floating_point() or yb.dtype == torch.bool):
         raise TypeError(f'{name}: the targets are {yb.dtype}; give classes as yb.long(), '
                         'or loss_func=SquaredLoss() for numbers')

@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
+import exp.all   # noqa: F401 (later modules add methods to earlier classes)
 
 matplotlib.use('Agg')
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,7 +22,8 @@ from exp.checkpoints import Checkpoint
 from exp.learner import Learner
 from exp.inference import load_learner
 from exp.progress import Progress
-from test_data_block_kinds import H, W, boxes, masks, points, same_with_workers, shows, value_at
+from test_data_block_kinds import (H, W, boxes, known, masks, points, same_with_workers, scenes,  # noqa: F401
+                                   shows, value_at)
 
 def quick(n): return settings(max_examples=n, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
