@@ -677,11 +677,11 @@ class _Makers:
 
 # %% ../nbs/05_minibatches.ipynb #e9ed4262
 class _Slow:
-    "For the lesson: `n` items, each of which takes two milliseconds."
+    "For the lesson: `n` items, each of which takes ten milliseconds."
     def __init__(self, n): self.n = n
     def __len__(self): return self.n
     def __getitem__(self, i):
-        time.sleep(0.002)
+        time.sleep(0.01)
         return i, i
 
 # %% ../nbs/05_minibatches.ipynb #48447fb7
