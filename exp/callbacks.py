@@ -12,7 +12,6 @@ import copy, difflib, functools, time
 from collections.abc import Mapping
 from contextlib import contextmanager
 
-import matplotlib.pyplot as plt
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
@@ -616,6 +615,7 @@ def smoothed(
 
 # %% ../nbs/07_callbacks.ipynb #2155e093
 def _axes(ax, **labels):
+    import matplotlib.pyplot as plt
     ax = plt.subplots(figsize=(5, 2.6))[1] if ax is None else ax
     ax.set(**labels)
     return ax

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import pandas as pd
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -235,7 +234,7 @@ def lsuv_init(
     *,
     tol: float = 1e-3,  # each mean and deviation may be off by so much
     max_iter: int = 20, # adjustments of a layer at most
-) -> pd.DataFrame:      # a row for each layer, in order: mean and deviation before and after
+):                      # a DataFrame with a row for each layer, in order: mean and deviation before and after
     """Layer by layer, as they run, bring each output to mean 0 and deviation 1 (Mishkin & Matas 2015, 1511.06422).
 
     An output is taken after the activation if that is a GeneralRelu with `sub`, which shifts it; else before the activation, where the
@@ -257,6 +256,7 @@ def lsuv_init(
         undo.pop_all()   # it went well
     rows = [dict(output_of=type(layer.out).__name__, shift=layer.shift, mean_before=b.mean, std_before=b.std,
                  mean_after=a.mean, std_after=a.std) for layer, b, a in zip(layers, before, after)]
+    import pandas as pd
     return pd.DataFrame(rows, index=pd.Index([layer.name for layer in layers], name='layer'))
 
 # %% ../nbs/12_lsuv.ipynb #62175b13

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from numbers import Real
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
@@ -385,6 +384,7 @@ def plot(self: LRFinder,
         warnings.simplefilter('ignore')   # a picture without a point says it too
         found = {'steepest': self.steepest, 'suggestion': self.suggestion}
     smooth, valley = _falling(self.losses)
+    import matplotlib.pyplot as plt
     if ax is None: _, ax = plt.subplots(figsize=(6, 3))
     ax.semilogx(self.lrs, self.losses, lw=0.6, alpha=0.5, label='loss')
     ax.semilogx(self.lrs, smooth, c='C0', label='smoothed')
