@@ -862,6 +862,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'exp.inference._Collect': ('inference.html#_collect', 'exp/inference.py'),
                                'exp.inference._Collect.__init__': ('inference.html#_collect.__init__', 'exp/inference.py'),
                                'exp.inference._Collect.after_batch': ('inference.html#_collect.after_batch', 'exp/inference.py'),
+                               'exp.inference._Collect.before_fit': ('inference.html#_collect.before_fit', 'exp/inference.py'),
                                'exp.inference._Collect.joined': ('inference.html#_collect.joined', 'exp/inference.py'),
                                'exp.inference._Confusions': ('inference.html#_confusions', 'exp/inference.py'),
                                'exp.inference._Confusions.__init__': ('inference.html#_confusions.__init__', 'exp/inference.py'),

@@ -36,9 +36,14 @@ from .snapshots import undisturbed
 class _Collect(Callback):
     "Keeps what a pass answers, on the CPU: `keep(pred)`, targets and places of items; losses and inputs, if asked. It waits for the device."
     order = 60
-    def __init__(self, keep=None, losses=False, inputs=False):
-        self.keep, self.with_losses, self.with_inputs = keep, losses, inputs
+    def __init__(self, keep=None, losses=False, inputs=False, own=None):
+        self.keep, self.with_losses, self.with_inputs, self.own = keep, losses, inputs, own
         self.preds, self.targets, self.places, self.losses, self.inputs = [], [], [], [], []
+
+    def before_fit(self):
+        if self.own is None or type(self.own) is Predictor: return
+        self.run.get_pred = lambda: self.own.respond(self.run.xb)   # for this pass, as a list's own predictor answers
+        self.run.get_loss = lambda: torch.zeros(())                 # which need not be what the loss takes
 
     def after_batch(self):
         if self.over != 'batch': return   # it failed
@@ -62,6 +67,7 @@ def join_batches(parts):
     first = parts[0]
     if first is None: return None
     if isinstance(first, PackedSequence): return [item for p in parts for item in unpack_sequence(p)]
+    if isinstance(first, list) and all(isinstance(o, (tuple, Mapping)) for o in first): return [item for p in parts for item in p]
     if not isinstance(first, torch.Tensor):
         columns = zip(*([p[k] for k in first] if isinstance(first, Mapping) else tree_children(p) for p in parts))
         return tree_like(() if isinstance(first, list) else first, [join_batches(list(c)) for c in columns])
@@ -236,11 +242,11 @@ def predict_batch(self: Learner,
     items, # a list of what `predict` takes
 ) -> list:
     "A `Prediction` for each of several items, which the model sees as one batch."
-    own, collect = self._own_predictor(), _Collect()
+    own = self._own_predictor()
     if self._is_still(own.device): return own.predict_batch(items)
+    collect = _Collect(own=own)
     with self.asking():
         batch = Batch((own.prepare(items), None), range(len(items)))
-        if type(own) is not Predictor: self.get_pred = lambda: own.respond(self.xb)   # taken off again after the pass
         self.look([batch], collect)
     return own.answers(collect.preds[0], len(items))
 
@@ -264,7 +270,8 @@ def predict(self: Learner,
 @patch
 def _show_batch(self: Learner, batch, n, imsize, notes=None):
     "Items with truth and prediction: in words above each, or, for targets that lie on the image, side by side."
-    collect, own = _Collect(loss_parts(self.loss_func).decode, inputs=True), self._own_predictor()
+    own = self._own_predictor()
+    collect = _Collect(loss_parts(self.loss_func).decode, inputs=True, own=own)
     self.look([batch], collect)
     n = min(n, count_items(collect.inputs[0]))
     xs, ys = unbatch(self.data.decode_batch(collect.inputs[0]), n), unbatch(collect.targets[0], n)

@@ -263,8 +263,8 @@ def item_losses(
         each.reduction = 'none'
         values = each(pred, yb)
     else: values = loss_func(pred, yb, reduction='none')
-    if values.shape[:1] != pred.shape[:1]:
-        raise ValueError(f"a loss returned shape {tuple(values.shape)} for {len(pred)} items; "
+    if values.shape[:1] != (first_size(pred),):
+        raise ValueError(f"a loss returned shape {tuple(values.shape)} for {first_size(pred)} items; "
                          "reduction='none' should give each item a value")
     return item_means(values, which_count(loss_func, yb, values))
 
