@@ -100,7 +100,9 @@ def open_image(item, path='.'):
     elif not isinstance(item, (Image.Image, *BYTES)) and not hasattr(item, 'read'):
         raise TypeError(f'a {type(item).__name__} is no image; give a path, bytes, an open file, an array or a PIL image')
     try:
-        if isinstance(item, Image.Image): return ImageOps.exif_transpose(item)
+        if isinstance(item, Image.Image):
+            if item.format != 'JPEG' or getattr(item, 'fp', None) is None: return ImageOps.exif_transpose(item)
+            item = item.fp   # not decoded yet: we open the file anew, since a draft would change the caller's image
         im = Image.open(io.BytesIO(read_bytes(item)))
     except FileNotFoundError: raise FileNotFoundError(f'{item} does not exist') from None
     except Exception as e: raise image_error(item, e) from None   # PIL's readers raise all kinds of errors
@@ -117,10 +119,10 @@ def broken_image(items, item):
     except Exception as e: return e if isinstance(e, ImageError) else image_error(item, e)
 
 def broken_file(items, i):
-    "`broken_image` of item `i` of a list, if it is a file or bytes of an image or mask."
+    "`broken_image` of item `i` of a list, if it is a file, bytes or an opened image or mask."
     if getattr(items, 'kind', None) not in ('image', 'mask'): return None
     item = items.items[i]
-    file = isinstance(item, (str, os.PathLike, *BYTES)) or hasattr(item, 'read')
+    file = isinstance(item, (str, os.PathLike, Image.Image, *BYTES)) or hasattr(item, 'read')
     return broken_image(items, item) if file else None
 
 # %% ../nbs/13b_image_cache.ipynb #34daab09

@@ -151,3 +151,16 @@ def test_what_holds_no_image_is_called_so(wrong):
     ds = LabeledData(ImageList([]), None, [MakeRGB(), ResizeFixed(16), ToByteTensor()])
     with pytest.raises(TypeError, match='is no image') as e: ds.prepare(wrong)
     assert 'cut short' not in str(e.value) and type(wrong).__name__ in str(e.value)
+
+@pytest.mark.parametrize('size', [16, 40, (24, 60)])
+@pytest.mark.parametrize('from_file', [True, False])
+def test_a_jpeg_that_the_caller_opened_has_the_pixels_of_its_file_and_stays_as_it_was(tmp_path, size, from_file):
+    path = tmp_path/'big.jpg'
+    noise = np.random.default_rng(1).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, quality=95)
+    ds = ImageList([path], path=tmp_path).split_none().label_from_func(lambda _: 'a').transform(size=size).train
+    opened = Image.open(path if from_file else io.BytesIO(path.read_bytes()))
+    assert torch.equal(ds.prepare(opened), ds.prepare(path)) and torch.equal(ds.prepare(opened), ds.prepare(path))
+    assert opened.size == (320, 240) and np.array_equal(np.array(opened), np.array(Image.open(path)))
+    decoded = Image.open(path).convert('RGB')
+    assert (ds.prepare(decoded).float() - ds.prepare(path).float()).abs().mean() < 20   # whole, then resized
