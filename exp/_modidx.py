@@ -371,6 +371,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'exp.core.global_generators': ('core.html#global_generators', 'exp/core.py'),
                           'exp.core.image_array': ('core.html#image_array', 'exp/core.py'),
                           'exp.core.is_clutter': ('core.html#is_clutter', 'exp/core.py'),
+                          'exp.core.is_items': ('core.html#is_items', 'exp/core.py'),
                           'exp.core.listify': ('core.html#listify', 'exp/core.py'),
                           'exp.core.load_state': ('core.html#load_state', 'exp/core.py'),
                           'exp.core.mask_places': ('core.html#mask_places', 'exp/core.py'),

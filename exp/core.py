@@ -338,10 +338,15 @@ def tree_like(x, parts):
     for f, v in () if isinstance(x, Mapping) else zip(fields(x), parts): object.__setattr__(new, f.name, v)   # it may be frozen
     return new
 
+def is_items(x):
+    "Is it a list of items, each a tuple, such as the boxes and labels of an image? PyTorch's collate makes lists of columns, and no tuples."
+    return isinstance(x, list) and bool(x) and all(type(o) is tuple for o in x)
+
 def first_size(x):
     "The first dimension of the first tensor in `x`, which may be nested; None if there is none."
     if isinstance(x, torch.Tensor): return len(x) if x.ndim else None
     if isinstance(x, PackedSequence): return int(x.batch_sizes[0])   # of so many sequences
+    if is_items(x): return len(x)
     return next((n for n in map(first_size, tree_children(x)) if n is not None), None)
 
 def widen(x):

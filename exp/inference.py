@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
 from .callbacks import Callback, Runner, TrainEvalCallback, call_model, count_items
 from .checkpoints import check_weights, put_loss, shape_of, weights_for
-from .core import (exercise, get_grid, load_state, patch, save_state, to_cpu, to_device, tree_children,
+from .core import (exercise, get_grid, is_items, load_state, patch, save_state, to_cpu, to_device, tree_children,
                       tree_leaves, tree_like, user_path)
 from .specs import from_spec, to_spec
 from .data_block import ImageList, LabeledData
@@ -67,7 +67,7 @@ def join_batches(parts):
     first = parts[0]
     if first is None: return None
     if isinstance(first, PackedSequence): return [item for p in parts for item in unpack_sequence(p)]
-    if isinstance(first, list) and all(isinstance(o, (tuple, Mapping)) for o in first): return [item for p in parts for item in p]
+    if is_items(first): return [item for p in parts for item in p]
     if not isinstance(first, torch.Tensor):
         columns = zip(*([p[k] for k in first] if isinstance(first, Mapping) else tree_children(p) for p in parts))
         return tree_like(() if isinstance(first, list) else first, [join_batches(list(c)) for c in columns])

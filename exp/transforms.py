@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
-from .core import check_choice, check_int, exercise, get_grid, listify, patch, tree_children, tree_like
+from .core import check_choice, check_int, exercise, get_grid, listify, patch, tree_children, is_items, tree_like
 from .specs import from_spec, register, to_spec
 from .data_block import ImageList, ItemList, LabeledData, SplitData, run_processor
 from .dataloader import BatchContext, DataBunch, DataLoader, Rng, collate
@@ -413,6 +413,7 @@ def first_rows(b, n):
     if b is None: return [None]*n
     if isinstance(b, torch.Tensor): return list(b[:n])
     if isinstance(b, PackedSequence): return unpack_sequence(b)[:n]
+    if is_items(b): return b[:n]
     rows = zip(*(first_rows(v, n) for v in tree_children(b)))
     return list(rows) if isinstance(b, list) else [tree_like(b, row) for row in rows]
 

@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from exp.core import set_seed
+from exp.core import first_size, set_seed
 from exp.dataloader import DataLoader
-from exp.inference import Predictor, load_learner, load_predictor, pick_rows
+from exp.inference import Predictor, join_batches, load_learner, load_predictor, pick_rows
 from exp.learner import Learner
 from exp.losses import CrossEntropy, Loss
 from exp.metrics import Metric, Rmse, accuracy, binary_accuracy
 from exp.progress import Progress
 from exp.specs import register
+from exp.transforms import first_rows
 from test_room import TEXTS, WordsList, flat, heard, pictures, read, scenes, sounds  # noqa: F401 (fixtures)
 
 # ---- tiny networks
@@ -312,3 +313,11 @@ def test_a_loaded_learner_that_is_given_data_trains_and_shows(trained, kind):
     assert 0 <= again.history[-1]['valid_loss'] < float('inf')
     again.show_results(n=2)
     assert drawn()
+
+def test_a_list_of_tuples_is_a_list_of_items_and_one_of_dicts_a_list_of_columns():
+    boxes = [(torch.rand(k, 4), torch.zeros(k)) for k in (2, 0, 3)]
+    columns = [{'a': torch.rand(3, 2)}, {'b': torch.rand(3)}]
+    assert first_size(boxes) == 3 == first_size(columns)
+    assert len(first_rows(boxes, 2)) == 2 and first_rows(boxes, 2)[0][0].shape == (2, 4)
+    assert len(join_batches([boxes, boxes])) == 6
+    assert [len(v) for column in join_batches([columns, columns]) for v in column.values()] == [6, 6]
