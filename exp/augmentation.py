@@ -30,9 +30,9 @@ def as_matrix(*rows):
 def check_within(low, *, most=math.inf, below=math.inf, **named):
     "`ValueError` for a number, given by its argument's name, that is not from `low` to `most` and less than `below`."
     for name, v in named.items():
-        if low <= v <= most and v < below: continue
-        end = f'at most {most:.3g}' if below == math.inf else f'less than {below:.3g}'
-        raise ValueError(f'{name} is {v}; it should be at least {low:.3g} and {end}')
+        if not (low <= v <= most and v < below):
+            end = f'at most {most:.3g}' if below == math.inf else f'less than {below:.3g}'
+            raise ValueError(f'{name} is {v}; it should be at least {low:.3g} and {end}')
 
 # %% ../nbs/17_augmentation.ipynb #fb89da74
 def scaling(
@@ -61,11 +61,10 @@ def rotation(
     return as_matrix((c, -s*h/w, 0), (s*w/h, c, 0), (0, 0, 1))
 
 def shearing(
-    degrees: float, # by which upright lines come to lean
+    degrees: float, # by which upright lines come to lean, less than 90 to either side
     size=(1, 1),    # (height, width) of the image
 ) -> torch.Tensor:  # 3×3, from output to input
     "The matrix that moves rows sideways, the more the farther they are from the middle: the upper half to the right."
-    check_within(0, below=90, degrees=abs(degrees))
     h, w = size
     return as_matrix((1, math.tan(math.radians(degrees))*h/w, 0), (0, 1, 0), (0, 0, 1))
 
@@ -91,8 +90,7 @@ def move_boxes(
 ) -> torch.Tensor:
     "The smallest upright rectangles around the moved corners, cut at the image's edges."
     check_within(0, most=1, min_visible=min_visible)
-    if b.ndim == 1: return move_boxes(b[None], matrix, min_visible).view(*matrix.shape[:-2], 4)
-    if b.ndim == 2 and matrix.ndim == 3: return move_boxes(b[:, None], matrix, min_visible)[:, 0]   # one box for each image
+    if b.ndim == 2 and matrix.ndim == 3: return move_boxes(b[:, None], matrix, min_visible)[:, 0]   # one each
     x1, y1, x2, y2 = b.unbind(-1)
     corners = torch.stack([x1, y1, x2, y1, x2, y2, x1, y2], -1).unflatten(-1, (4, 2))
     moved = move_points(corners.flatten(-3, -2), matrix).unflatten(-2, corners.shape[-3:-1])
@@ -109,11 +107,6 @@ def homography(
 ) -> torch.Tensor:     # …×3×3, with 1 in the corner
     "The perspective matrix that takes the points `src` to `dst`: eight coefficients from eight linear equations."
     src, dst = torch.broadcast_tensors(*(torch.as_tensor(t, dtype=torch.float64) for t in (src, dst)))
-    for p in (src, dst):
-        u, v = p.roll(-1, -2) - p, p.roll(-2, -2) - p     # three in a row of a ring of four are all threes that there are
-        area = (u[..., 0]*v[..., 1] - u[..., 1]*v[..., 0]).abs().amin(-1)
-        if (area <= 1e-9*p.abs().amax((-2, -1))**2).any():
-            raise ValueError('three of the four points lie on a line, so that no homography can be told')
     one, zero = torch.ones_like(src[..., :1]), torch.zeros_like(src[..., :1])
     def rows(here, u): return torch.cat([*here, -src*u[..., None]], -1)
     A = torch.cat([rows((src, one, zero, zero, zero), dst[..., 0]), rows((zero, zero, zero, src, one), dst[..., 1])], -2)
@@ -139,25 +132,21 @@ class Moving(Transform):
 
     def points(self, p, move): return move_points(p, move.matrix)
     def boxes(self, b, move):
-        if not isinstance(b, (tuple, list)): return move_boxes(b, move.matrix, self.min_visible)
-        where, label = b
+        where, label = b if isinstance(b, (tuple, list)) else (b, None)
         new = move_boxes(where, move.matrix, self.min_visible)
-        return new, label.masked_fill(~new.any(-1), -1)
+        return new if label is None else (new, label.masked_fill(~new.any(-1), -1))
 
 # %% ../nbs/17_augmentation.ipynb #24eec294
 class PilGeometric(Moving):
-    "A random matrix for one PIL image, and its mask; a subclass defines `draw` and `moved`. `TypeError` for what is no PIL image."
+    "A random matrix for one PIL image, and its mask. A subclass defines `draw` and `image(im, move, mode)`."
     on, order = 'item', 25
-    def moved(self, im, move, mode): "The image as `move` says, by a filter of PIL's."
-
-    def image(self, im, move, mode=Image.Resampling.BILINEAR):
-        if isinstance(im, Image.Image): return self.moved(im, move, mode)
-        raise TypeError(f'{type(self).__name__} works on PIL images, before they become tensors, not on {type(im).__name__}')
     def mask(self, m, move): return self.image(m, move, Image.Resampling.NEAREST)
 
 # %% ../nbs/17_augmentation.ipynb #6e46c691
-_TRANSPOSE = {(1, 0, 0, 1): None, (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT, (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
-              (-1, 0, 0, -1): Image.Transpose.ROTATE_180, (0, 1, 1, 0): Image.Transpose.TRANSPOSE, (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+_TRANSPOSE = {(1, 0, 0, 1): None,
+              (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT, (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+              (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+              (0, 1, 1, 0): Image.Transpose.TRANSPOSE, (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
               (0, -1, 1, 0): Image.Transpose.ROTATE_90, (0, 1, -1, 0): Image.Transpose.ROTATE_270}
 
 @register
@@ -166,22 +155,24 @@ class PilRandomFlip(PilGeometric):
     "Left and right exchanged."
     p: float = 0.5   # the chance
     def __post_init__(self): check_within(0, most=1, p=self.p)
-    def way(self, rng): "(a, b, d, e): the matrix without its last row and column."; return -1, 0, 0, 1
+    def way(self, rng): return -1, 0, 0, 1   # (a, b, d, e): the matrix without its last row and column
     def draw(self, im, rng):
         a, b, d, e = self.way(rng) if rng.random() < self.p else (1, 0, 0, 1)
         size = height_width(im)
         return Move(as_matrix((a, b, 0), (d, e, 0), (0, 0, 1)), size[::-1] if b else size)
-    def moved(self, im, move, mode):
+    def image(self, im, move, mode=None):
         how = _TRANSPOSE[tuple(move.matrix[:2, :2].flatten().int().tolist())]
         return im if how is None else im.transpose(how)
 
 @register
 @dataclass(eq=False, repr=False)
 class PilRandomDihedral(PilRandomFlip):
-    "One of the eight ways to lay a picture: turns by right angles, mirrored or not. An oblong one changes its shape, so before `size` it may do so, behind it only squares are turned."
+    """One of the eight ways to lay a picture: turns by right angles, mirrored or not.
+
+    An oblong one changes its shape, so before `size` it may do so, behind it only squares are turned."""
     p: float = 1.   # the chance
     order = 15
-    def way(self, rng): "One of the eight."; return rng.choice(list(_TRANSPOSE))
+    def way(self, rng): return rng.choice(list(_TRANSPOSE))
 
 # %% ../nbs/17_augmentation.ipynb #356800ec
 def pil_coefficients(matrix, old, new):
@@ -195,7 +186,7 @@ def pil_coefficients(matrix, old, new):
 @dataclass(eq=False, repr=False)
 class PilRandomWarp(PilGeometric):
     "A random four-cornered window of the image, stretched to the whole: seen from another side, and no corner is empty."
-    max_warp: float = 0.2   # how far a corner moves inwards, at most, in parts of the side; less than a third, as the window may fold
+    max_warp: float = 0.2   # how far a corner moves inwards, at most, in parts of the side; less than a third
     p: float = 0.75         # the chance
     def __post_init__(self):
         check_within(0, most=1, p=self.p)
@@ -204,7 +195,7 @@ class PilRandomWarp(PilGeometric):
         if rng.random() >= self.p: return Move(torch.eye(3, dtype=torch.float64), height_width(im))
         inwards = [[rng.uniform(0, 2*self.max_warp) for _ in 'xy'] for _ in range(4)]
         return Move(homography(CORNERS, CORNERS*(1 - torch.tensor(inwards, dtype=torch.float64))), height_width(im))
-    def moved(self, im, move, mode):
+    def image(self, im, move, mode=Image.Resampling.BILINEAR):
         if torch.equal(move.matrix, torch.eye(3, dtype=torch.float64)): return im
         numbers = pil_coefficients(move.matrix, height_width(im), height_width(im))
         return im.transform(im.size, Image.Transform.PERSPECTIVE, numbers, mode)
@@ -219,16 +210,16 @@ class _Crop(PilGeometric):
         l, t, r, b = self.box(rng, (h, w))
         return Move(as_matrix(((r - l)/w, 0, (l + r)/w - 1), (0, (b - t)/h, (t + b)/h - 1), (0, 0, 1)), self.size)
 
-    def moved(self, im, move, mode):
+    def image(self, im, move, mode=Image.Resampling.BILINEAR):
         (h, w), (sx, sy, _), (cx, cy) = move.size, move.matrix.diagonal().tolist(), move.matrix[:2, 2].tolist()
         if mode != Image.Resampling.NEAREST: ask_for_draft(im, (math.ceil(w/sx), math.ceil(h/sy)))
-        W, H = im.size
+        W, H = im.width, im.height   # of a mask they may be others than its image's
         box = (cx - sx + 1)*W/2, (cy - sy + 1)*H/2, (cx + sx + 1)*W/2, (cy + sy + 1)*H/2
         whole = tuple(map(round, box))
         if max(abs(a - b) for a, b in zip(box, whole)) < 1e-6:
             box = whole
             if (box[2] - box[0], box[3] - box[1]) == (w, h): return im.crop(box)   # outside is black
-        if mode == Image.Resampling.NEAREST: return im.transform((w, h), Image.Transform.EXTENT, box, mode)   # a mask may have another size than its image
+        if mode == Image.Resampling.NEAREST: return im.transform((w, h), Image.Transform.EXTENT, box, mode)
         return im.resize((w, h), mode, box=(max(0., box[0]), max(0., box[1]), min(W, box[2]), min(H, box[3])))
 
 # %% ../nbs/17_augmentation.ipynb #091099fa
@@ -248,11 +239,9 @@ class RandomResizedCrop(_Crop):
         ratio=(3/4, 4/3),     # narrowest and widest width/height, in relation to that of `size`
         min_visible=0.25,     # the part of a moved box that has to be within the image
     ):
-        if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]):
-            raise ValueError(f'scale is {scale} and ratio {ratio}; 0 < smallest ≤ largest is expected, and parts of the area up to 1')
-        check_within(0, most=1, min_visible=min_visible)
-        self.size, self.scale = as_size(size), tuple(scale)
-        self.ratio, self.min_visible = tuple(ratio), min_visible
+        check_within(0, most=1, scale=max(scale))
+        self.size, self.min_visible = as_size(size), min_visible
+        self.scale, self.ratio = tuple(scale), tuple(ratio)
 
     def box(self, rng, old):
         H, W = old
@@ -277,7 +266,6 @@ class CenterResizedCrop(_Crop):
         min_visible=0.25,     # the part of a moved box that has to be within the image
     ):
         check_within(1, zoom=zoom)
-        check_within(0, most=1, min_visible=min_visible)
         self.size, self.zoom, self.min_visible = as_size(size), zoom, min_visible
     def box(self, rng, old): return _centred(old, self.size[1]/self.size[0], self.zoom)
 
@@ -288,9 +276,7 @@ class RandomCrop(_Crop):
     def __init__(self,
         size,             # pixels of a square, or (height, width)
         min_visible=0.25, # the part of a moved box that has to be within the image
-    ):
-        check_within(0, most=1, min_visible=min_visible)
-        self.size, self.min_visible = as_size(size), min_visible
+    ): self.size, self.min_visible = as_size(size), min_visible
     def box(self, rng, old):
         (H, W), (h, w) = old, self.size
         l, t = (rng.randint(*sorted((0, room))) for room in (W - w, H - h))

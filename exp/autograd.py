@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .core import check_int, exercise, near, patch, test_close
+from .core import exercise, near, patch, test_close, tree_children
 from .tensors import broadcast_shape
 
 # %% ../nbs/03_autograd.ipynb #6555d72d
@@ -33,7 +33,8 @@ def central_differences(
 
 # %% ../nbs/03_autograd.ipynb #f660481b
 class Variable:
-    "A tensor in a graph: its numbers `data`, how they came about (`op`, `edges`), and for a leaf the gradient `grad` that `backward` adds to."
+    """A tensor in a graph: its numbers `data`, how they came about (`op`, `edges`), and for a leaf the
+    gradient `grad` that `backward` adds to."""
     recording = True   # False inside `no_graph`
 
     def __init__(self,
@@ -41,10 +42,9 @@ class Variable:
         requires_grad: bool=False, # is its gradient asked for?
         name: str='',              # for `draw_graph`
     ):
-        if isinstance(data, Variable): raise TypeError('the data is a Variable already; use it as it is, or its .detach()')
         self.data = torch.as_tensor(data).detach()
         if requires_grad and not self.data.is_floating_point():
-            raise TypeError(f'only floating-point numbers have gradients; this is {self.data.dtype}, convert it with .float()')
+            raise TypeError(f'only floating-point numbers have gradients; use .float() on {self.data.dtype}')
         self.requires_grad, self.name = requires_grad, name
         self.grad, self.op, self.edges = None, '', ()
 
@@ -54,14 +54,16 @@ class Variable:
         data,    # its result
         *edges,  # (operand, function from the result's gradient to the operand's), one for each operand
     ):
-        "The result of an operation; it remembers those operands whose gradient is asked for, and none inside `no_graph`."
+        "The result of an operation, with the operands whose gradient is asked for; none inside `no_graph`."
         out = cls(data)
         out.op = op
         if cls.recording: out.edges = tuple((v, vjp) for v, vjp in edges if v.requires_grad)
         out.requires_grad = bool(out.edges)
         return out
 
-    def __repr__(self): return f'Variable({self.data}' + (f', op={self.op!r}' if self.op else ', requires_grad=True' if self.requires_grad else '') + ')'
+    def __repr__(self):
+        rest = f', op={self.op!r}' if self.op else ', requires_grad=True'*self.requires_grad
+        return f'Variable({self.data}{rest})'
 
 # %% ../nbs/03_autograd.ipynb #133ffaa6
 Variable.shape = property(lambda self: self.data.shape)
@@ -129,11 +131,9 @@ def unbroadcast(
     grad: torch.Tensor,      # the gradient of a result that broadcasting may have stretched
     shape: tuple[int, ...],  # the shape of the operand
 ) -> torch.Tensor:           # of that shape
-    "Undo broadcasting on the way back: sum over the dimensions that were added or stretched. `ValueError` if `shape` does not broadcast to the gradient's."
+    "Undo broadcasting on the way back: sum over the dimensions that were added or stretched."
     shape = torch.Size(shape)
     if grad.shape == shape: return grad
-    if broadcast_shape(grad.shape, shape) != tuple(grad.shape):
-        raise ValueError(f'a tensor of shape {tuple(shape)} does not broadcast to {tuple(grad.shape)}')
     if added := grad.ndim - len(shape): grad = grad.sum(tuple(range(added)))
     stretched = tuple(i for i, n in enumerate(shape) if n == 1 != grad.shape[i])
     return grad.sum(stretched, keepdim=True) if stretched else grad
@@ -141,15 +141,18 @@ def unbroadcast(
 # %% ../nbs/03_autograd.ipynb #85733a7b
 @patch
 def sweep(self: Variable, grad=None):
-    "Yield `(node, its gradient)` from the result down to the leaves. `grad`: the gradient of the result; None is 1, for a single number."
-    if not self.requires_grad: raise ValueError('no gradient is asked for here: no leaf has requires_grad=True, or it was computed inside no_graph()')
+    """Yield `(node, its gradient)` from the result down to the leaves. `grad`: the gradient of the result;
+    None is 1, for a single number."""
+    if not self.requires_grad:
+        raise ValueError('no gradient is asked for: no leaf requires it, or it was computed inside no_graph')
     if grad is None:
         if self.data.numel() != 1:
-            raise ValueError(f'the result has the shape {tuple(self.shape)}; only a single number has a gradient of its own. '
-                             'Reduce it with .sum() or .mean(), or give backward the gradient of the result')
+            raise ValueError(f'the result has the shape {tuple(self.shape)}; only a single number has a '
+                             'gradient of its own. Reduce it by .sum() or .mean(), or give its gradient')
         grad = torch.ones_like(self.data)
     grad = torch.as_tensor(grad, dtype=self.data.dtype, device=self.data.device).detach()
-    if grad.shape != self.shape: raise ValueError(f'the gradient has the shape {tuple(grad.shape)}; the result has {tuple(self.shape)}')
+    if grad.shape != self.shape:
+        raise ValueError(f'the gradient has the shape {tuple(grad.shape)}, the result {tuple(self.shape)}')
     grads = {self: grad}
     for node in reversed(topological_order(self)):
         g = grads.pop(node)
@@ -171,32 +174,36 @@ def _columns(order):
     column = {}
     for v in order: column[v] = 1 + max((column[operand] for operand, _ in v.edges), default=-1)
     for v in order:
-        if not v.edges: column[v] = min((column[u] - 1 for u in order for operand, _ in u.edges if operand is v), default=0)
+        uses = [u for u in order for operand, _ in u.edges if operand is v]
+        if not v.edges: column[v] = min((column[u] - 1 for u in uses), default=0)
     return column
 
 def draw_graph(
     root: Variable, # a result; small graphs only
     ax=None,        # matplotlib axes; None: a new figure
 ):                  # the axes
-    "Draw the graph of `root`: each node's name or operation, its value or shape, and, in red, its gradient if `root` is a single number."
+    """Draw the graph of `root`: each node's name or operation, its value or shape, and, in red, its gradient
+    if `root` is a single number."""
     order = topological_order(root)
     grads = dict(root.sweep()) if root.data.numel() == 1 and root.requires_grad else {}
-    column, rows, place = _columns(order), {}, {}
+    column, rows = _columns(order), {}
     for v in order: rows.setdefault(column[v], []).append(v)
-    for c, members in rows.items():
-        for i, v in enumerate(members): place[v] = c, (len(members) - 1)/2 - i
+    place = {v: (c, (len(vs) - 1)/2 - i) for c, vs in rows.items() for i, v in enumerate(vs)}
     import matplotlib.pyplot as plt
-    if ax is None: _, ax = plt.subplots(figsize=(1.5*len(rows) + 0.5, 1.1*max(map(len, rows.values())) + 0.3))
+    most = max(map(len, rows.values()))
+    if ax is None: _, ax = plt.subplots(figsize=(1.5*len(rows) + 0.5, 1.1*most + 0.3))
     def number(t): return f'{t.item():.4g}' if t.numel() == 1 else '×'.join(map(str, t.shape))
     for v in order:
         for operand, _ in v.edges:
-            ax.annotate('', place[v], place[operand], arrowprops=dict(arrowstyle='-|>', color='grey', shrinkA=22, shrinkB=22))
+            arrow = dict(arrowstyle='-|>', color='grey', shrinkA=22, shrinkB=22)
+            ax.annotate('', place[v], place[operand], arrowprops=arrow)
         x, y = place[v]
-        ax.text(x, y, f'{v.name or v.op}\n{number(v.data)}', ha='center', va='center', fontsize=9, parse_math=False,
+        ax.text(x, y, f'{v.name or v.op}\n{number(v.data)}', ha='center', va='center', fontsize=9,
+                parse_math=False,
                 bbox=dict(boxstyle='round', fc='white' if v.edges else '#dce9f7', ec='grey'))
-        if v in grads: ax.text(x, y - 0.42, f'grad {number(grads[v])}', ha='center', va='center', fontsize=8, color='C3')
-    height = max(map(len, rows.values()))/2
-    ax.set(xlim=(-0.6, max(rows) + 0.6), ylim=(-height - 0.1, height + 0.05))
+        if v in grads:
+            ax.text(x, y - 0.42, f'grad {number(grads[v])}', ha='center', va='center', fontsize=8, color='C3')
+    ax.set(xlim=(-0.6, max(rows) + 0.6), ylim=(-most/2 - 0.1, most/2 + 0.05))
     ax.axis('off')
     return ax
 
@@ -222,8 +229,8 @@ def __rtruediv__(self: Variable, other): return _lift(other, self)/self
 
 @patch
 def __pow__(self: Variable, n):
-    if not isinstance(n, (int, float)): raise TypeError(f'the exponent should be a plain number, not a {type(n).__name__}; a**b is (a.log()*b).exp()')
-    return Variable.from_op(f'^{n}', self.data**n, (self, lambda g: g*n*self.data**(n - 1) if n else torch.zeros_like(g)))
+    def back(g): return g*n*self.data**(n - 1) if n else torch.zeros_like(g)
+    return Variable.from_op(f'^{n}', self.data**n, (self, back))
 
 # %% ../nbs/03_autograd.ipynb #aa65e49b
 @patch
@@ -259,17 +266,17 @@ def mean(self: Variable, dim=None, keepdim=False):
 # %% ../nbs/03_autograd.ipynb #4e0ecab9
 @patch
 def view(self: Variable, *shape):
-    "The same numbers in another `shape`, given as sizes or a tuple; copies where PyTorch's `view` would refuse."
+    "The same numbers in another `shape`, as sizes or a tuple; a copy where PyTorch's `view` would refuse."
     return Variable.from_op('view', self.data.reshape(*shape), (self, lambda g: g.reshape(self.shape)))
 
 @patch
 def transpose(self: Variable, dim0, dim1):
     "The same numbers with two dimensions exchanged."
-    return Variable.from_op('transpose', self.data.transpose(dim0, dim1), (self, lambda g: g.transpose(dim0, dim1)))
+    out = self.data.transpose(dim0, dim1)
+    return Variable.from_op('transpose', out, (self, lambda g: g.transpose(dim0, dim1)))
 
 @patch
 def __getitem__(self: Variable, i):
-    if isinstance(i, Variable): raise TypeError('an index is made of whole numbers, not of a Variable; use its .data')
     def back(g):
         picked = torch.arange(self.data.numel(), device=g.device).view(self.shape)[i]
         return g.new_zeros(self.data.numel()).index_add_(0, picked.flatten(), g.flatten()).view(self.shape)
@@ -307,23 +314,16 @@ def check_gradients(
 
 # %% ../nbs/03_autograd.ipynb #52fa7246
 class Module:
-    "A part of a network: `forward` says what it computes, `parameters` finds what can be learned in its attributes."
+    "A part of a network: `forward` says what it computes, `parameters` finds what it can learn."
     def __call__(self, *args): return self.forward(*args)
 
-    def forward(self, *args): raise NotImplementedError(f'{type(self).__name__} should define forward')
-
     def parameters(self) -> list[Variable]:
-        "The leaves that require a gradient, in the attributes and, one inside the other, their Modules, lists, tuples and dicts; each once."
-        found = {}
-        def collect(o):
-            if isinstance(o, Variable):
-                if o.requires_grad and not o.edges: found[id(o)] = o
-            elif isinstance(o, (Module, dict)):
-                for part in (vars(o) if isinstance(o, Module) else o).values(): collect(part)
-            elif isinstance(o, (list, tuple)):
-                for part in o: collect(part)
-        collect(self)
-        return list(found.values())
+        "The leaves that require a gradient, in attributes and the Modules, lists and dicts there, each once."
+        def inside(o):
+            if isinstance(o, Variable): return [o] if o.requires_grad and not o.edges else []
+            parts = tree_children(vars(o) if isinstance(o, Module) else o)
+            return [p for part in parts for p in inside(part)]
+        return list(dict.fromkeys(inside(self)))
 
     def zero_grad(self):
         "Forget the gradients, so that the next `backward` starts afresh."
@@ -331,12 +331,12 @@ class Module:
 
 # %% ../nbs/03_autograd.ipynb #f2987f1f
 class Linear(Module):
-    "x @ weight + bias, from `ni` numbers to `nf`. Weights start normal with variance 2/ni (He et al. 2015, 1502.01852), biases at 0."
+    """x @ weight + bias, from `ni` numbers to `nf`. Weights start normal with variance 2/ni
+    (He et al. 2015, 1502.01852), biases at 0."""
     def __init__(self,
         ni: int, # numbers in
         nf: int, # numbers out
     ):
-        ni, nf = check_int(ni=ni, nf=nf, least=1)
         self.weight = Variable(torch.randn(ni, nf)*(2/ni)**0.5, requires_grad=True, name='weight')
         self.bias = Variable(torch.zeros(nf), requires_grad=True, name='bias')
 
@@ -365,14 +365,12 @@ class MSE(Module):
 
 # %% ../nbs/03_autograd.ipynb #f2f0f331
 class SoftmaxCrossEntropy(Module):
-    "The mean of −log softmax(logits)[target] over a batch: logits n×c, targets n whole numbers below c. `ValueError` or `TypeError` for others."
+    "The mean of −log softmax(logits)[target] over a batch: logits n×c, targets n whole numbers below c."
     def forward(self, logits, target):
         target = torch.as_tensor(target)
         if logits.ndim != 2 or target.shape != logits.shape[:1]:
-            raise ValueError(f'logits n×c and n targets are needed; the shapes are {tuple(logits.shape)} and {tuple(target.shape)}')
-        if target.is_floating_point() or target.dtype == torch.bool: raise TypeError(f'targets are class numbers, whole; these are {target.dtype}')
-        if len(target) and not 0 <= int(target.min()) <= int(target.max()) < logits.shape[1]:
-            raise ValueError(f'targets should be from 0 to {logits.shape[1] - 1}; these go from {target.min()} to {target.max()}')
+            raise ValueError('logits n×c and n targets are needed; the shapes are '
+                             f'{tuple(logits.shape)} and {tuple(target.shape)}')
         shifted = logits - logits.data.amax(1, keepdim=True)
         log_p = shifted - shifted.exp().sum(1, keepdim=True).log()
         return -log_p[torch.arange(len(target)), target.long()].mean()

@@ -8,8 +8,8 @@ __all__ = ['resample', 'Geometric', 'RandomFlip', 'Composed', 'RandomDihedral', 
            'RandomSaturation', 'RandomHue', 'ComposedLighting', 'get_transforms']
 
 # %% ../nbs/17b_batch_transforms.ipynb #7956ddaa
-import copy, functools, math, random
-from dataclasses import KW_ONLY, dataclass
+import copy, functools, math
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -20,16 +20,15 @@ from .augmentation import (CORNERS, Move, Moving, as_matrix, check_within, heigh
                               scaling, shearing, translation)
 from .core import check_choice, check_int, exercise, listify, patch
 from .specs import register
-from .data_block import LabeledData
 from .transforms import Transform, as_size, to_byte_tensor
-from .dataloader import DataLoader, Rng, TransformedDataset
+from .dataloader import DataLoader, Rng
 from .workers import as_ints
 from .learner import Learner, with_tfms
 from .losses import loss_parts
 import exp.inference   # Learner.collected
 
 # %% ../nbs/17b_batch_transforms.ipynb #25d0b83a
-def _grid(m, size, like, jitter, flat):
+def _grid(m, size, like, jitter=None):
     "Where each output pixel's centre takes its value from, n×h×w×2."
     m = m.to(like.dtype).to(like.device, non_blocking=True)
     y, x = ((torch.arange(n, device=like.device, dtype=like.dtype)*2 + 1)/n - 1 for n in size)
@@ -37,58 +36,40 @@ def _grid(m, size, like, jitter, flat):
     if jitter is not None:
         jx, jy = jitter.to(like.dtype).to(like.device, non_blocking=True).unbind(-1)
         x, y = x + jx, y + jy
-    def at(i): return m[:, i, 0, None, None]*x, m[:, i, 1, None, None]*y + m[:, i, 2, None, None]
-    grid = like.new_empty(len(m), *size, 2)
-    part = None if flat else torch.add(*at(2)).reciprocal_()
-    for i in (0, 1):   # at once into their places: torch.stack would take several times as long
-        if flat: torch.add(*at(i), out=grid[..., i])
-        else: torch.mul(torch.add(*at(i)), part, out=grid[..., i])
+    def at(i): return m[:, i, 0, None, None]*x + (m[:, i, 1, None, None]*y + m[:, i, 2, None, None])
+    grid, part = like.new_empty(len(m), *size, 2), at(2).reciprocal_()
+    for i in (0, 1): torch.mul(at(i), part, out=grid[..., i])   # torch.stack would take several times as long
     return grid
 
 # %% ../nbs/17b_batch_transforms.ipynb #4ef0c578
-def _sampled(x, m, size, mode, pad, fill, jitter, flat):
-    grid = _grid(m, size, x, jitter, flat)
+def _sampled(x, m, size, mode='bilinear', pad='reflection', fill=0., jitter=None):
+    grid = _grid(m, size, x, jitter)
     if fill: return F.grid_sample(x - fill, grid, mode, pad, align_corners=False) + fill
     return F.grid_sample(x, grid, mode, pad, align_corners=False)
 
 # %% ../nbs/17b_batch_transforms.ipynb #b02e94a9
-_EXACT = {(1, 0, 0, 1): (False, ()), (-1, 0, 0, 1): (False, (-1,)), (1, 0, 0, -1): (False, (-2,)), (-1, 0, 0, -1): (False, (-2, -1)),
-          (0, 1, 1, 0): (True, ()), (0, -1, 1, 0): (True, (-2,)), (0, 1, -1, 0): (True, (-1,)), (0, -1, -1, 0): (True, (-2, -1))}
+_EXACT = {(1, 0, 0, 1): (False, ()), (-1, 0, 0, -1): (False, (-2, -1)),
+          (-1, 0, 0, 1): (False, (-1,)), (1, 0, 0, -1): (False, (-2,)),
+          (0, 1, 1, 0): (True, ()), (0, -1, -1, 0): (True, (-2, -1)),
+          (0, -1, 1, 0): (True, (-2,)), (0, 1, -1, 0): (True, (-1,))}
 
 def _exactly(x, way):
     "A batch turned by right angles and mirrored: (rows and columns exchanged?, dimensions mirrored)."
     swap, dims = way
     x = x.mT if swap else x
-    if x.dtype == torch.uint16: return x.view(torch.int16).flip(dims).view(x.dtype)   # the same bits; uint16 knows no flip
+    if x.dtype == torch.uint16: return x.view(torch.int16).flip(dims).view(x.dtype)   # uint16 knows no flip
     return x.flip(dims) if dims else x
 
-def _ways(matrix, square):
-    "For each matrix how to do it exactly, or None: turns by right angles and mirrors, of a square; else only what keeps the shape."
-    def way(m):
-        (a, b, c), (d, e, f), last = m
-        return _EXACT.get((a, b, d, e)) if (c, f, *last) == (0, 0, 0, 0, 1) and (square or not b) else None
-    return [way(m) for m in matrix.tolist()]
+def _way(matrix, square):
+    "How to do it exactly, or None, by the rows of a matrix; what is no square only keeps its shape."
+    (a, b, c), (d, e, f), last = matrix
+    return _EXACT.get((a, b, d, e)) if (c, f, *last) == (0, 0, 0, 0, 1) and (square or not b) else None
 
 # %% ../nbs/17b_batch_transforms.ipynb #30b895d2
 def _as_pil(x, mode):
     "Bytes c×h×w, or numbers h×w, as a PIL image; of `mode` where the numbers do not tell it."
     x = x.movedim(0, -1).contiguous() if x.ndim == 3 and len(x) > 1 else x.view(x.shape[-2:])
     return Image.fromarray(x.numpy(), mode if mode in ('P', 'CMYK', 'YCbCr', 'HSV', 'LAB') else None)
-
-def _each_its_way(x, matrix, ways, size, mode, pad, fill, jitter):
-    "What needs it is sampled, alone or, where that is most of the batch, all; the rest is put there exactly."
-    flat, places = bool((matrix[:, 2] == matrix.new_tensor([0, 0, 1])).all()), {}
-    for i, way in enumerate(ways): places.setdefault(way, []).append(i)
-    few = len(places.get(None, ())) < len(x)/2
-    out = torch.empty_like(x) if few else _sampled(x, matrix, size, mode, pad, fill, jitter, flat)
-    for way, rows in places.items():
-        if way is None and not few: continue
-        there = torch.tensor(rows).to(x.device, non_blocking=True)
-        here = x.index_select(0, there)
-        if way is not None: here = _exactly(here, way)
-        else: here = _sampled(here, matrix[rows], size, mode, pad, fill, None if jitter is None else jitter[rows], flat)
-        out.index_copy_(0, there, here)
-    return out
 
 # %% ../nbs/17b_batch_transforms.ipynb #8591a285
 def resample(
@@ -101,56 +82,53 @@ def resample(
     fill: float = 0.,        # with 'zeros': another value than 0
     jitter=None,             # n×h×w×2 on the CPU: displacement of each output pixel, in −1…1
 ):                           # as `x`; `x` itself where nothing moves
-    "Images as `matrix` moves them, with one interpolation. What is not moved stays bit for bit; mirrors and right angles are exact."
+    """Images as `matrix` moves them, with one interpolation.
+
+    What is not moved stays bit for bit; mirrors and right angles are exact."""
     how = dict(mode=mode, pad=pad, fill=fill, jitter=jitter)
     if isinstance(x, Image.Image):
-        if x.mode == 'P' and mode != 'nearest':
-            raise ValueError("an image of mode P holds numbers of colours; .convert('RGB') it first, or use mode='nearest'")
         return _as_pil(resample(to_byte_tensor(x), matrix, size, **{**how, 'fill': fill*255}), x.mode)
     if x.ndim == 3: return resample(x[None], matrix, size, **how)[0]
-    if x.ndim != 4 or matrix.shape[-2:] != (3, 3):
-        raise ValueError(f'images n×c×h×w and a matrix n×3×3 are expected, not shape {tuple(x.shape)} and {tuple(matrix.shape)}')
     old = tuple(x.shape[2:])
     size = old if size is None else as_size(size)
-    if len(x) == 0: return x.new_empty(0, x.shape[1], *size)
     matrix = matrix.expand(len(x), 3, 3)
-    ways = _ways(matrix, size[0] == size[1]) if size == old else [None]*len(x)
+    ways = [_way(m, size[0] == size[1]) if size == old else None for m in matrix.tolist()]
     if jitter is not None:
         how['jitter'] = jitter = jitter.expand(len(x), *size, 2)
         ways = [None if hit else way for way, hit in zip(ways, jitter.flatten(1).any(1).tolist())]
     if len(set(ways)) == 1 and ways[0] is not None: return _exactly(x, ways[0])
-    if x.dtype in (torch.float32, torch.float64): return _each_its_way(x, matrix, ways, size, **how)
-    out = resample(x.float(), matrix, size, **how)   # whole numbers are rounded, and in short floats places are too coarse
-    if not x.is_floating_point(): out.round_()
-    return (out.clamp_(0, 255) if x.dtype == torch.uint8 else out).to(x.dtype)
+    if x.dtype not in (torch.float32, torch.float64):   # in short floats, places are too coarse
+        out = resample(x.float(), matrix, size, **how)
+        if not x.is_floating_point(): out.round_()
+        return (out.clamp_(0, 255) if x.dtype == torch.uint8 else out).to(x.dtype)
+    out = _sampled(x, matrix, size, **how) if None in ways else torch.empty_like(x)
+    for way in set(ways) - {None}:
+        rows = torch.tensor([i for i, w in enumerate(ways) if w == way]).to(x.device, non_blocking=True)
+        out.index_copy_(0, rows, _exactly(x.index_select(0, rows), way))
+    return out
 
 # %% ../nbs/17b_batch_transforms.ipynb #2f003fcc
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class _OnBatches(Transform):
     "A random change of each image of a batch or, `on='item'`, of each item once it is a tensor."
-    _: KW_ONLY
     p: float = 0.75            # the chance that an image is changed at all
     on: str = 'batch'          # or 'item': after the image has become a tensor
-    random, places = True, {}
+    random, places, limits = True, {}, {'p': 1}   # of arguments: from 0 to at most
 
     def __post_init__(self):
-        check_within(0, most=1, p=self.p)
         check_choice(('item', 'batch'), on=self.on)
+        for name, most in self.limits.items(): check_within(0, most=most, **{name: getattr(self, name)})
     order = property(lambda self: self.places[self.on], doc='Its place: on items after `ToByteTensor`.')
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class Geometric(_OnBatches, Moving):
-    "A random matrix for each image of a batch, or for one image. A subclass defines `matrix(rng, size)`, or `matrices(rngs, size)`."
-    _: KW_ONLY
+    """A random matrix for each image of a batch, or for one image.
+
+    A subclass defines `matrix(rng, size)`, or `matrices(rngs, size)`."""
     pad: str = 'reflection'    # what lies outside the image: 'reflection', 'border' or 'zeros'
     min_visible: float = 0.25  # the part of a moved box that has to be within the image; the box is dropped else
     void: int = 0              # the class of mask pixels from outside, with 'zeros'
     places = {'batch': 20, 'item': 40}
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_within(0, most=1, min_visible=self.min_visible)
-        check_choice(('reflection', 'border', 'zeros'), pad=self.pad)
 
     def matrix(self, rng, size): "A random matrix, 3×3, for an image of (height, width) `size`."
     def matrices(self, rngs, size):
@@ -162,7 +140,6 @@ class Geometric(_OnBatches, Moving):
     def draw(self, x, rng):
         size = height_width(x)
         if not isinstance(rng, list): return Move(self.matrices([rng], size)[0], size, self.jitter([rng], size))
-        if not rng: return Move(torch.empty(0, 3, 3, dtype=torch.float64), size)
         return Move(self.matrices(rng, size), size, self.jitter(rng, size))
 
 # %% ../nbs/17b_batch_transforms.ipynb #c018b78d
@@ -173,23 +150,15 @@ def image(self: Geometric, x, move): return resample(x, move.matrix, pad=self.pa
 def mask(self: Geometric, m, move):
     if isinstance(m, Image.Image): return _as_pil(self.mask(to_byte_tensor(m)[0], move), m.mode)
     channel, jitter = move.matrix.ndim - 2, move.jitter   # n×1×h×w, or 1×h×w
-    if jitter is not None: jitter = F.interpolate(jitter.movedim(-1, 1), m.shape[-2:]).movedim(1, -1)   # a mask may have another size than its image
-    fill = self.void if self.pad == 'zeros' else 0
-    out = resample(m.unsqueeze(channel).float(), move.matrix, mode='nearest', pad=self.pad, fill=fill, jitter=jitter)
-    return out.squeeze(channel).round().to(m.dtype)
+    if jitter is not None: jitter = F.interpolate(jitter.movedim(-1, 1), m.shape[-2:]).movedim(1, -1)
+    how = dict(mode='nearest', pad=self.pad, fill=self.void, jitter=jitter)   # a fill is for 'zeros' alone
+    return resample(m.unsqueeze(channel).float(), move.matrix, **how).squeeze(channel).round().to(m.dtype)
 
 # %% ../nbs/17b_batch_transforms.ipynb #5f6db643
 @patch
-def __call__(self: _OnBatches, x, rng=None, kind='image'):
-    if not isinstance(kind, str): return Transform.__call__(self, x, rng, kind)   # as a `DataBunch` calls it
-    if kind not in ('image', 'mask') or not isinstance(x, (torch.Tensor, Image.Image)):
-        raise TypeError(f'a {type(x).__name__} as {kind} has no size to draw for; use tfm.draw(image, rng), then tfm.{kind}(y, move)')
-    one = isinstance(x, Image.Image) or x.ndim == (3 if kind == 'image' else 2)
-    n = 1 if one else len(x)
-    if rng is None: rng = [Rng(random.getrandbits(63)) for _ in range(n)]
-    rngs = rng if isinstance(rng, list) else [rng]*n
-    if len(rngs) != n: raise ValueError(f'there are {len(rngs)} random generators for {n} images; one for each is expected')
-    return self.apply(kind, x, self.draw(x, rngs[0] if one else rngs))
+def is_one(self: _OnBatches, x, kind):
+    "Is it one image or mask? Else it is a batch."
+    return isinstance(x, Image.Image) or x.ndim == (3 if kind == 'image' else 2)
 
 # %% ../nbs/17b_batch_transforms.ipynb #a62d7f82
 @register
@@ -197,29 +166,27 @@ def __call__(self: _OnBatches, x, rng=None, kind='image'):
 class RandomFlip(Geometric):
     "Left and right exchanged, or top and bottom."
     vertical: bool = False   # top and bottom
-    _: KW_ONLY
-    p: float = 0.5
+    p: float = field(default=0.5, kw_only=True)
     def matrix(self, rng, size): return scaling(1, -1) if self.vertical else scaling(-1, 1)
 
 # %% ../nbs/17b_batch_transforms.ipynb #640a5ae7
-def _joined(kind, composed, *tfms):
-    "The transforms in order, those in a `composed` one singly. `TypeError` for one that is not of `kind`."
-    for t in tfms:
-        if not isinstance(t, kind): raise TypeError(f'{kind.__name__} transforms can be joined, and {t!r} is none')
-    return [part for t in tfms for part in (t.tfms if isinstance(t, composed) else [t])]
+def _singly(tfms):
+    "Transforms in order, those of a joined one singly."
+    return [part for t in listify(tfms) for part in getattr(t, 'tfms', [t])]
 
 @register
 @dataclass(eq=False, repr=False)
 class Composed(Geometric):
-    "Several geometric transforms, one after the other, with a single interpolation. `pad` and the like are its own, chances those of its parts."
+    """Several geometric transforms, one after the other, with a single interpolation.
+
+    `pad` and the like are its own, chances those of its parts."""
     tfms: list   # the first comes first
     def __post_init__(self):
         super().__post_init__()
         if self.p != Geometric.p: raise ValueError('the chances are those of the parts; Composed has none of its own')
-        self.tfms = _joined(Geometric, Composed, *listify(self.tfms))
+        self.tfms = _singly(self.tfms)
     def matrices(self, rngs, size):
-        same = torch.eye(3, dtype=torch.float64).expand(len(rngs), 3, 3)
-        return functools.reduce(torch.matmul, [t.matrices(rngs, size) for t in self.tfms], same)
+        return functools.reduce(torch.matmul, [t.matrices(rngs, size) for t in self.tfms])
     def jitter(self, rngs, size):
         found = [j for t in self.tfms if (j := t.jitter(rngs, size)) is not None]
         return sum(found) if found else None
@@ -228,14 +195,15 @@ class Composed(Geometric):
 def joined(self: Geometric, later):
     shared = ('pad', 'min_visible', 'void', 'on')
     if not isinstance(later, Geometric) or any(getattr(self, k) != getattr(later, k) for k in shared): return None
-    return Composed(_joined(Geometric, Composed, self, later), **{k: getattr(self, k) for k in shared})
+    return Composed([self, later], **{k: getattr(self, k) for k in shared})
 
 # %% ../nbs/17b_batch_transforms.ipynb #94ecd7c3
 @register
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class RandomDihedral(Geometric):
-    "One of the eight ways to lay a square: turns by right angles, mirrored or not; of an oblong image one of the four that keep its shape."
-    _: KW_ONLY
+    """One of the eight ways to lay a square: turns by right angles, mirrored or not.
+
+    Of an oblong image it is one of the four that keep its shape."""
     p: float = 1.
     def matrix(self, rng, size):
         x, y = rng.choice((-1, 1)), rng.choice((-1, 1))
@@ -256,11 +224,7 @@ class RandomRotate(Geometric):
 class RandomZoom(Geometric):
     "The content larger, seen through a window at a random place."
     max_zoom: float = 1.1   # how many times as large, at most
-    min_zoom: float = 1.    # at least
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.min_zoom <= self.max_zoom:
-            raise ValueError(f'min_zoom is {self.min_zoom} and max_zoom {self.max_zoom}; 0 < min_zoom ≤ max_zoom is expected')
+    min_zoom: float = 1.    # at least; more than 0
     def matrix(self, rng, size):
         s = rng.uniform(self.min_zoom, self.max_zoom)
         room = max(0., 1 - 1/s)   # that the window has on each side
@@ -278,10 +242,8 @@ class RandomShift(Geometric):
 @dataclass(eq=False, repr=False)
 class RandomShear(Geometric):
     "Upright lines leaning to either side."
-    max_degrees: float = 10.   # to either side, less than 90
-    def __post_init__(self):
-        super().__post_init__()
-        shearing(self.max_degrees)   # refuses what is not possible
+    max_degrees: float = 10.   # to either side, at most 89
+    limits = {'p': 1, 'max_degrees': 89}
     def matrix(self, rng, size): return shearing(rng.uniform(-self.max_degrees, self.max_degrees), size)
 
 # %% ../nbs/17b_batch_transforms.ipynb #05651bce
@@ -289,10 +251,8 @@ class RandomShear(Geometric):
 @dataclass(eq=False, repr=False)
 class RandomWarp(Geometric):
     "The picture looked at from another side: tilted about the upright and the level axis."
-    max_warp: float = 0.2   # by how much an edge grows or shrinks, 0 up to, not including, 0.5
-    def __post_init__(self):
-        super().__post_init__()
-        check_within(0, below=0.5, max_warp=self.max_warp)
+    max_warp: float = 0.2   # by how much an edge grows or shrinks, at most 0.49
+    limits = {'p': 1, 'max_warp': 0.49}
     def matrices(self, rngs, size):
         w = self.max_warp
         tilt = [[rng.uniform(-w, w) for _ in 'xy'] if rng.random() < self.p else [0., 0.] for rng in rngs]
@@ -306,14 +266,14 @@ class RandomWarp(Geometric):
 class RandomJitter(Geometric):
     "Every pixel taken from a place nearby, as through ribbed glass. Points and boxes stay."
     max_jitter: float = 0.01   # to any side, in halves of it
-    def matrices(self, rngs, size):
-        return torch.eye(3, dtype=torch.float64).expand(len(rngs), 3, 3)
+    def matrices(self, rngs, size): return torch.eye(3, dtype=torch.float64).expand(len(rngs), 3, 3)
     def jitter(self, rngs, size):
         hit = [rng.random() < self.p for rng in rngs]
         if not any(hit): return None
         places = torch.full((len(rngs), *size, 2), 0.5)
         for i, rng in enumerate(rngs):
-            if hit[i]: torch.rand(*size, 2, generator=torch.Generator().manual_seed(rng.getrandbits(63)), out=places[i])
+            if hit[i]: torch.rand(*size, 2, out=places[i],
+                                  generator=torch.Generator().manual_seed(rng.getrandbits(63)))
         return (2*places - 1)*self.max_jitter
 
 # %% ../nbs/17b_batch_transforms.ipynb #4743ee63
@@ -329,9 +289,7 @@ def _then(first, second):
 # %% ../nbs/17b_batch_transforms.ipynb #92638742
 def _recoloured(x, draw):
     "Images n×3×h×w, n×1×h×w or one of a batch with their colours changed, in one pass, and cut to 0…1."
-    if isinstance(x, Image.Image):
-        if x.mode not in ('L', 'RGB'): raise ValueError(f"colours are changed in images of mode RGB or L; this is {x.mode}: .convert('RGB') first")
-        return _as_pil(_recoloured(to_byte_tensor(x), draw), x.mode)
+    if isinstance(x, Image.Image): return _as_pil(_recoloured(to_byte_tensor(x), draw), x.mode)
     if x.ndim == 3: return _recoloured(x[None], draw)[0]
     if not x.is_floating_point(): return _recoloured(x.float().div_(255), draw).mul_(255).round_().to(x.dtype)
     own, mean = torch.stack(draw).to(x.dtype).to(x.device, non_blocking=True)
@@ -342,28 +300,27 @@ def _recoloured(x, draw):
 # %% ../nbs/17b_batch_transforms.ipynb #143aa724
 @dataclass(eq=False, repr=False)
 class Lighting(_OnBatches):
-    "A random change of the colours of each image, bytes or floats in 0…1, composed where several follow. A subclass defines `amount(rng)` and `recolour(f)`."
-    max_change: float
-    still, places = 1., {'batch': 30, 'item': 45}
+    """A random change of the colours of each image, bytes or floats in 0…1, composed where several follow.
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_within(0, below=1, max_change=self.max_change)
+    A subclass defines `amount(rng)` and `recolour(f)`."""
+    max_change: float = 0.2   # of the number that colours are changed by: from 1 less this to 1 plus this
+    still, places, limits = 1., {'batch': 30, 'item': 45}, {'p': 1, 'max_change': 1}
 
     def amount(self, rng): return rng.uniform(1 - self.max_change, 1 + self.max_change)
     def recolour(self, f): "(own, mean) of a `Recolour` for n numbers `f`, n×1×1."
 
-    def drawn(self, rngs):
+    def draw(self, x, rng):
         "A `Recolour` for the items of these generators; None where none changes."
+        rngs = rng if isinstance(rng, list) else [rng]
         f = [self.amount(rng) if rng.random() < self.p else self.still for rng in rngs]
         if all(v == self.still for v in f): return None
         return Recolour(*(t.expand(len(f), 3, 3) for t in self.recolour(torch.tensor(f)[:, None, None])))
 
-    def draw(self, x, rng): return self.drawn(rng if isinstance(rng, list) else [rng])
     def image(self, x, draw): return x if draw is None else _recoloured(x, draw)
 
     def joined(self, later):
-        if isinstance(later, Lighting) and self.on == later.on: return ComposedLighting(_joined(Lighting, ComposedLighting, self, later), on=self.on)
+        if isinstance(later, Lighting) and self.on == later.on:
+            return ComposedLighting([self, later], on=self.on)
 
 # %% ../nbs/17b_batch_transforms.ipynb #cec49cba
 _EYE = torch.eye(3)
@@ -373,21 +330,18 @@ _GREY = torch.tensor([0.299, 0.587, 0.114]).expand(3, 3)   # colour → its grey
 @dataclass(eq=False, repr=False)
 class RandomBrightness(Lighting):
     "All colours times a random number."
-    max_change: float = 0.2   # the number lies between 1 less this and 1 plus this
     def recolour(self, f): return f*_EYE, 0*_EYE
 
 @register
 @dataclass(eq=False, repr=False)
 class RandomContrast(Lighting):
     "The distance of all colours from the grey of the image's mean, times a random number."
-    max_change: float = 0.2   # the number lies between 1 less this and 1 plus this
     def recolour(self, f): return f*_EYE, (1 - f)*_GREY
 
 @register
 @dataclass(eq=False, repr=False)
 class RandomSaturation(Lighting):
     "The distance of each colour from its own grey, times a random number."
-    max_change: float = 0.2   # the number lies between 1 less this and 1 plus this
     def recolour(self, f): return f*_EYE + (1 - f)*_GREY, 0*_EYE
 
 @register
@@ -410,10 +364,10 @@ class ComposedLighting(Lighting):
         *,
         on: str = 'batch', # or 'item'
     ):
-        super().__init__(0., p=1., on=on)
-        self.tfms = _joined(Lighting, ComposedLighting, *listify(tfms))
-    def drawn(self, rngs):
-        found = [d for t in self.tfms if (d := t.drawn(rngs)) is not None]
+        super().__init__(0., on=on)
+        self.tfms = _singly(tfms)
+    def draw(self, x, rng):
+        found = [d for t in self.tfms if (d := t.draw(x, rng)) is not None]
         return functools.reduce(_then, found) if found else None
 
 # %% ../nbs/17b_batch_transforms.ipynb #6b631b69
@@ -428,13 +382,16 @@ def get_transforms(
     p_lighting: float = 0.75,   # the chance of each change of light
     xtra_tfms=(),               # more transforms for training
 ):                              # (training's, validation's)
-    "Transforms that suit most photographs, for `.transform(get_transforms(…), size=…)`: joined there, they interpolate once. What is 0 (max_zoom: 1) is left out."
-    train = [RandomDihedral() if flip_vert else RandomFlip()] if do_flip else []
-    if max_rotate:    train.append(RandomRotate(max_rotate, p=p_affine))
-    if max_zoom != 1: train.append(RandomZoom(max_zoom, p=p_affine))
-    if max_warp:      train.append(RandomWarp(max_warp, p=p_affine))
-    if max_lighting:  train += [RandomBrightness(max_lighting, p=p_lighting), RandomContrast(max_lighting, p=p_lighting)]
-    return [*train, *listify(xtra_tfms)], []
+    """Transforms that suit most photographs, for `.transform(get_transforms(…), size=…)`.
+
+    Joined there, they interpolate once. What is 0 (max_zoom: 1) is left out."""
+    wanted = [(do_flip, RandomDihedral() if flip_vert else RandomFlip()),
+              (max_rotate, RandomRotate(max_rotate, p=p_affine)),
+              (max_zoom != 1, RandomZoom(max_zoom, p=p_affine)),
+              (max_warp, RandomWarp(max_warp, p=p_affine)),
+              (max_lighting, RandomBrightness(max_lighting, p=p_lighting)),
+              (max_lighting, RandomContrast(max_lighting, p=p_lighting))]
+    return [t for yes, t in wanted if yes] + listify(xtra_tfms), []
 
 # %% ../nbs/17b_batch_transforms.ipynb #d09cdfda
 @patch
@@ -448,21 +405,19 @@ def tta(self: Learner,
     "Test-time augmentation: predictions of a set as it is, and as training's random transforms show it, averaged."
     n, before = check_int(n=n, least=1), self.data
     keep = loss_parts(self.loss_func).activation if act else None
-    check_within(0, most=1, beta=beta)
     with self.asking(dl) as dl:
-        kinds = {isinstance(ds, LabeledData) for ds in (before.train_ds, getattr(dl, 'ds', None)) if not isinstance(ds, TransformedDataset)}
-        if not isinstance(dl, DataLoader) or len(kinds) > 1:
-            raise TypeError("tta needs exp's DataLoader, and the same kind of data set as in training")
+        if not isinstance(dl, DataLoader): raise TypeError("tta needs exp's DataLoader")
         if getattr(getattr(dl.ds, 'y', None), 'spatial', False):
-            raise ValueError('these targets move with their images, so means of predictions are not right; use get_preds')
+            raise ValueError('these targets move with their images; means are not right, use get_preds')
         dl = self.in_order(dl)
         batches = [list(as_ints(rows)) for rows in dl.plan()]   # the same for all passes
-        def again(ds, seed): return DataLoader(ds, batch_sampler=batches, collate=dl.collate, num_workers=dl.num_workers, seed=seed)
-        (preds, targets), total = self.collected(again(dl.ds, dl.seed), keep), 0.
+        how = dict(batch_sampler=batches, collate=dl.collate, num_workers=dl.num_workers)
+        (preds, targets), total = self.collected(DataLoader(dl.ds, seed=dl.seed, **how), keep), 0.
         try:
             for k in range(n):
                 self.data = copy.copy(before)
-                self.data.valid_dl = again(with_tfms(dl.ds, before.train_ds), Rng(dl.seed, 'tta', k).number)
+                self.data.valid_dl = DataLoader(with_tfms(dl.ds, before.train_ds),
+                                                seed=Rng(dl.seed, 'tta', k).number, **how)
                 self.data.batch_tfms = (before.batch_tfms[0],)*2
                 total = total + self.collected(self.data.valid_dl, keep)[0]
         finally: self.data = before

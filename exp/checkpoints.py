@@ -17,7 +17,6 @@ from torch import nn
 from .callbacks import Callback, CancelFitException, Runner
 from .core import (check_int, exercise, generator_state, global_generators, load_state, patch, save_state, set_generator,
                       set_global_generators, user_path)
-from .dataloader import DataLoader
 from .workers import loader_generators, order_fingerprint
 from .learner import Learner
 from .snapshots import undisturbed
@@ -33,11 +32,11 @@ class Differences(NamedTuple):
 def shape_of(v): return f'shape {tuple(v.shape)}' if hasattr(v, 'shape') else type(v).__name__
 
 def weights_for(model, state, path):
-    "The state dict within what a file holds, under this model's names, whichever of the two was compiled or data-parallel."
-    holders, wrappers = ('model', 'state_dict', 'model_state_dict'), ('module', '_orig_mod')
-    while isinstance(state, Mapping) and (found := [state[k] for k in holders if isinstance(state.get(k), Mapping)]): state = found[0]
+    "The state dict in what a file holds, under this model's names, whichever of the two was compiled or data-parallel."
     if not isinstance(state, Mapping): raise ValueError(f'{path} holds no weights of a model')
-    bare = lambda name: '.'.join(part for part in name.split('.') if part not in wrappers)
+    for holder in ('model', 'state_dict', 'model_state_dict'):
+        if isinstance(state.get(holder), Mapping): return weights_for(model, state[holder], path)
+    bare = lambda name: '.'.join(part for part in name.split('.') if part not in ('module', '_orig_mod'))
     own = model.state_dict()
     names = {bare(k): k for k in own}
     return {k if k in own or not isinstance(k, str) else names.get(bare(k), k): v for k, v in state.items()}
@@ -64,11 +63,10 @@ def _opt_kind(opt):
 
 def _check_opt(opt, state, path):
     "`ValueError` for a file with the state of another optimizer, or of other groups."
-    if getattr(opt, '_optimizer_load_state_dict_pre_hooks', None): return   # they convert it
-    sizes = lambda groups: f'groups of {[len(g["params"]) for g in groups]} tensors'
-    facts = (state['opt_kind'], _opt_kind(opt)), (sizes(state['opt']['param_groups']), sizes(opt.param_groups))
-    for there, here in facts:
-        if there != here: raise ValueError(f'the optimizer in {path} is another: {there}, here {here}; give the same, or with_opt=False')
+    there, here = ([len(g['params']) for g in groups] for groups in (state['opt']['param_groups'], opt.param_groups))
+    if (state['opt_kind'], there) != (_opt_kind(opt), here):
+        raise ValueError(f'the optimizer in {path} is another: {state["opt_kind"]} of groups of {there} tensors, '
+                         f'here {_opt_kind(opt)} of {here}; give the same, or with_opt=False')
 
 # %% ../nbs/16b_checkpoints.ipynb #b42a82fd
 def strangers(run):
@@ -76,27 +74,20 @@ def strangers(run):
     own = {id(p) for p in run.model.parameters()}
     return [p for group in run.opt.param_groups for p in group['params'] if id(p) not in own] if run.opt is not None else []
 
-def check_kept(run):
-    "`CheckpointError` if the optimizer holds a parameter that neither the model nor the loss would keep."
-    parts = run.stateful
-    if not all(isinstance(o, nn.Module) or not hasattr(o, 'state_dict') for o in parts): return   # one says itself what it keeps
-    kept = {id(v) for o in parts for v in (o.parameters() if isinstance(o, nn.Module) else vars(o).values())}
-    lost = [tuple(p.shape) for p in strangers(run) if id(p) not in kept]
-    if lost: raise CheckpointError(f'the optimizer holds a parameter {lost[0]} that no file would keep; make it a part of the model or the loss')
+def put_loss(run, state, path, needed=True):
+    """Give the loss the state that a file holds; None: it is older than such states.
 
-def put_loss(run, state, path, needed=True, error=ValueError):
-    "Give the loss the state that a file holds; where it holds that of another loss, raise, or warn if it is not `needed`."
-    if state is None and not run.loss_state(): return   # an older file
-    try: run.load_loss_state({} if state is None else state)
+    Where it is that of another loss, raise, or warn if it is not `needed`."""
+    try: run.load_loss_state(state or {})
     except ValueError as e:
-        if needed and state is not None: raise error(f'{path} is of another training: {e}') from None
-        warnings.warn(f'the loss stays as it is: {path} holds {"no state of it" if state is None else "the state of another"}', stacklevel=3)
+        if needed and state is not None: raise CheckpointError(f'{path} is of another training: {e}') from None
+        warnings.warn(f'{path} does not hold the state of this loss, which stays as it is', stacklevel=3)
 
 # %% ../nbs/16b_checkpoints.ipynb #d91e7217
 def _saved(run):
-    check_kept(run)
-    opt = {'opt': None, 'opt_kind': None} if run.opt is None else {'opt': run.opt.state_dict(), 'opt_kind': _opt_kind(run.opt)}
-    return {'kind': 'exp weights 1', 'model': run.model.state_dict(), **opt, 'loss': run.loss_state(), 'epoch': run.epoch, 'n_iter': run.n_iter}
+    state = {'kind': 'exp weights 1', 'model': run.model.state_dict(), 'loss': run.loss_state(), 'opt': None, 'opt_kind': None,
+             'epoch': run.epoch, 'n_iter': run.n_iter}
+    return state if run.opt is None else {**state, 'opt': run.opt.state_dict(), 'opt_kind': _opt_kind(run.opt)}
 
 @patch
 def _file(self: Learner, name):
@@ -108,7 +99,7 @@ def save(self: Learner,
     name,                  # of a file in `path`; .pth is added
     with_opt: bool = True, # the optimizer's state too
 ) -> Path:
-    "Write weights, the loss's state and the optimizer's, beside the file first, then renamed. `CheckpointError` for a parameter of no part."
+    "Write weights, the loss's state and the optimizer's, beside the file first, then renamed."
     state, path = _saved(self), self._file(name)
     save_state(path, state if with_opt else {**state, 'opt': None})
     return path
@@ -130,7 +121,7 @@ def load(self: Learner,
     weights = weights_for(self.model, state, path)
     if strict: check_weights(self.model, weights, path)
     differ, kind = differences(self.model, weights), str(state.get('kind'))
-    ours = kind.startswith('exp ')   # else someone else's
+    ours = kind.startswith('exp ')   # and no state dict from elsewhere
     opt_too = with_opt and ours and not any(differ) and state.get('opt') is not None
     if opt_too:
         if self.opt is None: self._ready_opt(self.lr)
@@ -170,7 +161,7 @@ def checkpoint_state(run, epoch, items, batches, ended=False):
     order = getattr(dl, 'order', None) if items else None   # of the epoch that goes on, where the loader is ours
     python, numpy, *torchs = global_generators()
     return {**_saved(run), 'kind': 'exp checkpoint 1', 'epoch': epoch, 'hidden': _hidden(run),
-            'learn': [name for name, p in params.items() if p.requires_grad],
+            'strangers': strangers(run), 'learn': [name for name, p in params.items() if p.requires_grad],
             'grads': {name: p.grad for name, p in params.items() if p.grad is not None},
             'position': {'items': items, 'batches': batches, 'first_epoch': run.first_epoch, 'epochs': run.epochs, 'ended': ended},
             'loader': {**_loader_facts(dl), 'order': None if order is None else order_fingerprint(order)},
@@ -185,7 +176,7 @@ def whole_batch(self: Runner): "The number of items in this batch, over all proc
 class Checkpoint(Callback):
     """Writes all that a fit needs to go on (`learn.fit(…, resume=path)`), every so many training batches and after each epoch.
 
-    Beside `path` first, then renamed. It waits for the device. Within an epoch only with exp's DataLoader, which can go on there. `IsADirectoryError` if `path` is a folder."""
+    Beside `path` first, then renamed. It waits for the device. Within an epoch only with exp's DataLoader, which can go on there."""
     order, keeps_records = 10**5, True   # after all others
     def __init__(self,
         path,             # the file
@@ -194,8 +185,6 @@ class Checkpoint(Callback):
         self.path, self.every, self._seen = user_path(path), check_int(every=every, least=1), None
 
     def before_fit(self):
-        if self.path.is_dir(): raise IsADirectoryError(f'{self.path} is a folder; Checkpoint needs the path of a file')
-        check_kept(self.run)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for left in self.path.parent.glob(f'.{glob.escape(self.path.name)}.*.part'): left.unlink(missing_ok=True)   # of a process that was killed
 
@@ -218,7 +207,10 @@ class Checkpoint(Callback):
 class Resume(Callback):
     "Puts a fit where its checkpoint was written."
     order = 10**6   # after the others have begun
-    def __init__(self, path): self.path, self.state = user_path(path), load_state(path)
+    def __init__(self, path):
+        self.path, self.state = user_path(path), load_state(path)
+        if not isinstance(self.state, dict) or self.state.get('kind') != 'exp checkpoint 1':
+            raise CheckpointError(f'{self.path} is no checkpoint of a fit; Checkpoint writes those')
 
     def before_fit(self):
         state = self.state
@@ -226,6 +218,7 @@ class Resume(Callback):
         self.model.load_state_dict(state['model'])
         with torch.no_grad():
             for name, b in _hidden(self.run).items(): b.copy_(state['hidden'][name])
+            for p, value in zip(strangers(self.run), state.get('strangers', ())): p.copy_(value)
         for name, p in _learnable(self.run).items():
             p.grad = None if (g := state['grads'].get(name)) is None else g.to(p.device)
         for name, cb in _state_names(self.cbs).items(): cb.load_state_dict(state['callbacks'][name])
@@ -259,18 +252,19 @@ class CheckpointError(ValueError):
 def _complaints(run, state):
     "What speaks against going on from a checkpoint, in the order in which it is looked at."
     at, dl = state['position'], run.data.train_dl
-    if at['epochs'] != run.epochs: yield f'is of a fit of {at["epochs"]} epochs; resume that one, not one of {run.epochs}'
     here, there = _loader_facts(dl), state['loader']
+    if at['epochs'] != run.epochs: yield f'is of a fit of {at["epochs"]} epochs; resume that one, not one of {run.epochs}'
     for k, what in (('items', 'items in the training set'), ('bs', 'items in a batch'), ('seed', 'as the seed of its order')):
         if here[k] != there[k]: yield f'is of a training with {there[k]} {what}; here it is {here[k]}'
-    if at['items'] and not isinstance(dl, DataLoader): yield "is from the middle of an epoch, to which only exp's DataLoader can go on"
     if there.get('order') is not None and _orders(dl, state) != {there['order']}:
-        yield 'is from the middle of an epoch whose order of items does not come again; resume with the same sampler, seeded alike'
+        yield ('is from the middle of an epoch whose order of items does not come again; '
+               'resume with the same sampler, seeded alike')
     mine, theirs = set(_state_names(run.cbs)), set(state['callbacks'])
-    if mine != theirs: yield f'is of a fit with other callbacks: missing here {sorted(theirs - mine)}, new here {sorted(mine - theirs)}'
+    if mine != theirs:
+        yield f'is of a fit with other callbacks: missing here {sorted(theirs - mine)}, new here {sorted(mine - theirs)}'
     learn = {name for name, p in _learnable(run).items() if p.requires_grad}
-    if odd := learn ^ set(state['learn']): yield f'is of a training in which other parameters learn, {min(odd)} among them; freeze as it did'
-    if not _hidden(run).keys() <= state['hidden'].keys(): yield 'is of a model with other buffers that its state dict leaves out'
+    if odd := learn ^ set(state['learn']):
+        yield f'is of a training in which other parameters learn, {min(odd)} among them; freeze as it did'
 
 def _orders(dl, state):
     "The fingerprints of the epoch's order here, drawn twice, with the loader's generators where they were."
@@ -279,25 +273,16 @@ def _orders(dl, state):
         return {dl.fingerprint(state['epoch']) for _ in range(2)}
 
 # %% ../nbs/16b_checkpoints.ipynb #8a1d284c
-_PARTS = {'model', 'hidden', 'learn', 'grads', 'opt', 'opt_kind', 'epoch', 'n_iter', 'position', 'loader', 'loader_random', 'random', 'callbacks'}
-
 class _Belongs(Callback):
-    "Raises if a checkpoint is not of the fit that begins: `CheckpointError`, or `ValueError` for another architecture or optimizer."
+    "`CheckpointError` if a checkpoint is not of the fit that begins, `ValueError` for another architecture or optimizer."
     order = -10**6   # before the others begin
-    def __init__(self, path, state):
-        self.path, self._state = path, state
-        if not isinstance(state, dict) or state.get('kind') != 'exp checkpoint 1': self._refuse(['is no checkpoint of a fit; Checkpoint writes those'])
-        if missing := _PARTS - set(state): self._refuse([f'is a checkpoint of another version of exp; it lacks {", ".join(sorted(missing))}'])
-
-    def _refuse(self, complaints):
-        for why in complaints: raise CheckpointError(f'{self.path} {why}')
-
+    def __init__(self, resume): self.resume = resume
     def before_fit(self):
-        state, self._state = self._state, None
-        check_weights(self.model, state['model'], self.path)
-        _check_opt(self.opt, state, self.path)
-        self._refuse(_complaints(self.run, state))
-        put_loss(self.run, state.get('loss'), self.path, error=CheckpointError)   # now that all else fits
+        path, state = self.resume.path, self.resume.state
+        check_weights(self.model, state['model'], path)
+        _check_opt(self.opt, state, path)
+        for why in _complaints(self.run, state): raise CheckpointError(f'{path} {why}')
+        put_loss(self.run, state.get('loss'), path)   # now that all else fits
 
 # %% ../nbs/16b_checkpoints.ipynb #87dc7a62
 @patch
@@ -305,7 +290,7 @@ def resuming(self: Learner, resume, cbs):
     "The callbacks that resume; none, for True without a file."
     if resume is not True:
         put_back = Resume(resume)
-        return [_Belongs(put_back.path, put_back.state), put_back]
+        return [_Belongs(put_back), put_back]
     found = [cb.path for cb in (*self.cbs, *cbs) if isinstance(cb, Checkpoint)]
     if not found: raise ValueError('resume=True needs a Checkpoint among the callbacks; or give its path')
     return self.resuming(found[0], cbs) if found[0].is_file() else []

@@ -12,10 +12,10 @@ __all__ = ['test_eq', 'near', 'test_close', 'expect_error', 'did_you_mean', 'use
 
 # %% ../nbs/00_core.ipynb #a3e41cc3
 import configparser, copy, difflib, errno, importlib.util, inspect, json, math, operator, os, random, re
-import sys, tempfile, typing, warnings, zipfile
+import sys, typing, uuid, zipfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 # %% ../nbs/00_core.ipynb #f52d15ea
 def _tensor(o):
-    "Numbers in a tensor, array, table or list as a tensor on the CPU; `TypeError`, `ValueError` or `RuntimeError` for anything else."
+    "Numbers in a tensor, array, table or list as a tensor on the CPU; an error for anything else."
     if hasattr(o, '__array__') and not isinstance(o, torch.Tensor):
         o = np.asarray(o)
         o = o.astype(o.dtype.newbyteorder('='))
@@ -35,8 +35,10 @@ def _tensor(o):
 
 def _same(a, b):
     "Are `a` and `b` equal, tensors and arrays by shape and value, containers part by part?"
-    if isinstance(a, Mapping) and isinstance(b, Mapping): return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)): return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_same, a, b))
     if type(a) is type(b) and hasattr(a, 'equals'): return a.equals(b)   # pandas' own
     if is_dataclass(a) and type(a) is type(b): return all(map(_same, tree_children(a), tree_children(b)))
     if not hasattr(a, '__array__') and not hasattr(b, '__array__'): return bool(a == b)
@@ -47,10 +49,7 @@ def _same(a, b):
         s, t = (np.array(o.tolist() if hasattr(o, 'tolist') else o, dtype=object) for o in (a, b))
         return s.shape == t.shape and all(map(_same, s.flat, t.flat))
 
-def test_eq(
-    a,  # anything: tensors, arrays, numbers, strings, or containers of them
-    b,  # what `a` should equal
-):
+def test_eq(a, b):
     "Assert that `a` equals `b`: tensors and arrays by shape and value, containers part by part."
     assert _same(a, b), f'not equal:\n{a}\n{b}'
 test_eq.__test__ = False   # for pytest: it is no test of its own
@@ -59,7 +58,8 @@ test_eq.__test__ = False   # for pytest: it is no test of its own
 def _doubles(a, b):
     "Two tensors of double precision, complex if one of them is. `AssertionError` for what are no numbers."
     try: a, b = _tensor(a), _tensor(b)
-    except (TypeError, ValueError, RuntimeError): raise AssertionError(f'numbers are compared, not {a!r} and {b!r}') from None
+    except (TypeError, ValueError, RuntimeError):
+        raise AssertionError(f'numbers are compared, not {a!r} and {b!r}') from None
     dtype = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
     return a.to(dtype), b.to(dtype)
 
@@ -79,7 +79,7 @@ def test_close(
     tol: float = 1e-5,# largest accepted |a − b| / (1 + |b|)
 ):
     "Assert that `a` is `near` `b`; the message gives the shapes, or the largest difference and its place."
-    if not near(a, b, tol): torch.testing.assert_close(*_doubles(a, b), rtol=tol, atol=tol)
+    torch.testing.assert_close(*_doubles(a, b), rtol=tol, atol=tol)
 test_close.__test__ = False
 
 # %% ../nbs/00_core.ipynb #c8df83cd
@@ -93,7 +93,7 @@ def expect_error(
     try: yield caught
     except kind as e: caught.error = e.with_traceback(None)
     if caught.error is None or not re.search(match, str(caught.error)):
-        came = 'nothing was raised' if caught.error is None else f'it came with another message: {caught.error}'
+        came = 'nothing was raised' if caught.error is None else f'its message was {str(caught.error)!r}'
         raise AssertionError(f'{kind.__name__} was expected, and {came}') from caught.error
 
 # %% ../nbs/00_core.ipynb #fc8dd652
@@ -116,85 +116,64 @@ def user_path(
     return name if name.parts[:len(root.parts)] == root.parts else root/name
 
 # %% ../nbs/00_core.ipynb #adf09316
-def text_encoding(
-    start: bytes, # the first bytes of a text
-) -> str:
-    "The encoding of a text: UTF-8, or UTF-16 or UTF-32 where it begins so, with a byte-order mark or without."
+def text_encoding(start: bytes) -> str:
+    "The encoding of a text by its first bytes: UTF-8, UTF-16 or UTF-32, with a byte-order mark or without."
     return json.detect_encoding(start[:4])
 
-def read_text(
-    path, # of a text file, in an encoding that `text_encoding` knows
-) -> str:
-    "The text of a file, every line ending in a newline alone. `ValueError` that names a file in another encoding."
+def read_text(path) -> str:
+    "The text of a file, lines ending in a newline alone. `ValueError` for one in another encoding."
     path = user_path(path)
-    with open(path, 'rb') as f: encoding = text_encoding(f.read(4))
-    try: return path.read_text(encoding)
+    try: return path.read_text(text_encoding(path.read_bytes()))
     except UnicodeError: raise ValueError(f'{path} is not in UTF-8; save it in that encoding') from None
 
-def is_clutter(
-    name: str, # of a file or folder
-) -> bool:
-    "Is it one that a Mac or Windows adds to people's own: `__MACOSX`, `._x`, `.DS_Store`, `Thumbs.db`, `desktop.ini`?"
+def is_clutter(name: str) -> bool:
+    "Is a file or folder of this name one that a Mac or Windows adds to people's own?"
     return name.startswith('._') or name.lower() in ('__macosx', '.ds_store', 'thumbs.db', 'desktop.ini')
 
 # %% ../nbs/00_core.ipynb #305983c9
 def _is_bool(v): return isinstance(v, bool) or str(getattr(v, 'dtype', '')) in ('bool', 'torch.bool')
 
 def _converted(named, convert, what, least=None, right=None):
-    "The `named` values by `convert`, which returns None for what is not `what`, or alone if there is one; none below `least`."
+    "The `named` values, or the only one, by `convert`, which returns None for what is not `what`."
     found = [convert(v) for v in named.values()]
     for (name, v), n in zip(named.items(), found):
         if n is None: raise TypeError(f'{name} should be {what}, not {v!r}')
-        if least is not None and not least <= n < math.inf: raise ValueError(f'{name} is {v}; it should be {right or f"{least:g} or more"}')
+        if least is not None and not least <= n < math.inf:
+            raise ValueError(f'{name} is {v}; it should be {right or f"{least:g} or more"}')
     return found if len(found) > 1 else found[0]
 
-def check_int(*,
-    least: int|None = None, # the smallest that is right
-    **named,                # a number by its argument's name; or several
-) -> int:                   # several: a list of them
-    "The number as Python's int, NumPy's and tensors of one too. `TypeError` for what is not whole, `ValueError` below `least`."
+def check_int(*, least: int|None = None, **named):
+    "The `named` number, or a list of several, as an int. `TypeError` for no whole number, `ValueError` below `least`."
     def whole(v):
         try: return None if _is_bool(v) else operator.index(v)
         except TypeError: return None
     return _converted(named, whole, 'a whole number', least)
 
-def check_real(*,
-    least: float|None = None, # the smallest that is right
-    **named,                  # a number by its argument's name; or several
-) -> float:                   # several: a list of them
-    "The number as Python's float. `TypeError` for what is no number, `ValueError` below `least`, for NaN and infinity."
+def check_real(*, least: float|None = None, **named):
+    "The same as a float. `TypeError` for no number, `ValueError` below `least`, for NaN and infinity."
     def number(v):
         if isinstance(v, (np.ndarray, torch.Tensor)) and math.prod(v.shape) == 1: v = v.item()
         try: return float(v) if isinstance(v, Real) and not _is_bool(v) else None
-        except OverflowError: return math.inf   # an int of more than 308 digits
+        except OverflowError: return math.inf
     right = 'a finite number' if least is None else f'a finite number, {least:g} or more'
     return _converted(named, number, 'a number', -sys.float_info.max if least is None else least, right)
 
-def check_bool(
-    **named, # True or False by its argument's name; or several
-) -> bool:   # several: a list of them
-    "Python's bool. `TypeError` for what is neither true nor false."
+def check_bool(**named):
+    "Python's bool, or a list of several. `TypeError` for what is neither true nor false."
     return _converted(named, lambda v: bool(v) if _is_bool(v) else None, 'True or False')
 
-def check_choice(
-    choices, # the values that are right
-    **named, # a value by its argument's name; or several
-):           # the one of `choices` that it equals; several: a list of them
-    "The value, one of `choices`. `TypeError` for one of another type, `ValueError` with the nearest choice for any other."
+def check_choice(choices, **named):
+    "The `named` value. `TypeError` for one of another type than the `choices`, `ValueError` for any other."
+    (name, v), = named.items()
     choices = list(choices)
-    found = []
-    for name, v in named.items():
-        right_type = isinstance(v, tuple(map(type, choices)))
-        if not right_type or v not in choices:
-            near = did_you_mean(str(v), map(str, choices))
-            kind = ValueError if right_type else TypeError
-            raise kind(f'{name} is {v!r}; it should be one of {", ".join(map(repr, choices))}{near}')
-        found.append(choices[choices.index(v)])
-    return found if len(found) > 1 else found[0]
+    right_type = isinstance(v, tuple(map(type, choices)))
+    if right_type and v in choices: return choices[choices.index(v)]
+    nearest = did_you_mean(str(v), map(str, choices))
+    kind = ValueError if right_type else TypeError
+    raise kind(f'{name} is {v!r}; it should be one of {", ".join(map(repr, choices))}{nearest}')
 
 # %% ../nbs/00_core.ipynb #c6e80307
 _DEFAULTS = dict(data='', data_mirror='', seed='42', device='auto', threads='0', torch_index='')
-_ENV_ONLY = ('report', 'settings')
 
 @dataclass(frozen=True)
 class Settings:
@@ -208,49 +187,42 @@ class Settings:
 
 def checkout() -> Path|None:
     "The folder of the course's checkout, or None where `exp` is installed without it."
-    spec = importlib.util.find_spec('exp')
-    root = Path(spec.origin).resolve().parents[1]
+    root = Path(importlib.util.find_spec('exp').origin).resolve().parents[1]
     return root if (root/'settings.ini').is_file() else None
 
 # %% ../nbs/00_core.ipynb #7b852425
 def _ini_values(path):
-    "The keys and values under [exp] in the file `path`; `ValueError` for a file, section or key that should not be there."
+    "The keys and values under [exp] in the file `path`; `ValueError` for another section or key."
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        parser.read_string(read_text(path), source=str(path))
-        if parser.sections() != ['exp']: raise configparser.Error(f'it has the sections {parser.sections()}')
-    except configparser.Error as e: raise ValueError(f'{path} cannot be read as one section, [exp]: {e}') from None
-    for key in parser['exp']: check_choice(_DEFAULTS, **{f'a key of {path}': key})
-    return dict(parser['exp'])
-
-def _env_values():
-    "The settings among the environment's `EXP_*`, with a warning for a name that is nearly one."
-    known = {f'EXP_{key.upper()}': key for key in (*_DEFAULTS, *_ENV_ONLY)}
-    for name in os.environ:
-        if name.startswith('EXP_') and name not in known and (hint := did_you_mean(name, known, cutoff=0.85)):
-            warnings.warn(f'the environment variable {name} is not a setting{hint}')
-    return {key: os.environ[name] for name, key in known.items() if name in os.environ and key in _DEFAULTS}
+        parser.read_string(read_text(path))
+        values = dict(parser['exp'])
+    except (configparser.Error, KeyError) as e:
+        raise ValueError(f'{path} cannot be read as one section, [exp]: {e}') from None
+    for key in values: check_choice(_DEFAULTS, **{f'a key of {path}': key})
+    return values
 
 # %% ../nbs/00_core.ipynb #056affc6
 def settings() -> Settings:
-    "The settings in force: `EXP_*` in the environment, else `settings.ini` (the file EXP_SETTINGS, or the checkout's), else defaults."
+    "The settings in force: `EXP_*`, else those of the file EXP_SETTINGS or of the checkout's settings.ini."
     path = os.environ.get('EXP_SETTINGS') or ((root := checkout()) and root/'settings.ini')
-    v = {**_DEFAULTS, **(_ini_values(path) if path else {}), **_env_values()}
+    env = {key: os.environ[f'EXP_{key.upper()}'] for key in _DEFAULTS if f'EXP_{key.upper()}' in os.environ}
+    v = {**_DEFAULTS, **(_ini_values(path) if path else {}), **env}
+    v = {key: text.strip() or _DEFAULTS[key] for key, text in v.items()}
     def whole(key):
-        text = v[key].strip() or _DEFAULTS[key]
-        if not text.isdecimal(): raise ValueError(f'the setting {key} should be a whole number from 0 up, not {text!r}')
-        return int(text)
+        if not v[key].isdecimal():
+            raise ValueError(f'the setting {key} should be a whole number, not {v[key]!r}')
+        return int(v[key])
     cache = {'darwin': '~/Library/Caches', 'win32': os.environ.get('LOCALAPPDATA') or '~/AppData/Local'}
-    data = user_path(v['data'].strip() or cache.get(sys.platform, os.environ.get('XDG_CACHE_HOME') or '~/.cache') + '/exp')
+    home = cache.get(sys.platform, os.environ.get('XDG_CACHE_HOME') or '~/.cache')
     mirrors = tuple(m.strip() for m in v['data_mirror'].split(',') if m.strip())
-    return Settings(data.absolute(), mirrors, whole('seed'), v['device'].strip() or 'auto', whole('threads'), v['torch_index'].strip())
+    return Settings(user_path(v['data'] or f'{home}/exp').absolute(), mirrors, whole('seed'), v['device'],
+                    whole('threads'), v['torch_index'])
 
 # %% ../nbs/00_core.ipynb #aedb64a4
 @contextmanager
-def environ(
-    **values: str|None, # variables to set; None takes one away
-):
-    "A `with` block in which the environment variables have these `values`; afterwards all are as before."
+def environ(**values: str|None):
+    "A `with` block in which the environment variables have these `values`; None takes one away."
     with mock.patch.dict(os.environ, {k: v for k, v in values.items() if v is not None}):
         for k in values:
             if values[k] is None: os.environ.pop(k, None)
@@ -275,10 +247,8 @@ def generator_state(g):
     "Where a random generator is, as plain data."
     if isinstance(g, torch.Generator): return g.get_state()
     if isinstance(g, random.Random): return g.getstate()
-    def plain(state):
-        if isinstance(state, dict): return {k: plain(v) for k, v in state.items()}
-        return state.tolist() if isinstance(state, np.ndarray) else state
-    return plain(g.bit_generator.state if isinstance(g, np.random.Generator) else g.get_state(legacy=False))
+    state = g.bit_generator.state if isinstance(g, np.random.Generator) else g.get_state(legacy=False)
+    return json.loads(json.dumps(state, default=np.ndarray.tolist))   # its arrays as lists
 
 def set_generator(g, state):
     "Put a random generator where it was."
@@ -308,18 +278,18 @@ def available_devices() -> list[str]:
     return cuda + (['mps'] if torch.backends.mps.is_available() else []) + ['cpu']
 
 def default_device() -> torch.device:
-    "The device of the setting `device`; for `auto` the first accelerator, else the CPU. `ValueError` if it is not there."
+    "The device of the setting `device`; `auto` is an accelerator, else the CPU. `ValueError` if it is absent."
     name, here = settings().device, available_devices()
     if name == 'auto': return torch.device(here[0])
     if name not in (*here, *(h.split(':')[0] for h in here)):
-        raise ValueError(f'the setting device is {name!r}, which is not on this machine; there are {", ".join(here)}')
+        raise ValueError(f'the device {name!r} is not on this machine; there are {", ".join(here)}')
     return torch.device(name)
 
 # %% ../nbs/00_core.ipynb #b1e42341
 def tree_children(x):
     "The parts of a tuple, list, mapping or dataclass; none of anything else."
     if isinstance(x, Mapping): return list(x.values())
-    if isinstance(x, PackedSequence): return [x.data, x.sorted_indices, x.unsorted_indices]   # its batch_sizes stay as they are
+    if isinstance(x, PackedSequence): return [x.data, x.sorted_indices, x.unsorted_indices]
     if isinstance(x, (tuple, list)): return list(x)
     return [getattr(x, f.name) for f in fields(x)] if is_dataclass(x) and not isinstance(x, type) else []
 
@@ -328,18 +298,18 @@ def tree_like(x, parts):
     if isinstance(x, PackedSequence): return type(x)(parts[0], x.batch_sizes, *parts[1:])
     if hasattr(x, '_fields'): return type(x)(*parts)   # a named tuple
     if isinstance(x, (tuple, list)):
-        try: new = type(x)(parts)
-        except TypeError: return parts   # its type makes none of a list
+        new = type(x)(parts)
         if hasattr(new, '__dict__'): vars(new).update(vars(x))
         return new
-    if type(x) is dict or not hasattr(x, '__setitem__') and isinstance(x, Mapping): return dict(zip(x, parts))
+    if isinstance(x, Mapping) and not hasattr(x, 'update'): return dict(zip(x, parts))
     new = copy.copy(x)
-    for k, v in zip(x, parts) if isinstance(x, Mapping) else (): new[k] = v
-    for f, v in () if isinstance(x, Mapping) else zip(fields(x), parts): object.__setattr__(new, f.name, v)   # it may be frozen
+    if isinstance(x, Mapping): new.update(zip(x, parts))
+    else:
+        for f, v in zip(fields(x), parts): object.__setattr__(new, f.name, v)   # it may be frozen
     return new
 
 def is_items(x):
-    "Is it a list of items, each a tuple, such as the boxes and labels of an image? PyTorch's collate makes lists of columns, and no tuples."
+    "Is it a list of items, each a tuple? PyTorch's collate makes lists of columns, and no tuples."
     return isinstance(x, list) and bool(x) and all(type(o) is tuple for o in x)
 
 def first_size(x):
@@ -355,15 +325,13 @@ def widen(x):
 
 # %% ../nbs/00_core.ipynb #0f9e1a50
 def tree_map(f, x):
-    "`f` of every tensor in `x`, which may be nested in tuples, lists, mappings and dataclasses; each keeps its type, anything else stays."
+    "`f` of every tensor in `x`, nested in tuples, lists, mappings and dataclasses, which keep their types."
     if isinstance(x, torch.Tensor): return f(x)
     parts = tree_children(x)
     return tree_like(x, [tree_map(f, part) for part in parts]) if parts else x
 
-def tree_leaves(
-    x, # a tensor, or tensors nested in tuples, lists and dicts
-) -> list:
-    "The tensors in `x`, in its order."
+def tree_leaves(x) -> list:
+    "The tensors in `x`, nested as for `tree_map`, in its order."
     if isinstance(x, torch.Tensor): return [x]
     return [leaf for part in tree_children(x) for leaf in tree_leaves(part)]
 
@@ -375,53 +343,47 @@ def to_device(
     device = default_device() if device is None else device
     return tree_map(lambda t: t.to(device, non_blocking=True), x)
 
-def to_cpu(
-    x, # a tensor, or tensors nested in tuples, lists and dicts
-):
+def to_cpu(x):
     "The same structure with its tensors on the CPU, detached from any graph."
     return tree_map(lambda t: t.detach().cpu(), x)
 
 # %% ../nbs/00_core.ipynb #bc626054
 def patch(
-    f: Callable, # a function whose first parameter is annotated with the class, or a union of classes, that it joins
+    f: Callable, # its first parameter is annotated with the class, or a union of classes, that it joins
 ) -> Callable:   # `f` itself
     "Make `f` a method of the class named in its first annotation."
     first = next(iter(inspect.signature(f).parameters), None)
     annotation = inspect.get_annotations(f, eval_str=True).get(first)
     classes = typing.get_args(annotation) or (annotation,)
     if not all(isinstance(c, type) for c in classes):
-        raise TypeError(f'{f.__name__}: patch needs a class as the annotation of the first parameter, as in (self: Learner)')
+        raise TypeError(f'{f.__name__}: patch needs a class at the first parameter, as in (self: Learner)')
     for c in classes: setattr(c, f.__name__, f)
     f.__qualname__ = f'{classes[0].__qualname__}.{f.__name__}'
     return f
 
 # %% ../nbs/00_core.ipynb #0951332c
-def listify(
-    o, # None, one thing, or several
-) -> list:
+def listify(o) -> list:
     "A list of `o`: empty for None, the elements of a list, tuple, set, range or iterator, else `o` alone."
     if o is None: return []
-    if isinstance(o, (str, bytes, Mapping, torch.Tensor, np.ndarray)) or not isinstance(o, Iterable): return [o]
     if isinstance(o, (list, tuple, set, frozenset, range)) or hasattr(o, '__next__'): return list(o)
     return [o]
 
 # %% ../nbs/00_core.ipynb #50af22a5
 def mask_places(i, n):
-    "A mask of `n` truth values (list, tuple, array, tensor or Series) as the list of places where it is true; anything else as it is."
+    "A mask of `n` truth values of any type as the list of places where it is true; anything else as it is."
     if any(kind in str(getattr(i, 'dtype', '')) for kind in ('bool', 'object')): i = i.tolist()
     if not isinstance(i, (list, tuple)) or not any(isinstance(o, (bool, np.bool_)) for o in i): return i
-    if len(i) != n or not all(isinstance(o, (bool, np.bool_)) for o in i): raise IndexError(f'a mask of {len(i)} for {n} items')
+    if len(i) != n or not all(isinstance(o, (bool, np.bool_)) for o in i):
+        raise IndexError(f'a mask of {len(i)} for {n} items')
     return [j for j, keep in enumerate(i) if keep]
 
 # %% ../nbs/00_core.ipynb #cf58dde7
 class ListContainer:
     "A list with a short repr that takes an int, a slice, a list of places or a boolean mask as its index."
-    def __init__(self,
-        items=None, # None, one thing, or several (`listify`)
-    ): self.items = listify(items)
+    def __init__(self, items=None): self.items = listify(items)
 
     def __getitem__(self, i):
-        "One element for an int; a list of elements for a slice, or for several ints or a mask (list, tuple, array, tensor, Series)."
+        "One element for an int; a list for a slice, several ints or a mask (a list, array, tensor or Series)."
         if hasattr(i, 'tolist'): i = i.tolist()
         if isinstance(i, (list, tuple, range)): return [self.items[j] for j in mask_places(i, len(self))]
         return self.items[i]
@@ -435,12 +397,9 @@ class ListContainer:
         return f'{type(self).__name__} ({len(self)} items) [{shown}]'
 
 # %% ../nbs/00_core.ipynb #bf9320db
-def camel2snake(
-    name: str, # a class name
-) -> str:
+def camel2snake(name: str) -> str:
     "`CamelCase` as `camel_case`; a run of capitals stays one word."
-    s = re.sub(r'(.)([A-Z][a-z]+)', r'\1_\2', name)
-    return re.sub(r'([a-z0-9])([A-Z])', r'\1_\2', s).lower()
+    return re.sub(r'(?<=.)(?=[A-Z][a-z])|(?<=[a-z0-9])(?=[A-Z])', '_', name).lower()
 
 # %% ../nbs/00_core.ipynb #6e2ddd3a
 def compose(
@@ -448,7 +407,7 @@ def compose(
     funcs, # None, one function, or several
     *args, # given to every function after `x`
 ):
-    "`x` passed through each of `funcs` in turn, those with a smaller attribute `order` (0 if they have none) first."
+    "`x` passed through each of `funcs` in turn, by their attribute `order` (0 if they have none)."
     for f in sorted(listify(funcs), key=lambda f: getattr(f, 'order', 0)): x = f(x, *args)
     return x
 
@@ -456,15 +415,17 @@ def compose(
 def image_array(
     im, # tensor or array, h×w, c×h×w or h×w×c (c 1, 3 or 4), or a PIL image
 ):      # array h×w or h×w×c, on the CPU
-    "The numbers of an image, channels last. Where both ends could be channels, a tensor's are the first, an array's the last, and 3 goes before 4."
+    """The numbers of an image, channels last. Where both ends could be channels, a tensor's are the first, an
+    array's the last, and 3 goes before 4."""
     tensor = isinstance(im, torch.Tensor)
     if tensor: im = (im.float() if im.dtype == torch.bfloat16 else im).detach().cpu().numpy()
-    elif getattr(im, 'mode', None) in ('P', 'PA', 'LA', 'CMYK', 'YCbCr', 'HSV', 'LAB'): im = im.convert('RGBA')   # numbers that are no colours yet
+    elif getattr(im, 'mode', 'L') in ('P', 'PA', 'LA', 'CMYK', 'YCbCr', 'HSV', 'LAB'): im = im.convert('RGBA')
     a = np.asarray(im)
     if a.ndim not in (2, 3): raise ValueError(f'an image has 2 or 3 dimensions; this one is {a.shape}')
     if a.ndim == 2: return a
     first, last = a.shape[0], a.shape[-1]
-    if first in (1, 3, 4) and (tensor or last not in (1, 3, 4) or (first, last) == (3, 4)): a = a.transpose(1, 2, 0)
+    if first in (1, 3, 4) and (tensor or last not in (1, 3, 4) or (first, last) == (3, 4)):
+        a = a.transpose(1, 2, 0)
     return a[..., 0] if a.shape[-1] == 1 else a
 
 def _colours(a):
@@ -489,7 +450,8 @@ def show_image(
     figsize=None, # inches, for a new figure
     cmap='gray',  # colours for one channel
 ):                # the axes
-    "Show an image without axes, channels first or last. One channel is spread from its lowest to its highest number, unless it is constant or floats in 0…1."
+    """Show an image without axes, channels first or last. One channel is spread from its lowest to its highest
+    number, unless it is constant or floats in 0…1."""
     import matplotlib.pyplot as plt
     a = image_array(im)
     if ax is None: ax = plt.figure(figsize=figsize or (1.6, 1.6)).subplots()
@@ -518,7 +480,6 @@ def get_grid(
     if title is not None: fig.suptitle(str(title), fontsize=10, parse_math=False)
     return fig, axs.flatten()
 
-# %% ../nbs/00_core.ipynb #9206b5ee
 def show_images(
     ims,         # images, as `show_image` takes them
     nrows=None,  # rows of the grid
@@ -528,35 +489,28 @@ def show_images(
 ):
     "Show several images in a grid, each with its title."
     ims = list(ims)
-    titles = [None]*len(ims) if titles is None else list(titles)
-    titled = list(zip(ims, titles, strict=True))
+    titles = [None]*len(ims) if titles is None else titles
     fig, axs = get_grid(len(ims), nrows, ncols, imsize=imsize)
-    for (im, title), ax in zip(titled, axs): show_image(im, ax=ax, title=title)
+    for ax, im, title in zip(axs[:len(ims)], ims, titles, strict=True): show_image(im, ax=ax, title=title)
     fig.tight_layout()
 
 # %% ../nbs/00_core.ipynb #a31e7319
 @contextmanager
-def atomic_path(
-    path, # where the file shall be; its folder is made if need be
-):
-    "A `with` block that writes to a path beside `path`; renamed to `path` at its end, removed if it fails."
+def atomic_path(path):
+    "A `with` block that writes to a file beside `path`; renamed to `path` at its end, removed if it fails."
     path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, beside = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.part', dir=path.parent)
-    os.close(fd)
-    beside = Path(beside)
+    beside = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.part')
     try:
         yield beside
         with open(beside, 'rb+') as f: os.fsync(f.fileno())
-        umask = os.umask(0); os.umask(umask)
-        beside.chmod(0o666 & ~umask)   # mkstemp makes it private; a finished file has the usual rights
         os.replace(beside, path)
     finally: beside.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #5e0e8a26
 PLAIN_TYPES = (type(None), bool, int, float, str, bytes, torch.Tensor, torch.dtype, torch.device, torch.Size)
 
-_KINDS = {bool: (bool, np.bool_), int: Integral, float: Real, str: str, bytes: bytes}   # NumPy's are among Python's kinds, but for its bool
+_KINDS = {bool: (bool, np.bool_), int: Integral, float: Real, str: str, bytes: bytes}
 
 def own_type(x):
     "A number or string as Python's own type; anything else as it is."
@@ -564,7 +518,7 @@ def own_type(x):
     return next((own(x) for own, kind in _KINDS.items() if isinstance(x, kind)), x)
 
 def _plain(x, where='state'):
-    "`x` with NumPy's numbers as Python's and its arrays as tensors. `TypeError` that names the place of what `load_state` could not read."
+    "`x` with NumPy's numbers as Python's, arrays as tensors. `TypeError` for what could not be read again."
     if isinstance(x, np.ndarray): x = torch.tensor(x) if x.dtype.kind in 'biuf' else x.tolist()
     if isinstance(x, dict):
         out = copy.copy(x)   # an OrderedDict may carry more than its items
@@ -574,14 +528,11 @@ def _plain(x, where='state'):
     if type(x) in (list, tuple, set): return type(x)(_plain(v, f'{where}[{i}]') for i, v in enumerate(x))
     x = own_type(x)
     if isinstance(x, torch.Tensor) or type(x) in PLAIN_TYPES: return x
-    raise TypeError(f'{where} is a {type(x).__name__}; only tensors and plain data (numbers, strings, lists, dicts) can be saved')
+    raise TypeError(f'{where} is a {type(x).__name__}; only tensors and plain data can be saved')
 
 # %% ../nbs/00_core.ipynb #25ad500a
-def save_state(
-    path,  # the file
-    state, # tensors and plain data, nested in dicts, lists and tuples
-):
-    "Write `state` to `path`, beside it first and then renamed; NumPy's arrays as tensors. `TypeError` for what `load_state` could not read."
+def save_state(path, state):
+    "Write nested tensors and plain data to `path`, whole or not at all. `TypeError` for what could not be read."
     state = _plain(state)
     with atomic_path(path) as beside: torch.save(state, beside)
 
@@ -589,7 +540,7 @@ def load_state(
     path,                # a file of `save_state`, or a state dict saved by torch
     device='cpu',        # where its tensors go
 ):
-    "Read tensors and plain data from `path`. `ValueError` if the file is damaged or holds anything else; no code of it is run."
+    "Read tensors and plain data from `path`. `ValueError` for anything else, of which no code is run."
     path = user_path(path)
     try:
         if zipfile.is_zipfile(path):   # as torch writes them; torch.load does not look at the checksums
@@ -597,27 +548,16 @@ def load_state(
             if bad: raise zipfile.BadZipFile(f'{bad} does not have its checksum')
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as e:
-        if isinstance(e, OSError) and e.errno not in (None, errno.EINVAL): raise   # no file, no rights, a bad disk; one cut short gives EINVAL
-        reason = 'it asks for code to be run' if re.search('weights.only', str(e), re.I) else str(e).split('\n')[0] or type(e).__name__
-        raise ValueError(f'{path} is refused: it is damaged or cut short, or holds more than tensors and plain data ({reason})') from None
+        if isinstance(e, OSError) and e.errno not in (None, errno.EINVAL): raise   # EINVAL: cut short
+        reason = 'it asks for code' if re.search('weights.only', str(e), re.I) else str(e).split('\n')[0]
+        raise ValueError(f'{path} is refused: damaged or cut short, or no plain data ({reason})') from None
 
 # %% ../nbs/00_core.ipynb #93538fc0
-@dataclass
-class Report:
+class Report(SimpleNamespace):
     "One figure of a lesson beside its source's; shows itself as a table."
-    lesson: str
-    measure: str
-    value: float
-    unit: str
-    source: float|None
-    source_name: str
-    conditions: str
-    data: str
-    higher_is_better: bool
-
     def _row(self):
         figure = lambda v: '–' if v is None else f'{v:.4g} {self.unit}'.rstrip()
-        source = figure(self.source) + (f' ({self.source_name})' if self.source_name and self.source is not None else '')
+        source = figure(self.source) + (f' ({self.source_name})' if self.source_name else '')
         return self.lesson, self.measure, figure(self.value), source, self.conditions or '–', self.data
     def __repr__(self): return ' · '.join(self._row())
     def _repr_markdown_(self):
@@ -639,9 +579,11 @@ def report(
     "Show a figure beside its source's, and add it as a JSON line to the file that EXP_REPORT names."
     data = check_choice(('real', 'mirror', 'stand-in'), data=data)
     if data == 'stand-in': source, source_name = None, ''
-    r = Report(lesson, measure, float(value), unit, source, source_name, conditions, data, higher_is_better)
+    r = Report(lesson=lesson, measure=measure, value=float(value), unit=unit, source=source,
+               source_name=source_name, conditions=conditions, data=data, higher_is_better=higher_is_better)
     if path := os.environ.get('EXP_REPORT'):
-        with open(user_path(path), 'a', encoding='utf-8') as f: f.write(json.dumps(asdict(r), ensure_ascii=False) + '\n')
+        with open(user_path(path), 'a', encoding='utf-8') as f:
+            f.write(json.dumps(vars(r), ensure_ascii=False) + '\n')
     return r
 
 # %% ../nbs/00_core.ipynb #2dc938ee
@@ -651,21 +593,15 @@ class Verdict(str):
     "A string that shows itself without quotes."
     __repr__ = str.__str__
 
-def exercise(
-    name: str, # '09.1'
-):
-    "A decorator: the function checks answers to exercise `name`; it returns None, or a sentence on what is wrong."
+def exercise(name: str):
+    "A decorator: the function checks answers to exercise `name`; it returns None, or what is wrong."
     def add(check):
         _exercises[name] = check
         return check
     return add
 
-def check_exercise(
-    name: str, # '09.1'
-    answer,    # None while it is not done
-) -> Verdict:
+def check_exercise(name: str, answer) -> Verdict:
     "'… not yet' for None, '… right', or what is wrong with the `answer`."
-    if name not in _exercises: raise ValueError(f'there is no exercise {name!r}{did_you_mean(name, _exercises)}')
     if answer is None: return Verdict(f'{name}: not yet')
     try: wrong = _exercises[name](answer)
     except Exception as e: wrong = f'checking it raised {type(e).__name__}: {e}'
@@ -676,7 +612,8 @@ def check_exercise(
 def _check_00_1(answer):
     got = answer([4., 2., 6., 0.])
     if len(got) != 4: return f'for four numbers it answers {len(got)}'
-    if not near(got, [4., 3., 4., 3.]): return f'for [4, 2, 6, 0] it answers {list(got)}; the running means are [4, 3, 4, 3]'
+    if not near(got, [4., 3., 4., 3.]):
+        return f'for [4, 2, 6, 0] it answers {list(got)}; the running means are [4, 3, 4, 3]'
     if list(answer([])) != []: return 'for an empty list it should answer an empty list'
 
 # %% ../nbs/00_core.ipynb #fa462e9f
@@ -686,5 +623,6 @@ def _check_00_2(answer):
     late.order = 1
     f = answer([late, early])
     if not callable(f): return 'pipeline(funcs) should answer a function'
-    if f('') != 'ab': return f"with two functions, the one of order 1 given first, it makes {f('')!r} of ''; 'ab' is right"
+    if f('') != 'ab':
+        return f"with two functions, the one of order 1 given first, it makes {f('')!r} of ''; 'ab' is right"
     if answer([])('x') != 'x': return 'with no functions it should answer its argument'

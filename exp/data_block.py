@@ -120,10 +120,9 @@ def from_folder(cls,
     files = [f for f in every if f.suffix.lower() in wanted]
     if not files:
         raise ValueError(f'{path} has no files for {cls.__name__}; it holds {count_endings(every)}. Give extensions=…')
-    known = {e: mimetypes.guess_type(f'x{e}', strict=False) for e in {f.suffix.lower() for f in every} - wanted}
-    odd = {e for e, (kind, packed) in known.items() if (kind or packed or cls.kind).startswith(cls.kind)}
-    left = [f for f in every if f.suffix.lower() in odd and extensions is None]
-    if left: warnings.warn(f'{path}: {cls.__name__} leaves out {count_endings(left)}', stacklevel=2)
+    others = [(f, *mimetypes.guess_type(f.name, strict=False)) for f in every if f.suffix.lower() not in wanted]
+    left = [f for f, kind, packed in others if (kind or packed or cls.kind).startswith(cls.kind)]
+    if left and extensions is None: warnings.warn(f'{path}: {cls.__name__} leaves out {count_endings(left)}', stacklevel=2)
     return cls(files, path)
 
 ItemList.from_folder = from_folder
@@ -211,7 +210,6 @@ def split_random(self: ItemList,
     seed: int|None = None,    # None: the setting `seed`
 ) -> SplitData:
     "A random share for validation, the same for the same seed and number of items."
-    if not 0 < valid_share < 1: raise ValueError(f'valid_share is {valid_share}; between 0 and 1 is expected')
     order = list(range(len(self)))
     Rng(settings().seed if seed is None else seed, 'split').shuffle(order)
     return self.split_by_index(order[:round(len(self)*valid_share)])
@@ -285,8 +283,6 @@ class CategoryProcessor(Processor):
         self._set(list_of(classes))
 
     def _set(self, classes):
-        name, times = Counter(classes).most_common(1)[0] if classes else ('', 0)
-        if times > 1: raise ValueError(f'a class is named twice: {name!r}')
         if self.other is not None and self.other not in classes: classes = [*classes, self.other]
         self.classes, self._number = classes, {name: i for i, name in enumerate(classes)}
 
@@ -419,7 +415,6 @@ def _label(self: SplitData, labels_of, label, label_cls, classes, other):
             cls = FloatList if real and all(isinstance(o, Real) for o in labels) else CategoryList
         new = cls(labels, self.path)
         if classes is None and other is None: return new
-        if not isinstance(new, CategoryList): raise TypeError(f'classes and other are for a CategoryList, not for {cls!r}')
         new.processors = [type(new.processors[0])(classes, other)]
         return new
     items = self.train, self.valid
@@ -517,7 +512,6 @@ def from_df(cls,
 ):
     "The items in a column of a table. `FileNotFoundError` if the class reads files and one is missing."
     items, path = table_column(df, col).tolist(), user_path(path)
-    if not items: raise ValueError('the table has no rows')
     if cls.extensions is not None:
         items = [user_path(listed_path(name, folder, suffix), path) for name in items]
         if missing := [f for f in items if not f.is_file()]:
@@ -576,7 +570,6 @@ def add_test_folder(self: SplitData,
     labeled: bool = False, # label them as the others; False: they have none
 ) -> SplitData:            # itself
     "Add the files below `folder` as a test set. `FileNotFoundError` or `ValueError` if there are none."
-    self.expect_labels()
     found = self.items.from_folder(user_path(folder, self.path), self.items.extensions)
     return self.add_test(found, labeled=labeled)
 

@@ -8,6 +8,7 @@ __all__ = ['Dataset', 'Rng', 'Sampler', 'BatchSampler', 'collate', 'TransformedD
 
 # %% ../nbs/05_minibatches.ipynb #d33d18fa
 import functools, itertools, operator, random, time, warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -15,13 +16,12 @@ from hashlib import blake2b
 import numpy as np
 import torch
 from torch import nn, utils
-from torch.nn.utils.rnn import PackedSequence
 
-from .core import (check_int, exercise, first_size, listify, mask_places, own_type, patch, settings, to_device,
-                      tree_children, tree_like)
+from .core import (check_int, exercise, first_size, listify, mask_places, own_type, patch, settings,
+                      to_device, tree_children, tree_like)
 from .losses import SquaredLoss, loss_weight
-from .workers import (Batch, Makers, Workers, as_indices, as_ints, check_arguments, in_shares, loader_parts,
-                         order_fingerprint, seeded)
+from .workers import (Batch, Makers, Workers, as_indices, as_ints, in_shares, loader_parts,
+                         order_fingerprint, seeded, warned)
 
 # %% ../nbs/05_minibatches.ipynb #fac287f9
 _NUMBERS = bool, int, float, np.number, np.bool_
@@ -32,11 +32,10 @@ def as_tensor(a):
     return t.to(torch.get_default_dtype()) if t.dtype == torch.float64 else t
 
 def _columns(x):
-    "The columns beside each other in `x`, a mapping or a tuple of tensors or arrays; None: `x` is one."
-    if isinstance(x, Mapping): return list(x.values())
-    if not isinstance(x, tuple) or not x: return None
-    arrays = all(hasattr(o, '__array__') and not isinstance(o, np.generic) for o in x)
-    return list(x) if arrays or isinstance(x[0], torch.Tensor) else None
+    "The columns in `x`, a mapping or a tuple with a tensor or array; none where `x` is one."
+    array = lambda o: hasattr(o, '__array__') and not isinstance(o, np.generic)
+    beside = isinstance(x, Mapping) or isinstance(x, tuple) and any(map(array, x))
+    return tree_children(x) if beside else []
 
 def as_columns(x):
     "`x` with arrays as tensors; a tuple or dict of tensors stays one, any other sequence is a list of items."
@@ -45,80 +44,67 @@ def as_columns(x):
         if x.dtype == object and all(isinstance(v, _NUMBERS) for v in x.flat): x = np.array(x.tolist())
         return x.tolist() if x.dtype.kind in 'OUS' else as_tensor(x)
     columns = _columns(x)
-    return x if columns is None else tree_like(x, [as_columns(o) for o in columns])
+    return tree_like(x, [as_columns(o) for o in columns]) if columns else x
 
 def _parts(x):
     "The tensors or lists in `x`, each with one row for an item."
-    columns = _columns(x)
-    if columns is None: return [] if x is None else [x]
-    return [p for o in columns for p in _parts(o)]
-
-def _check_words(y):
-    "`TypeError` for labels that are words."
-    if isinstance(y, (list, tuple)) and y and isinstance(y[0], str):
-        raise TypeError(f'a label is {y[0]!r}; number them: classes, y = np.unique(labels, return_inverse=True)')
+    if x is None: return []
+    return [p for o in _columns(x) for p in _parts(o)] or [x]
 
 # %% ../nbs/05_minibatches.ipynb #ac77be21
 def _place(i, n):
     "An index into `n` items as an int, a slice or a tensor of int64."
-    if isinstance(i, slice) or isinstance(i, torch.Tensor) and i.dtype == torch.int64 and i.ndim == 1: return i
+    if isinstance(i, slice): return i
     if isinstance(i, range) and i.step == 1 and 0 <= i.start <= i.stop <= n: return slice(i.start, i.stop)
-    if hasattr(i, '__len__') and getattr(i, 'ndim', 1): return torch.tensor(list(as_indices(i, n)), dtype=torch.int64)
-    if isinstance(i, bool): raise TypeError(f'{i} is no place of an item; a mask has one for each of {n} items')
+    if hasattr(i, '__len__') and getattr(i, 'ndim', 1):
+        return torch.tensor(list(as_indices(i, n)), dtype=torch.int64)
+    if isinstance(i, bool): raise TypeError(f'{i} is no place; a mask has one for each of {n} items')
     return operator.index(i)
 
 # %% ../nbs/05_minibatches.ipynb #56cb2c54
 def _rows(x, i):
     "Rows of `x` at a place that `_place` returned."
-    if x is None: return None
     several = isinstance(i, torch.Tensor)
     if isinstance(x, torch.Tensor):
         try: return x.index_select(0, i) if several else x[i]   # twice as fast as x[i]
         except (IndexError, RuntimeError): return x[i]          # a negative or a wrong index, another device
+    if x is None: return None
     columns = _columns(x)
-    if columns is not None: return tree_like(x, [_rows(o, i) for o in columns])
+    if columns: return tree_like(x, [_rows(o, i) for o in columns])
     return [x[j] for j in i.tolist()] if several else x[i]
 
 # %% ../nbs/05_minibatches.ipynb #d276496e
 class Dataset:
-    """Items and their labels, in step: `ds[i]` is `(x, y)`; a slice, range, mask or list gives many at once.
-
-    `ValueError` for lengths that differ; `TypeError` for no items, and for what has no rows."""
+    "Items and their labels, in step: `ds[i]` is `(x, y)`; a slice, range, mask or list gives many at once."
     def __init__(self,
-        x,      # a tensor, array or table with a row for each item, a tuple or dict of such, or a list of items
+        x,      # a tensor, array or table with a row for each item, a tuple or dict of such, or a list
         y=None, # labels, likewise, or a list of numbers; None: there are none, and every y is None
     ):
         self.x, self.y = as_columns(x), as_columns(y)
-        if isinstance(y, (list, tuple)) and y and all(isinstance(v, _NUMBERS) for v in y): self.y = as_tensor(y)
-        if not _parts(self.x): raise TypeError(f'x is {x!r}; a data set needs items: tensors, arrays or a list')
-        parts = _parts(self.x) + _parts(self.y)
-        for p in parts:
-            if not hasattr(p, '__getitem__') or getattr(p, 'ndim', 1) == 0:
-                raise TypeError(f'a {type(p).__name__} has no rows; give tensors, arrays or lists, with a row for each item')
-        lengths = list(map(len, parts))
-        if len(set(lengths)) > 1:
-            raise ValueError(f'items and labels should be of one length; these have {" and ".join(map(str, lengths))}')
+        numbers = isinstance(y, (list, tuple)) and y and all(isinstance(v, _NUMBERS) for v in y)
+        if numbers: self.y = as_tensor(y)
+        lengths = [len(p) for p in _parts(self.x) + _parts(self.y)]
+        if x is None or len(set(lengths)) > 1:
+            raise ValueError(f'items and labels should be of one length, not {lengths}')
 
     def __len__(self): return len(_parts(self.x)[0])
     def __getitem__(self, i):
         "An item for an int; else the rows, as views for a slice or a range of step 1, copied otherwise."
-        if type(i) is torch.Tensor is type(self.x) is type(self.y) and i.ndim == 1:   # as fast as by hand
-            try: return self.x.index_select(0, i), self.y.index_select(0, i)
-            except (IndexError, RuntimeError): pass   # a mask, a negative or a wrong index, another device
-        i = _place(i, len(self))
+        places = isinstance(i, torch.Tensor) and i.dtype == torch.int64 and i.ndim == 1
+        if not places: i = _place(i, len(self))
         return _rows(self.x, i), _rows(self.y, i)
 
     @property
     def sliceable(self):
-        "Do indices give a batch that is ready? Not for lists, or where a subclass makes items in its own way."
+        "Do indices give a batch? Not for lists, or where a subclass makes items in its own way."
         tensors = all(isinstance(p, torch.Tensor) for p in _parts(self.x) + _parts(self.y))
         return tensors and type(self).__getitem__ is Dataset.__getitem__ and not hasattr(self, 'get')
 
     @property
     def c(self):
         "The number of classes: the largest label and one, where labels are whole numbers; else None."
-        if not (isinstance(self.y, torch.Tensor) and self.y.ndim == 1 and len(self.y)): return None
-        return int(self.y.max()) + 1 if self.y.dtype in (torch.uint8, torch.int32, torch.int64) else None
+        whole = isinstance(self.y, torch.Tensor) and self.y.dtype in (torch.uint8, torch.int32, torch.int64)
+        return int(self.y.max()) + 1 if whole and self.y.ndim == 1 and len(self.y) else None
 
     @property
     def loss_func(self):
@@ -144,10 +130,8 @@ class Rng(random.Random):
         self.number = int.from_bytes(digest, 'little') >> 1   # 63 bits: what torch takes as a seed
         super().__init__(self.number)
 
-    def at(self,
-        place: int|str, # a place in a pipeline: its number or name
-    ) -> 'Rng':
-        "A generator of its own for `place`, whatever was drawn from this one before."
+    def at(self, place: int|str) -> 'Rng':
+        "A generator of its own for a place in a pipeline, whatever was drawn from this one before."
         return Rng(*self.key, place)
 
     def generator(self) -> torch.Generator:
@@ -159,9 +143,7 @@ class Rng(random.Random):
 
 # %% ../nbs/05_minibatches.ipynb #77cabb64
 class Sampler:
-    """The order of `n` items in an epoch: as they lie, or shuffled by (seed, epoch) alone.
-
-    A subclass may change `order`. `TypeError` or `ValueError` unless `n` is a whole number, 0 or more."""
+    "The order of `n` items in an epoch: as they lie, or shuffled by (seed, epoch) alone."
     def __init__(self,
         n: int,                # number of items
         shuffle: bool = False, # a new order in each epoch
@@ -198,44 +180,33 @@ class BatchSampler:
         if isinstance(order, torch.Tensor): return list(order[:stop].split(self.bs)) if stop else []
         return [order[i:i + self.bs] for i in range(0, stop, self.bs)]
 
-    def set_epoch(self, epoch: int):
-        "Which epoch's order to give when iterated."
-        if hasattr(self.sampler, 'set_epoch'): self.sampler.set_epoch(epoch)
-
     def __iter__(self): return iter(self.cut(list(self.sampler)))
     def __len__(self): return len(self.sampler)//self.bs if self.drop_last else -(-len(self.sampler)//self.bs)
 
 # %% ../nbs/05_minibatches.ipynb #7395a926
-_STACKED = torch.Tensor, np.ndarray, np.generic, int, float, str, bytes
-
 def _kind(p):
     "What must be alike in the items of a batch."
     if hasattr(p, 'shape'): return 'shape', tuple(p.shape)
-    if isinstance(p, (tuple, list)): return f'a {type(p).__name__} of length', len(p)
-    return (f'a {type(p).__name__} with', p.keys()) if hasattr(p, 'keys') else (f'a {type(p).__name__}',)
-
-def _describe(p): return ' '.join(map(str, _kind(p)))
+    name = f'a {type(p).__name__}'
+    return (name, 'of length', len(p)) if isinstance(p, (tuple, list, dict)) else (name,)
 
 def _stack(parts, what, items):
     "One batch of `parts`, the values of `what` in each of `items`."
     parts = [np.array(p) if hasattr(p, 'to_numpy') else p for p in parts]   # of pandas
-    first = parts[0]
-    kind = _kind(first)
+    first, kind = parts[0], _kind(parts[0])
     odd = next((i for i, p in enumerate(parts) if _kind(p) != kind), None)
     if odd is not None and not all(isinstance(p, (int, float)) for p in parts):
-        raise ValueError(f'{what} of item {items[0]} has {_describe(first)}, of item {items[odd]} {_describe(parts[odd])}; '
+        one, other = (' '.join(map(str, _kind(p))) for p in (first, parts[odd]))
+        raise ValueError(f'{what} of item {items[0]} has {one}, of item {items[odd]} {other}; '
                          'resize them, or give the loader its own collate')
     if first is None: return None
-    if what == 'y': _check_words(parts)
+    if what == 'y' and isinstance(first, str):
+        raise TypeError(f'a label is {first!r}; classes, y = np.unique(y, return_inverse=True) numbers them')
     if isinstance(first, Mapping):
         return tree_like(first, [_stack([p[k] for p in parts], f'{what}[{k!r}]', items) for k in first])
-    children = [] if isinstance(first, PackedSequence) else tree_children(first)   # which is a batch already
-    if children:
+    if tree_children(first):
         columns = zip(*map(tree_children, parts))
         return tree_like(first, [_stack(column, f'{what}[{k}]', items) for k, column in enumerate(columns)])
-    if not isinstance(first, _STACKED) or getattr(first, 'dtype', None) == object:
-        raise TypeError(f'{what} of item {items[0]} is {_describe(first)}, of which no batch can be made; '
-                        'turn it into a tensor, or give the loader its own collate')
     batch = utils.data.default_collate(parts)
     return batch if isinstance(first, (torch.Tensor, str, bytes)) else as_tensor(batch)
 
@@ -247,10 +218,7 @@ def collate(
     x: Callable|None=None,# a function of the list of x, in place of stacking them; None: they are stacked
     y: Callable|None=None,# likewise of the list of y
 ):                        # (xb, yb)
-    """A batch of items: tensors stacked, numbers made tensors, tuples and dicts part by part.
-
-    `ValueError` for no items, or naming items that differ; `TypeError` for what no batch can be made of."""
-    if not samples: raise ValueError('a batch of no items; the sampler gave an empty list')
+    "A batch: tensors and numbers stacked, tuples and dicts part by part. `ValueError` if items differ."
     items = range(len(samples)) if items is None else items
     xs, ys = zip(*samples)
     return x(xs) if x else _stack(xs, 'x', items), y(ys) if y else _stack(ys, 'y', items)
@@ -268,11 +236,8 @@ class TransformedDataset:
         tfms, # a function of (x, rng), or several; each gets a generator for its place
     ): self.ds, self.tfms = ds, listify(tfms)
 
-    def get(self,
-        i: int,   # which item
-        rng: Rng, # the source of all randomness
-    ):            # (x, y)
-        "Item `i`, changed as `rng` says."
+    def get(self, i: int, rng: Rng):
+        "Item `i`, (x, y), changed as `rng` says: the source of all randomness."
         x, y = self.ds.get(i, rng.at('inner')) if hasattr(self.ds, 'get') else self.ds[i]
         for place, tfm in enumerate(self.tfms): x = tfm(x, rng.at(place))
         return x, y
@@ -296,30 +261,30 @@ def random_shift(
     return padded[..., pixels + dy:pixels + dy + h, pixels + dx:pixels + dx + w]
 
 # %% ../nbs/05_minibatches.ipynb #37ae4bbe
-def _pair(o, what):
-    "`o`, which should be a pair."
-    if isinstance(o, (tuple, list)) and len(o) == 2: return o
-    raise TypeError(f'{what} is {_describe(o)}; it should be a pair (x, y), with y None where there is none')
-
-class _Fetcher(utils.data.Dataset):
+class _Fetcher:
     "Maps a task (epoch, items) to a `Batch`: what a worker does, and the loader itself without workers."
     def __init__(self, ds, join, seed):
         self.ds, self.join, self.seed = ds, getattr(ds, 'collate', None) if join is None else join, seed
         self.key = id(ds), len(ds), id(join), seed
 
     def __getitem__(self, task):
-        (epoch, items), samples, i = task, [], None
-        rng_of, random = (lambda i: Rng(self.seed, epoch, i)), hasattr(self.ds, 'get')
+        epoch, items = task
+        samples, random = [], hasattr(self.ds, 'get')
+        rng_of = lambda i: Rng(self.seed, epoch, i)
         pair = self.ds.get_many(items, rng_of) if self.join is None and hasattr(self.ds, 'get_many') else None
         if pair is not None: return Batch(pair, items)
         try:
-            for i in items: samples.append(_pair(self.ds.get(i, rng_of(i)) if random else self.ds[i], 'this item'))
-            i = None
-            pair = collate(samples, items) if self.join is None else self.join(samples)
-            return Batch(_pair(pair, 'what the collate function returned'), items)
+            for i in items:
+                now = 'item', i
+                sample = self.ds.get(i, rng_of(i)) if random else self.ds[i]
+                if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+                    raise TypeError(f'an item should be a pair (x, y), y may be None; not {sample!r:.40}')
+                samples.append(sample)
+            now = 'the collate function on the items', list(items)
+            xb, yb = collate(samples, items) if self.join is None else self.join(samples)
+            return Batch((xb, yb), items)
         except Exception as e:
-            what = f'the collate function on the items {list(items)}' if i is None else f'item {i} of the data set'
-            e.add_note(f'This was {what}, in epoch {epoch}.')
+            e.add_note(f'This was {now[0]} {now[1]} of the data set, in epoch {epoch}.')
             raise
 
 # %% ../nbs/05_minibatches.ipynb #db9a5682
@@ -345,20 +310,25 @@ class DataLoader:
         shuffle: bool = False,   # a new order in each epoch
         sampler=None,            # an iterable of indices with a length, or a mask, in place of `shuffle`
         batch_sampler=None,      # an iterable of lists of indices, in place of all that decides about batches
-        collate: Callable|None = None, # a function of a list of items; None: the set's own `collate`, else as usual
+        collate: Callable|None = None, # of a list of items; None: the set's own `collate`, else as usual
         drop_last: bool = False, # leave out a last batch that is shorter
         num_workers: int = 0,    # processes that load; data in memory is sliced without them
         seed: int|None = None,   # None: the setting `seed`
     ):
-        self.ds, self.bs, self.shuffle, self.drop_last = ds, bs, shuffle, drop_last
-        self.collate, self.num_workers = collate, num_workers
+        given = [o for o in (shuffle or None, sampler, batch_sampler) if o is not None]
+        if len(given) > 1 or batch_sampler is not None and (bs is not None or drop_last):
+            raise ValueError('give one of shuffle, sampler and batch_sampler, that without bs or drop_last')
+        self.ds, self.shuffle, self.collate = ds, shuffle, collate
+        self._sampler = None if sampler is None else mask_places(sampler, len(ds))
+        self._batch_sampler, self.drop_last = batch_sampler, drop_last
+        self.bs = check_int(bs=bs, least=1) if batch_sampler is None else None
+        self.num_workers = check_int(num_workers=num_workers, least=0)
         self.seed = settings().seed if seed is None else check_int(seed=seed, least=0)
-        self._sampler, self._batch_sampler = sampler, batch_sampler
-        check_arguments(self)
-        self.bs, self.num_workers = bs if bs is None else int(bs), int(num_workers)
-        if sampler is not None: self._sampler = mask_places(sampler, len(ds))
-        self.epoch, self._next, self.order = 0, (0, 0), None   # order: of the pass that goes on
-        self.workers, self._told = Workers(), set()            # told: what was warned of
+        if len(self) == 0:
+            raise ValueError(f'no batch: {len(ds)} items in the data set, bs is {bs}, drop_last {drop_last}')
+        self.epoch, self._next = 0, (0, 0)
+        self.order, self._compared = None, False   # of the pass that goes on; does it come twice?
+        self.workers = Workers()
 
     @property
     def sampler(self):
@@ -368,6 +338,8 @@ class DataLoader:
     @property
     def batch_sampler(self):
         "What decides about the batches: what was given, or a `BatchSampler` of `sampler`."
+        if self._batch_sampler is not None and self.bs is not None:
+            raise ValueError('a batch_sampler decides about the batches, so that bs means nothing; leave it None')
         if self._batch_sampler is not None: return self._batch_sampler
         return BatchSampler(self.sampler, self.bs, self.drop_last)
 
@@ -377,8 +349,7 @@ class DataLoader:
     ):
         """Let the next pass be `epoch`, without its first `skip_items` items. Each `iter` is one epoch more.
 
-        `TypeError` or `ValueError` unless both are whole numbers, 0 or more. The pass that begins
-        raises `ValueError` if its epoch has fewer than `skip_items` items."""
+        The pass that begins raises `ValueError` if its epoch has fewer items."""
         epoch, skip_items = check_int(epoch=epoch, skip_items=skip_items, least=0)
         self.epoch, self._next = epoch, (epoch, skip_items)
 
@@ -388,15 +359,16 @@ class DataLoader:
 
     def __len__(self): return len(self.batch_sampler)
     def __iter__(self):
-        check_arguments(self)
-        (self.epoch, skip_items), self._next = self._next, (self._next[0] + 1, 0)
+        self.epoch, skip_items = self._next
+        self._next = self.epoch + 1, 0
         batches = self.batches(self.epoch, skip_items)
-        return batches if in_shares(self) else self._warned(batches)
+        return batches if in_shares(self) else warned(batches)
 
     def __getstate__(self): return {k: Workers() if k == 'workers' else v for k, v in self.__dict__.items()}
     def __repr__(self):
         size = f'of {self.bs} ' if self.bs else ''
-        return f'DataLoader ({len(self)} batches {size}from {self.ds!r}, {self.num_workers} workers, seed {self.seed})'
+        how = f'{self.num_workers} workers, seed {self.seed}'
+        return f'DataLoader ({len(self)} batches {size}from {self.ds!r}, {how})'
 
 # %% ../nbs/05_minibatches.ipynb #d3fca1fb
 @patch
@@ -409,9 +381,7 @@ def _drawn(self: DataLoader, epoch):
     return as_indices(order, n) if isinstance(order, list) else order, True
 
 @patch
-def fingerprint(self: DataLoader,
-    epoch: int, # which
-) -> str:
+def fingerprint(self: DataLoader, epoch: int) -> str:
     "The fingerprint of an epoch's order, drawn for the purpose; what the samplers count stays as it is."
     before = [(o, dict(vars(o))) for o in loader_parts(self)[1:]]
     try: return order_fingerprint(self._drawn(epoch)[0])
@@ -428,16 +398,17 @@ def plan(self: DataLoader,
     epoch = self._next[0] if epoch is None else epoch
     self.order, cut = self._drawn(epoch)
     given = self._sampler if self._batch_sampler is None else self._batch_sampler
-    if given is not None and 'order' not in self._told:   # ours repeat
-        self._told.add('order')
+    if given is not None and not self._compared:   # ours repeat
+        self._compared = True
         if self.fingerprint(epoch) != order_fingerprint(self.order):
             warnings.warn(f'no order of {type(given).__name__} comes twice; '
                           'let it draw from a generator that is an attribute of it', stacklevel=2)
     sizes = [len(self.order)] if cut else list(map(len, self.order))
-    if skip_items > sum(sizes): raise ValueError(f'skip_items is {skip_items}, but the epoch has only {sum(sizes)} items')
+    if skip_items > sum(sizes):
+        raise ValueError(f'skip_items is {skip_items}, but the epoch has only {sum(sizes)} items')
     if cut: return self.batch_sampler.cut(self.order[skip_items:])
     starts = itertools.accumulate(sizes, initial=0)
-    return [b[max(0, skip_items - start):] for b, start in zip(self.order, starts) if start + len(b) > skip_items]
+    return [b[max(0, skip_items - i):] for b, i in zip(self.order, starts) if i + len(b) > skip_items]
 
 # %% ../nbs/05_minibatches.ipynb #8947de77
 @patch
@@ -452,16 +423,6 @@ def batches(self: DataLoader, epoch, skip_items=0):
         yield from self.workers.run(fetch, tasks, self.num_workers, Rng(self.seed).generator(), fetch.key)
     else: yield from map(fetch.__getitem__, tasks)
 
-@patch
-def _warned(self: DataLoader, batches):
-    "The batches, of which every process of a group gets all; in training that is said once."
-    for number, batch in enumerate(batches):   # the first alone may be only looked at
-        if number == 1 and torch.is_grad_enabled() and 'group' not in self._told:
-            self._told.add('group')
-            warnings.warn(f'each of {torch.distributed.get_world_size()} processes gets all items of this loader; '
-                          'wrap it in RankLoader (exp.distributed), or give a DistributedSampler', stacklevel=2)
-        yield batch
-
 # %% ../nbs/05_minibatches.ipynb #48447fb7
 @dataclass(frozen=True)
 class BatchContext:
@@ -471,18 +432,9 @@ class BatchContext:
     epoch: int  # of the pass that goes on
     items: Sequence[int]|None # indices of the batch's items in the data set
 
-# %% ../nbs/05_minibatches.ipynb #25bd9646
-def _train_and_valid(tfms):
-    "Two lists of transforms: of a tuple (train, valid), or twice the same of a function or list."
-    pair = [listify(f) for f in (tfms if isinstance(tfms, tuple) else (tfms, tfms))]
-    if len(pair) == 2 and all(map(callable, pair[0] + pair[1])): return tuple(pair)
-    raise TypeError(f'batch_tfms should be functions, one list for both sets or (train, valid), not {tfms!r}')
-
 # %% ../nbs/05_minibatches.ipynb #3397a8a4
 class DataBunch:
-    """The loaders of a training, validation and perhaps test set, with the transforms of their batches.
-
-    `TypeError` for what is no loader or transform, `ValueError` for classes that differ."""
+    "The loaders of a training, validation and perhaps test set, with the transforms of their batches."
     def __init__(self,
         train_dl,        # loader for training
         valid_dl=None,   # loader for validation; None: there is none
@@ -493,18 +445,19 @@ class DataBunch:
         c=None,          # number of classes or outputs; None: the training set's
         classes=None,    # their names; None: the training set's, if it has any
     ):
-        for name, dl in (('train_dl', train_dl), ('valid_dl', valid_dl), ('test_dl', test_dl)): check_loader(name, dl)
         self.train_dl, self.valid_dl, self.test_dl = train_dl, valid_dl, test_dl
-        self.batch_tfms = _train_and_valid(batch_tfms)
-        known = lambda name, given=None, ds=self.train_ds: getattr(ds, name, None) if given is None else given
-        train, valid = (known('classes', ds=ds) for ds in (self.train_ds, self.valid_ds))
+        for name in ('train_dl', 'valid_dl', 'test_dl'): check_loader(name, getattr(self, name))
+        train_tfms, valid_tfms = batch_tfms if isinstance(batch_tfms, tuple) else (batch_tfms, batch_tfms)
+        self.batch_tfms = listify(train_tfms), listify(valid_tfms)
+        train, valid = (getattr(ds, 'classes', None) for ds in (self.train_ds, self.valid_ds))
         if train is not None and valid is not None and list(train) != list(valid):
-            odd = [c for c in (*valid, *train) if (c in train) != (c in valid)] or [t for t, v in zip(train, valid) if t != v]
-            raise ValueError(f'the training set has {len(train)} classes, the validation set {len(valid)}, and {odd[0]!r} '
-                             'differs; label both together, so that a number means one class')
-        self.loss_func, self.c, self.kind = known('loss_func', loss_func), own_type(known('c', c)), known('kind')
+            raise ValueError(f'the {len(train)} classes in training are not the {len(valid)} in validation; '
+                             'label both together, so that a number means one class')
+        known = lambda name, given=None: getattr(self.train_ds, name, None) if given is None else given
+        self.loss_func, self.kind = known('loss_func', loss_func), known('kind')
+        self.c = own_type(known('c', c))
         names = known('classes', classes)
-        self.classes = None if names is None else [own_type(name) for name in getattr(names, 'tolist', lambda: names)()]
+        self.classes = None if names is None else [own_type(n) for n in getattr(names, 'tolist', lambda: names)()]
 
     train_ds = property(lambda self: dataset_of(self.train_dl), doc="The training loader's data set.")
     valid_ds = property(lambda self: dataset_of(self.valid_dl), doc="The validation loader's data set.")
@@ -550,8 +503,7 @@ def make_data(
     loss_func=None,          # as in `DataBunch`
 ) -> DataBunch:
     "A `DataBunch` of loaders for these data sets: training shuffled, the rest in order. Raises as those do."
-    sets = [Dataset(*ds) if isinstance(ds, tuple) and len(ds) == 2 else ds for ds in (train_ds, valid_ds, test_ds)]
-    for ds in sets: _check_words(getattr(ds, 'y', None))
+    sets = [Dataset(*ds) if isinstance(ds, tuple) else ds for ds in (train_ds, valid_ds, test_ds)]
     loader = functools.partial(DataLoader, num_workers=num_workers, seed=seed)
     train = loader(sets[0], bs, shuffle=True, drop_last=drop_last)
     rest = [None if ds is None else loader(ds, 2*bs) for ds in sets[1:]]
@@ -568,7 +520,6 @@ def transform_batch(self: DataBunch,
 ):                # (xb, yb)
     "The batch passed through training's or validation's batch transforms."
     tfms = self.batch_tfms[0 if train else 1]
-    if not tfms: return xb, yb
     dl = self.train_dl if train else self.valid_dl
     ctx = BatchContext(train, getattr(dl, 'seed', 0), getattr(dl, 'epoch', 0), items)
     for tfm in sorted(tfms, key=lambda f: getattr(f, 'order', 0)):
@@ -577,20 +528,18 @@ def transform_batch(self: DataBunch,
     return xb, yb
 
 # %% ../nbs/05_minibatches.ipynb #f4b27873
-_TAKEN = 'n', 'loss', 'epoch', 'train_loss', 'valid_loss', 'seconds'   # names that metrics cannot have
-
 def _by_name(metrics):
-    "A dict of the metrics. `ValueError` for a name that is missing, as of what is no function, taken or used twice."
+    "A dict of the metrics. `ValueError` for a name that is used twice."
     metrics = listify(metrics)
-    names = [getattr(getattr(m, 'func', m), '__name__', None) for m in metrics]   # func: a partial's
-    if len(set(names)) < len(names) or not {None, *_TAKEN}.isdisjoint(names):
-        raise ValueError(f'metrics should be functions with names of their own, not {names}; set their __name__')
-    return dict(zip(names, metrics))
+    named = {getattr(m, 'func', m).__name__: m for m in metrics}   # func: a partial's
+    if len(named) < len(metrics):
+        raise ValueError(f'metrics need names of their own, not only {list(named)}; set their __name__')
+    return named
 
 def _pass(data, train, model, loss_func, metrics, opt=None):
-    "A pass over the training set, with steps, or the validation set: means of the loss and `metrics` over all items."
+    "A pass over the training set, with steps, or the validation set: means of loss and `metrics`."
     device = next((p.device for p in model.parameters()), torch.device('cpu'))
-    was_training, sums = model.training, {}
+    was_training, totals, weights = model.training, Counter(), Counter()
     model.train(train)
     try:
         with torch.set_grad_enabled(train):
@@ -604,14 +553,13 @@ def _pass(data, train, model, loss_func, metrics, opt=None):
                     opt.step()
                     opt.zero_grad()
                 n, weight = first_size(xb), loss_weight(loss_func, yb)
-                means = {'loss': (loss.detach(), n if weight is None else weight)}
-                means.update({name: (m(pred.detach(), yb), n) for name, m in metrics.items()})
-                for name, (mean, w) in means.items():
-                    total, weights = sums.get(name, (0., 0))
-                    part = (mean*w).where(w != 0, 0) if isinstance(w, torch.Tensor) else mean*w   # of nothing it is NaN
-                    sums[name] = total + part, weights + w
+                means = {'loss': (loss.detach(), n if weight is None else weight),
+                         **{name: (m(pred.detach(), yb), n) for name, m in metrics.items()}}
+                for name, (mean, w) in means.items():   # of nothing the mean is NaN
+                    totals[name] += (mean*w).where(w != 0, 0) if isinstance(w, torch.Tensor) else mean*w
+                    weights[name] += w
     finally: model.train(was_training)
-    return {name: float(total/weights) for name, (total, weights) in sums.items()}
+    return {name: float(total/weights[name]) for name, total in totals.items()}
 
 # %% ../nbs/05_minibatches.ipynb #8491a0b6
 def eval_simple(
@@ -620,10 +568,7 @@ def eval_simple(
     data,                # a `DataBunch`, or a pair of loaders (train, valid)
     metrics=(),          # functions of (pred, yb), each a batch's mean
 ) -> dict:               # 'loss' and the metrics by name, over the whole set
-    """Loss and metrics on the validation set, weighted by batch size, in evaluation mode, without gradients.
-
-    `ValueError` without a validation loader, or for a metric that is no function with a name of its own;
-    `TypeError` for other data than a bunch or two loaders."""
+    "Loss and metrics on the validation set, weighted by batch size, in evaluation mode, without gradients."
     return _pass(as_bunch(data, 'valid_dl'), False, model, loss_func, _by_name(metrics))
 
 # %% ../nbs/05_minibatches.ipynb #5e75b064
@@ -635,16 +580,14 @@ def fit_simple(
     data,                # a `DataBunch`, or a pair of loaders (train, valid)
     metrics=(),          # functions of (pred, yb), each a batch's mean
 ) -> list:               # a dict for each epoch: losses, metrics on the validation set, seconds
-    """Train for `epochs`, with a validation pass after each. The model ends in the mode in which it came.
-
-    Raises as `eval_simple` does, before the first step, and `ValueError` for fewer than 0 epochs."""
+    "Train for `epochs`, with a validation pass after each. The model ends in the mode in which it came."
     data, metrics, rows = as_bunch(data, 'train_dl', 'valid_dl'), _by_name(metrics), []
-    for epoch in range(check_int(epochs=epochs, least=0)):
+    for epoch in range(epochs):
         start = time.perf_counter()
         train = _pass(data, True, model, loss_func, {}, opt)
         valid = _pass(data, False, model, loss_func, metrics)
-        rows.append({'epoch': epoch, 'train_loss': train.get('loss', float('nan')), 'valid_loss': valid.pop('loss'),
-                     **valid, 'seconds': time.perf_counter() - start})
+        losses = {'train_loss': train.get('loss', float('nan')), 'valid_loss': valid.pop('loss')}
+        rows.append({'epoch': epoch, **losses, **valid, 'seconds': time.perf_counter() - start})
     return rows
 
 # %% ../nbs/05_minibatches.ipynb #a42d720a

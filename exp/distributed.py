@@ -7,7 +7,7 @@ __all__ = ['rank', 'world_size', 'is_first', 'barrier', 'sum_over_ranks', 'gathe
            'Distributed']
 
 # %% ../nbs/20_distributed.ipynb #c11156b2
-import contextlib, copy, functools, importlib, inspect, os, socket, sys
+import contextlib, copy, functools, importlib, os, socket, sys
 from datetime import timedelta
 
 import torch
@@ -16,14 +16,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .callbacks import Callback
-from .core import (check_bool, check_choice, check_real, default_device, environ, exercise, near, patch, settings, to_cpu,
-                      tree_leaves)
+from .core import default_device, environ, exercise, near, patch, settings, to_cpu, tree_leaves
 from .dataloader import DataLoader, Rng
 from .learner import Learner
 from .checkpoints import Resume, strangers
+from .faults import DelayedRead
 from .losses import is_sum
 from .precision import only_one
-from .schedules import Endless, LRFinder
+from .schedules import Endless
 
 # %% ../nbs/20_distributed.ipynb #55b9bfcc
 def _in_group(): return dist.is_available() and dist.is_initialized()
@@ -64,16 +64,10 @@ def sum_over_ranks(
 def gather_over_ranks(
     t: torch.Tensor, # its first dimension may differ from process to process, the others and the type may not
 ) -> torch.Tensor:   # a new tensor, the same in every process
-    "The tensors of all processes, which must all call it, end to end in the order of their ranks. `TypeError` for a single number."
-    n, t = len(t), t.detach()
-    if world_size() == 1: return t.clone()
-    lengths = sum_over_ranks(torch.tensor([n if r == rank() else 0 for r in range(world_size())])).tolist()
-    if not max(lengths): return t.clone()
-    here = t.to(_home(t), torch.uint8 if t.dtype == torch.bool else t.dtype)
-    padded = torch.cat([here, here.new_zeros(max(lengths) - n, *here.shape[1:])])
-    parts = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(parts, padded)
-    return torch.cat([p[:n] for p, n in zip(parts, lengths)]).to(t.device, t.dtype)
+    "The tensors of all processes, which must all call it, end to end in the order of their ranks."
+    parts = [t.detach().cpu().clone()]*world_size()
+    if world_size() > 1: dist.all_gather_object(parts, parts[0])
+    return torch.cat(parts).to(t.device)
 
 # %% ../nbs/20_distributed.ipynb #8007df18
 def _launched(): return 'RANK' in os.environ and 'WORLD_SIZE' in os.environ
@@ -88,59 +82,43 @@ def _own_device(backend):
 
 # %% ../nbs/20_distributed.ipynb #4a364b8b
 def _surroundings(device):
-    "Variables for the length of a group: the device, and the loopback interface where all processes are on one machine."
+    "Variables for the length of a group: the device, and the loopback interface if all are on one machine."
     new = {'EXP_DEVICE': str(device)}
-    if os.name == 'nt': new['USE_LIBUV'] = os.environ.get('USE_LIBUV', '0')   # PyTorch for Windows is built without it
+    if os.name == 'nt': new['USE_LIBUV'] = os.environ.get('USE_LIBUV', '0')   # Windows' PyTorch has none
     loop = {'linux': 'lo', 'darwin': 'lo0'}.get(sys.platform)
     alone = os.environ.get('LOCAL_WORLD_SIZE') == os.environ['WORLD_SIZE']
-    if alone and loop in [name for _, name in (socket.if_nameindex() if hasattr(socket, 'if_nameindex') else ())]:
+    if alone and loop in dict(socket.if_nameindex()).values():
         new['GLOO_SOCKET_IFNAME'] = os.environ.get('GLOO_SOCKET_IFNAME', loop)
     return new
-
-# %% ../nbs/20_distributed.ipynb #e775e0fd
-def _join(backend, device, timeout):
-    "Meet the others. `RuntimeError` if they do not come."
-    importlib.import_module('torch.distributed.nn.functional')   # now, as a group that it finds would be its functions' default, and never end
-    number, n = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
-    own = device if backend == 'nccl' else None
-    try: dist.init_process_group(backend, rank=number, world_size=n, timeout=timedelta(seconds=timeout), device_id=own)
-    except Exception as e:
-        place = ':'.join(os.environ.get(name, '') for name in ('MASTER_ADDR', 'MASTER_PORT'))
-        why = (str(e).splitlines() or [type(e).__name__])[0]
-        raise RuntimeError(f'process {number} of {n} could not meet the others at {place} within {timeout:g} s: {why}') from e
-
-def _leave(failed):
-    "End the group. After an error nobody is waited for."
-    if not _in_group(): return
-    abort = getattr(dist.distributed_c10d, '_abort_process_group', None)
-    if failed and abort is not None and dist.get_backend() == 'nccl': abort()   # NCCL would finish what the others began
-    else: dist.destroy_process_group()
 
 # %% ../nbs/20_distributed.ipynb #95c936ac
 @contextlib.contextmanager
 def distributed(
     backend: str|None = None, # 'nccl' or 'gloo'; None: NCCL where the device is a GPU of NVIDIA, else gloo
     *,
-    timeout: float = 60,      # seconds that one process waits for the others, at the beginning and in each exchange
+    timeout: float = 60,      # seconds to wait for the others, at the beginning and in each exchange
 ):                            # the device of this process
-    """A `with` block for the whole of a script: under torchrun its processes train together; started alone, it does nothing.
+    """A `with` block for a whole script: under torchrun its processes train together; alone it does nothing.
 
-    Each process gets a device of its own, which is `default_device()`'s answer in the block. The group is left at the end, also after an
-    error. `RuntimeError` if the others do not come in time, or there are fewer GPUs than processes; `ValueError` for another backend."""
-    check_choice((None, 'nccl', 'gloo'), backend=backend)
-    timeout = check_real(timeout=timeout, least=1e-3)
+    Each process gets a device of its own, which `default_device()` returns in the block. The group is left
+    at the end, also after an error. `RuntimeError` if the others do not come in time, or GPUs are fewer
+    than processes."""
     if not _launched():
         yield default_device()
         return
-    if _in_group(): raise RuntimeError('there is a process group already; one `with distributed()` goes around the whole script')
-    device, failed = _own_device(backend), True
+    importlib.import_module('torch.distributed.nn.functional')   # before there is a group
+    device = _own_device(backend)
+    backend = backend or ('nccl' if device.type == 'cuda' else 'gloo')
     with environ(**_surroundings(device)):
-        try:
-            if device.type == 'cuda': torch.cuda.set_device(device)
-            _join(backend or ('nccl' if device.type == 'cuda' else 'gloo'), device, timeout)
-            yield device
-            failed = False
-        finally: _leave(failed)
+        if device.type == 'cuda': torch.cuda.set_device(device)
+        own = device if backend == 'nccl' else None
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout), device_id=own)
+        try: yield device
+        except BaseException:
+            if backend == 'nccl': dist.distributed_c10d._abort_process_group()   # it would wait for others
+            raise
+        finally:
+            if _in_group(): dist.destroy_process_group()
 
 # %% ../nbs/20_distributed.ipynb #1d8633c1
 def _share(n, rank, ranks): return n*rank//ranks, n*(rank + 1)//ranks   # sizes differ by at most one
@@ -189,10 +167,10 @@ def batches(self: RankLoader, epoch, skip_items=0):
 # %% ../nbs/20_distributed.ipynb #63519606
 def _over_ranks(metric):
     "A copy of a metric with the states of all processes."
-    states, out = metric.states(), copy.copy(metric)   # in this order: what waits to be added is added now
-    vars(out).update({k: copy.copy(v) for k, v in vars(metric).items() if isinstance(v, (dict, list))})
+    states, out = metric.states(), copy.deepcopy(metric)   # in this order: the first adds up what waits
     for name, value in states.items():
-        out._values[name] = sum_over_ranks(value) if metric._how[name] == 'sum' else [gather_over_ranks(value)]
+        out._values[name] = (sum_over_ranks(value) if metric._how[name] == 'sum'
+                             else [gather_over_ranks(value)])
     return out
 
 # %% ../nbs/20_distributed.ipynb #391b2dee
@@ -222,55 +200,50 @@ def _shared_loss(loss, pred, own, weight, adds_up=False):
 
 # %% ../nbs/20_distributed.ipynb #16ee1485
 class Distributed(Callback):
-    """Trains with all processes of the group (`distributed`): each sees its part of every batch, and all take the steps that one process would.
+    """Trains with all processes of the group: each sees its part of every batch; all take the steps of one.
 
-    `bs` is that of the whole. Gradients are averaged by DistributedDataParallel, losses and metrics over all items; rank 0 alone shows, logs and
-    saves. A loss is a mean over its items, or says with `count(yb)` by what it divides; PyTorch's losses of classes are known. Where a
-    callback decides something, it must decide alike in all ranks. Nothing is done in a process that is alone.
-    `TypeError` for a loader that is not exp's, or a metric without states."""
+    `bs` is that of the whole. Gradients are averaged by DistributedDataParallel, losses and metrics over
+    all items; rank 0 alone shows, logs and saves. A loss is a mean over its items, or says with
+    `count(yb)` by what it divides; PyTorch's losses of classes are known. Where a callback decides
+    something, it must decide alike in all ranks. Nothing is done in a process that is alone. `TypeError`
+    for a loader that is not exp's, or a metric without states."""
     order = -50
     def __init__(self, *,
-        find_unused_parameters: bool = False,  # some parameters take no part in some batches (costs a search in each)
-        broadcast_buffers: bool = True,        # before each training batch too, all ranks get rank 0's buffers (running means of batch norm)
-        bucket_cap_mb: float = 25,             # megabytes of gradients that are sent together, while the backward pass goes on
+        find_unused_parameters: bool = False,  # some take no part in some batches (costs a search in each)
+        bucket_cap_mb: float = 25,             # megabytes of gradients that are sent together
         gradient_as_bucket_view: bool = False, # gradients lie in those buckets; saves memory
         static_graph: bool = False,            # each batch uses the same parameters in the same way
     ):
-        flags = dict(find_unused_parameters=find_unused_parameters, broadcast_buffers=broadcast_buffers,
-                     gradient_as_bucket_view=gradient_as_bucket_view, static_graph=static_graph)
-        self.options = dict(zip(flags, check_bool(**flags)), bucket_cap_mb=check_real(bucket_cap_mb=bucket_cap_mb, least=1e-6))
+        self.options = dict(find_unused_parameters=find_unused_parameters, bucket_cap_mb=bucket_cap_mb,
+                            gradient_as_bucket_view=gradient_as_bucket_view, static_graph=static_graph)
         self._forget()
 
     def _forget(self):
         self._on, self._ddp, self._learning = False, None, None
-        self._data, self._random, self._weight = None, None, None
+        self._data, self._random, self._weight = (None, None), None, None   # data: cut, and as they were
         self._parts, self._strangers = [], []   # of the loss, and parameters that are not the model's
 
     def before_fit(self):
         self._forget()
         only_one(self)
-        if world_size() == 1: return _check_launch()
-        self._cut_data()
+        if _launched() and not _in_group() and int(os.environ['WORLD_SIZE']) > 1:
+            raise RuntimeError('torchrun started several processes, and this one has not joined; '
+                               'put the script into `with distributed():`')
+        if world_size() == 1: return
         self._on = True
         self._take_parts()
         self.run.add_cbs(_Last(self))
 
-# %% ../nbs/20_distributed.ipynb #f387384f
-def _check_launch():
-    if _launched() and not _in_group() and int(os.environ['WORLD_SIZE']) > 1:
-        raise RuntimeError(f'{os.environ["WORLD_SIZE"]} processes were started, and this one has not joined; '
-                           'put the script into `with distributed():`')
-
 # %% ../nbs/20_distributed.ipynb #52066f42
 def _cut(dl):
     if dl is None: return None
-    return Endless(RankLoader(dl.dl), dl.n) if isinstance(dl, Endless) else RankLoader(dl)   # the rate finder's
+    return Endless(RankLoader(dl.dl), dl.n) if isinstance(dl, Endless) else RankLoader(dl)
 
 @patch
 def _cut_data(self: Distributed):
     "Let the runner's loaders give this rank's parts; the data themselves stay as they are."
     data = self.run.data
-    if isinstance(data.train_dl, RankLoader) or isinstance(getattr(data.train_dl, 'dl', None), RankLoader): return
+    if data is self._data[0]: return
     cut = copy.copy(data)
     cut.train_dl, cut.valid_dl = _cut(data.train_dl), _cut(data.valid_dl)
     self._data, self.run.data = (cut, data), cut
@@ -303,16 +276,18 @@ def _take_parts(self: Distributed):
         return loss
     def own_measure(metric, pred):
         if not hasattr(metric, 'states'):
-            raise TypeError(f'{getattr(metric, "name", metric)!r} has no states to add over processes; derive it from Metric')
-        return measure(metric if run.dl.own else copy.deepcopy(metric), pred)   # no item of its own: into a copy
+            raise TypeError(f'{getattr(metric, "name", metric)!r} has no states; derive it from Metric')
+        return measure(metric if run.dl.own else copy.deepcopy(metric), pred)   # no own item: into a copy
     def own_weight():   # a sum is the whole's in each rank
         counts = is_first() if is_sum(run.loss_func) else run.dl.own
         return batch_weight() if counts else 0
     run.rank, run.get_loss, run.measure = rank(), whole_loss, own_measure
     run.write_state = functools.partial(_write_once, run.write_state)
-    run.gather, run.batch_weight, run.delayed_read = lambda metric: _over_ranks(gather(metric)), own_weight, _EveryNth
+    run.gather = lambda metric: _over_ranks(gather(metric))
+    run.batch_weight, run.delayed_read = own_weight, _EveryNth
     run.whole_batch, run.whole_weight = lambda: run.dl.whole, lambda: self._weight
-    self._random = next((cb.state.get('ranks_random') for cb in run.cbs if isinstance(cb, Resume) and cb.state), None)
+    resume = run.find(Resume)
+    self._random = None if resume is None else resume.state.get('ranks_random')
 
 # %% ../nbs/20_distributed.ipynb #08c71158
 @patch
@@ -326,7 +301,7 @@ def _own_random(self: Distributed):
 
 # %% ../nbs/20_distributed.ipynb #48fc5e4b
 class _Pass(nn.Module):
-    "For DistributedDataParallel: the parameters of `model`, and the whole chain of callbacks that answers a prediction."
+    "For DistributedDataParallel: the parameters of `model`, and the chain of callbacks that predicts."
     def __init__(self, model, get_pred):
         super().__init__()
         self.model, self.get_pred = model, get_pred
@@ -335,7 +310,8 @@ class _Pass(nn.Module):
 def _buffers(part):
     "A module's buffers, or the tensors among an object's attributes that are no parameters."
     if isinstance(part, nn.Module): return list(part.buffers())
-    return [t for t in getattr(part, '__dict__', {}).values() if isinstance(t, torch.Tensor) and not isinstance(t, nn.Parameter)]
+    return [t for t in getattr(part, '__dict__', {}).values()
+            if isinstance(t, torch.Tensor) and not isinstance(t, nn.Parameter)]
 
 def _send(tensors):
     "All ranks get rank 0's."
@@ -350,18 +326,14 @@ def _wrap(self: Distributed, get_pred):
     learning = [id(p) for p in self.run.model.parameters() if p.requires_grad]
     if learning == self._learning: return
     self._ddp, self._learning = None, learning   # the old one's hooks go first
-    _send([t for part in self._parts for t in (part.parameters() if isinstance(part, nn.Module) else ())] + self._strangers)
-    if not learning: return _send([*self.run.model.parameters(), *_buffers(self.run.model)])   # DDP would refuse it
-    self._send_buffers()
-    options = dict(self.options)
-    if 'forward_sync_buffers' in _DDP_OPTIONS: options['forward_sync_buffers'] = options.pop('broadcast_buffers')   # its name from PyTorch 2.13 on
-    self._ddp = DistributedDataParallel(_Pass(self.run.model, get_pred), **options)   # sends rank 0's parameters to all
-
-_DDP_OPTIONS = inspect.signature(DistributedDataParallel).parameters
+    _send([p for m in self.run.modules for p in m.parameters()] + self._strangers)
+    self._sync()
+    if learning:   # DistributedDataParallel refuses a frozen model
+        self._ddp = DistributedDataParallel(_Pass(self.run.model, get_pred), **self.options)
 
 # %% ../nbs/20_distributed.ipynb #ca2d5abf
 @patch
-def _send_buffers(self: Distributed):
+def _sync(self: Distributed):
     "All ranks get rank 0's buffers, and what else a loss remembers."
     if not self._on: return
     _send([b for part in (self.run.model, *self._parts) for b in _buffers(part)])
@@ -373,7 +345,7 @@ def _send_buffers(self: Distributed):
 
 @patch
 def before_batch(self: Distributed):   # as DDP does with the model's
-    if self._on and self.run.in_train and self.options['broadcast_buffers']: _send([b for part in self._parts for b in _buffers(part)])
+    if self.run.in_train: _send([b for part in self._parts for b in _buffers(part)])
 
 @patch
 def after_backward(self: Distributed):
@@ -382,26 +354,25 @@ def after_backward(self: Distributed):
         mean = sum_over_ranks(torch.zeros_like(p) if p.grad is None else p.grad)/world_size()
         if p.grad is not None or not self.run.dl.own: p.grad = mean
 
-Distributed.after_train = Distributed.after_cancel_epoch = Distributed.after_cancel_fit = Distributed._send_buffers
+Distributed.after_train = Distributed.after_cancel_epoch = Distributed.after_cancel_fit = Distributed._sync
 
 @patch
 def after_fit(self: Distributed):
     if not self._on: return
-    for name in ('whole_batch', 'whole_weight', 'delayed_read'): vars(self.run).pop(name, None)
-    if self._data is not None and self.run.data is self._data[0]: self.run.data = self._data[1]
-    seed, trial = getattr(self.run.data.train_dl, 'seed', 0), any(isinstance(cb, LRFinder) for cb in self.run.cbs)
+    if self.run.data is self._data[0]: self.run.data = self._data[1]
+    seed = getattr(self.run.data.train_dl, 'seed', 0)
     self._forget()
-    if not trial: torch.manual_seed(Rng(seed, 'all ranks', self.run.n_iter).number)   # the rate finder has put them back itself
+    torch.manual_seed(Rng(seed, 'all ranks', self.run.n_iter).number)
 
 # %% ../nbs/20_distributed.ipynb #cc4947db
 class _Last(Callback):
     "What `Distributed` does when all other callbacks have begun."
     order = 10**6 + 1
-    def __init__(self, owner): self.owner, self._get_pred, self._drawn = owner, None, False
+    def __init__(self, owner): self.owner, self._get_pred = owner, None
 
     def before_epoch(self):
         owner, run = self.owner, self.run
-        owner._cut_data()   # another callback may have brought other data
+        owner._cut_data()   # also where another callback has brought other data
         if self._get_pred is not None: return
         self._get_pred = inner = run.get_pred
         _check_alike(run)
@@ -410,51 +381,50 @@ class _Last(Callback):
     def before_train(self):
         owner, run = self.owner, self.run
         owner._parts, owner._strangers = run.stateful[1:], [p for p in strangers(run) if p.requires_grad]
+        if owner._learning is None: owner._own_random()   # once a fit
         owner._wrap(self._get_pred)
-        if not self._drawn: self.owner._own_random()
-        self._drawn = True
 
 def _check_alike(run):
     "`RuntimeError` in all ranks unless they begin alike."
     dl, params = run.data.train_dl, list(run.model.parameters())
-    facts = {'epochs': run.epochs, 'epoch to begin with': run.epoch, 'batches trained before': run.n_iter, 'batches of an epoch': len(dl),
-             'items in a batch': getattr(dl, 'bs', None) or 0, 'seed of the loader': getattr(dl, 'seed', 0), 'callbacks': len(run.cbs),
-             'parameters': sum(p.numel() for p in params), 'parameters that learn': sum(p.numel() for p in params if p.requires_grad),
-             'groups of the optimizer': len(run.opt.param_groups), 'learning rates': [float(group['lr']) for group in run.opt.param_groups]}
+    facts = {'epochs': run.epochs, 'epoch to begin with': run.epoch, 'batches trained before': run.n_iter,
+             'batches of an epoch': len(dl), 'items in a batch': getattr(dl, 'bs', None) or 0,
+             'seed of the loader': getattr(dl, 'seed', 0), 'callbacks': len(run.cbs),
+             'parameters': sum(p.numel() for p in params),
+             'parameters that learn': sum(p.numel() for p in params if p.requires_grad),
+             'groups of the optimizer': len(run.opt.param_groups),
+             'learning rates': [float(group['lr']) for group in run.opt.param_groups]}
     table = [None]*world_size()
     dist.all_gather_object(table, facts)
     for what in facts:
         column = [row[what] for row in table]
         if any(value != column[0] for value in column):
-            raise RuntimeError(f'the ranks do not begin alike: {what}: {", ".join(map(str, column))} (rank 0, 1, …); all must be given the same, and read the same files')
+            raise RuntimeError(f'the ranks do not begin alike: {what}: {", ".join(map(str, column))} '
+                               '(rank 0, 1, …); all must be given the same, and read the same files')
 
 # %% ../nbs/20_distributed.ipynb #2efe6c5c
-class _EveryNth:
-    "As `DelayedRead`, by counts in place of the clock, so that all ranks read the same number after the same batch."
+class _EveryNth(DelayedRead):
+    "A `DelayedRead` by counts, not by the clock, so that all ranks read the same after the same batch."
     def __init__(self, n=50):
+        super().__init__(0.)
         self.n, self.calls = n, 0
-        self.copy, self.event = None, None
 
     def __call__(self, t):
         self.calls += 1
         if self.calls % self.n: return None
-        if self.event is not None: self.event.synchronize()   # it has arrived long since
-        value, gpu = None if self.copy is None else self.copy.tolist(), t.device.type == 'cuda'
-        self.copy = torch.empty(t.shape, dtype=t.dtype, pin_memory=gpu).copy_(t.detach(), non_blocking=gpu)
-        if gpu: self.event = torch.cuda.current_stream().record_event()
-        return value
+        if self._event is not None: self._event.synchronize()   # it has arrived long since
+        return super().__call__(t)
 
 # %% ../nbs/20_distributed.ipynb #cae59106
 @patch
 def to_distributed(self: Learner, *,
-    find_unused_parameters: bool = False, broadcast_buffers: bool = True, bucket_cap_mb: float = 25,
+    find_unused_parameters: bool = False, bucket_cap_mb: float = 25,
     gradient_as_bucket_view: bool = False, static_graph: bool = False,   # as in `Distributed`
 ) -> Learner:   # itself
-    "Train with all processes of the group from now on (`Distributed`); nothing changes in a process that is alone."
-    cb = Distributed(find_unused_parameters=find_unused_parameters, broadcast_buffers=broadcast_buffers, bucket_cap_mb=bucket_cap_mb,
-                     gradient_as_bucket_view=gradient_as_bucket_view, static_graph=static_graph)
-    _check_launch()
-    return self.exchange_cb(Distributed, cb if world_size() > 1 else None)
+    "Train with all processes of the group from now on (`Distributed`); nothing changes in one that is alone."
+    return self.exchange_cb(Distributed, Distributed(
+        find_unused_parameters=find_unused_parameters, bucket_cap_mb=bucket_cap_mb,
+        gradient_as_bucket_view=gradient_as_bucket_view, static_graph=static_graph))
 
 # %% ../nbs/20_distributed.ipynb #b43dc9cd
 @exercise('20.1')

@@ -16,7 +16,7 @@ from .regularization import clip_grad_values, clip_grads
 
 # %% ../nbs/07b_faults.ipynb #9a15f22c
 class DelayedRead:
-    "Numbers on a device, read without waiting: a copy is sent now and then, and answered later, when it has arrived."
+    "Numbers on a device, read without waiting: a copy is sent now and then, and returned when it has arrived."
     def __init__(self,
         seconds: float = 0.1, # at least so long between two copies
     ):
@@ -39,12 +39,12 @@ class DelayedRead:
 
 # %% ../nbs/07b_faults.ipynb #f2189906
 @patch
-def delayed_read(self: Runner): "A `DelayedRead`; where several processes decide by it, one that reads by counts."; return DelayedRead()
+def delayed_read(self: Runner): return DelayedRead()   # of several processes: one that reads by counts
 
 _NONE_BAD = 2**31 - 1   # larger than any batch number
 
 class NanCheck(Callback):
-    "Warns when a training loss is NaN or infinite, naming epoch and batch; the fit ends there unless `stop` is False. Nothing waits."
+    "Warns of the epoch and batch whose training loss is NaN or infinite, and ends the fit. Nothing waits."
     order, keeps_records = 45, True
     def __init__(self,
         stop: bool = True, # end the fit; False: warn, once a fit, and go on
@@ -68,19 +68,19 @@ class NanCheck(Callback):
     def _tell(self, batch):
         if batch is None or batch == _NONE_BAD: return
         self.where = self.epoch, batch
-        warnings.warn(f'the loss was NaN or infinite in epoch {self.epoch}, batch {batch}, both counted from 0; '
+        warnings.warn(f'the loss was NaN or infinite in epoch {self.epoch}, batch {batch}, counted from 0; '
                       'lower the learning rate, clip gradients, or look at the items of that batch', stacklevel=2)
         if self.stop: raise CancelFitException
 
 # %% ../nbs/07b_faults.ipynb #6b4bc4a0
 class GradClip(Callback):
-    "Before each step, limits each number of the gradients to `value`, and then their common norm to `norm`. `ValueError` without either."
+    "Before each step, limits each number of the gradients to `value`, and then their common norm to `norm`."
     order = 90   # after those that call the step off
     def __init__(self,
         norm: float|None = None,  # at most this norm, of all gradients as one vector
         value: float|None = None, # each number lies in −value … value
     ):
-        if norm is None and value is None: raise ValueError('GradClip needs a norm, or a value')
+        if norm is None and value is None: raise ValueError('GradClip has nothing to limit; give norm=… or value=…')
         self.norm = norm if norm is None else check_real(norm=norm, least=0)
         self.value = value if value is None else check_real(value=value, least=0)
 
@@ -88,5 +88,3 @@ class GradClip(Callback):
         params = [p for group in self.opt.param_groups for p in group['params']]
         if self.value is not None: clip_grad_values(params, self.value)
         if self.norm is not None: clip_grads(params, self.norm)
-
-    def __repr__(self): return f'GradClip(norm={self.norm}, value={self.value})'

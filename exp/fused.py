@@ -6,69 +6,57 @@
 __all__ = []
 
 # %% ../nbs/14b_fused.ipynb #c6c81e7d
-import math, operator
 from collections import namedtuple
+from functools import partial
 from numbers import Real
 
 import torch
 
-# %% ../nbs/14b_fused.ipynb #02f989e2
-Chunk = namedtuple('Chunk', 'places ps states fused')   # fused: may a kernel step them?
-
-def runs(members, most):
-    "Cut the list into runs of at most `most` numbers, or of one parameter."
-    found, size = [], 0
-    for member in members:
-        n = member[1].numel()
-        if not found or size + n > most:
-            found.append([])
-            size = 0
-        found[-1].append(member)
-        size += n
-    return found
-
 # %% ../nbs/14b_fused.ipynb #0dbab2d3
+Chunk = namedtuple('Chunk', 'places ps states fused')   # fused: may a kernel step them?
 CHUNK = 2**20   # numbers, on a CPU
 
 def plan(params, grads, state, stats, kernel):
     "The chunks of a group, with the state of those that have none yet. `ValueError` for a sparse gradient."
-    alike = {}
+    alike, before = {}, 0
     for i, (p, g) in enumerate(zip(params, grads)):
         if g is None: continue
         if g.layout is not torch.strided:
-            raise ValueError(f'parameter {i} of its group, {tuple(p.shape)}, has a sparse gradient; use torch.optim.SparseAdam for it')
+            raise ValueError(f'parameter {i} of its group has a sparse gradient; use torch.optim.SparseAdam')
         kept = state[p]
         for stat in stats:
             if stat.key not in kept: kept[stat.key] = stat.init(p)
         numbers = tuple(kept[stat.key] for stat in stats if isinstance(kept[stat.key], Real))
+        part = before//CHUNK if p.device.type == 'cpu' else 0
         fused = kernel is not None and fits_kernel(kernel, p)
-        alike.setdefault((p.device, p.dtype, fused, numbers), []).append((i, p, kept))
-    return [Chunk(*map(list, zip(*run)), fused) for (device, _, fused, _), members in alike.items()
-            for run in runs(members, CHUNK if device.type == 'cpu' else math.inf)]
+        alike.setdefault((p.device, p.dtype, part, numbers, fused), []).append((i, p, kept))
+        before += p.numel()
+    return [Chunk(*map(list, zip(*members)), fused) for (*_, fused), members in alike.items()]
 
 # %% ../nbs/14b_fused.ipynb #902959fb
-def same(xs, ys): return len(xs) == len(ys) and all(map(operator.is_, xs, ys))
+def ids(xs): return list(map(id, xs))
 
 class Planner:
     "The work of an optimizer's step, chunk by chunk; the plan is kept while it holds."
-    def __init__(self, stats, kernel=None): self.stats, self.kernel, self.plans, self.seen = stats, kernel, {}, []
-    def __reduce__(self): return Planner, (self.stats, self.kernel)   # a copy plans anew
+    def __init__(self, stats, kernel=None):
+        self.stats, self.kernel = stats, kernel
+        self.plans, self.states = {}, []   # each group's (conditions, chunks); a condition for all
 
     @torch._disable_dynamo   # `torch.compile(opt.step)` compiles what is done with a plan, not its making
     def __call__(self, opt):
         "All chunks, each with its gradients, its hyper-parameters, and the stats that are idle under these."
-        if not same(self.seen, opt.state.values()): self.plans = {}     # somebody exchanged the state
+        if self.states != ids(opt.state.values()): self.plans = {}     # somebody exchanged the state
         work = []
         for i, group in enumerate(opt.param_groups):
             params, hypers = group['params'], opt.hypers(group)
             grads = [p.grad for p in params]
-            now = [g is None for g in grads], {stat for stat in self.stats if stat.idle(hypers)}
-            kept = self.plans.get(i)
-            if kept is None or not same(kept[0], params) or kept[1] != now:
-                busy = [stat for stat in self.stats if stat not in now[1]]
-                kept = self.plans[i] = list(params), now, plan(params, grads, opt.state, busy, self.kernel)
-                self.seen = list(opt.state.values())
-            work += [(chunk, [grads[k] for k in chunk.places], hypers, now[1]) for chunk in kept[2]]
+            idle = {stat for stat in self.stats if stat.idle(hypers)}
+            now = ids(params), [g is None for g in grads], idle
+            if i not in self.plans or self.plans[i][0] != now:
+                busy = [stat for stat in self.stats if stat not in idle]
+                self.plans[i] = now, plan(params, grads, opt.state, busy, self.kernel)
+                self.states = ids(opt.state.values())
+            work += [(chunk, [grads[k] for k in chunk.places], hypers, idle) for chunk in self.plans[i][1]]
         return work
 
 # %% ../nbs/14b_fused.ipynb #12651a07
@@ -81,34 +69,30 @@ def changing(lr):
     "The rate as `torch.compile` should see it: a number would be compiled in."
     return torch.full((), lr, dtype=torch.float64) if torch.compiler.is_compiling() else lr
 
-def sgd_pass(ps, grads, grad_avg, lr, mom, wd, nesterov):
+def fused_sgd(ps, grads, grad_avg, lr, mom=0.9, wd=0., *, nesterov=False):
     "PyTorch's kernel for SGD, with our names."
-    torch._fused_sgd_(ps, laid_out(grads, ps), grad_avg if mom else [], lr=changing(lr), momentum=mom, weight_decay=wd,
-                      dampening=0., nesterov=nesterov, maximize=False, is_first_step=False)
+    torch._fused_sgd_(ps, laid_out(grads, ps), grad_avg if mom else [], lr=changing(lr), momentum=mom,
+                      weight_decay=wd, dampening=0., nesterov=nesterov, maximize=False, is_first_step=False)
 
-def adam_pass(kernel, ps, grads, grad_avg, sqr_avg, step, lr, mom, sqr_mom, eps, wd):
+def fused_adam(ps, grads, grad_avg, sqr_avg, step, lr, mom=0.9, sqr_mom=0.99, eps=1e-5, wd=0., *,
+               kernel=torch._fused_adam_):
     "PyTorch's kernel for Adam or AdamW, with our names."
     step = torch.full((), float(step), device=ps[0].device)
-    kernel(ps, laid_out(grads, ps), grad_avg, sqr_avg, [], [step]*len(ps), lr=changing(lr), beta1=mom, beta2=sqr_mom,
-           eps=eps, weight_decay=wd, amsgrad=False, maximize=False)
+    kernel(ps, laid_out(grads, ps), grad_avg, sqr_avg, [], [step]*len(ps), lr=changing(lr), beta1=mom,
+           beta2=sqr_mom, eps=eps, weight_decay=wd, amsgrad=False, maximize=False)
 
 # %% ../nbs/14b_fused.ipynb #68674105
-def fused_sgd(ps, grads, grad_avg, lr, mom=0.9, wd=0.): sgd_pass(ps, grads, grad_avg, lr, mom, wd, nesterov=False)
-def fused_nesterov(ps, grads, grad_avg, lr, mom=0.9, wd=0.): sgd_pass(ps, grads, grad_avg, lr, mom, wd, nesterov=True)
-
-def fused_adamw(ps, grads, grad_avg, sqr_avg, step, lr, mom=0.9, sqr_mom=0.99, eps=1e-5, wd=0.):
-    adam_pass(torch._fused_adamw_, ps, grads, grad_avg, sqr_avg, step, lr, mom, sqr_mom, eps, wd)
-
-def fused_adam(ps, grads, grad_avg, sqr_avg, step, lr, mom=0.9, sqr_mom=0.99, eps=1e-5, wd=0.):
-    adam_pass(torch._fused_adam_, ps, grads, grad_avg, sqr_avg, step, lr, mom, sqr_mom, eps, wd)
+fused_nesterov = partial(fused_sgd, nesterov=True)
+fused_adamw = partial(fused_adam, kernel=torch._fused_adamw_)
 
 def fused_lamb(ps, grads, grad_avg, sqr_avg, step, mom=0.9, sqr_mom=0.99, eps=1e-5, wd=0.):
+    "LAMB's update, before it is scaled to each layer."
     update = torch._foreach_mul(ps, wd)
-    adam_pass(torch._fused_adam_, update, grads, grad_avg, sqr_avg, step, -1., mom, sqr_mom, eps, 0.)
+    fused_adam(update, grads, grad_avg, sqr_avg, step, -1., mom, sqr_mom, eps)
     return update
 
 def fits_kernel(kernel, p):
     "Can it step this parameter? PyTorch's SGD for the CPU leaves long half-precision ones where they are."
     half = p.device.type == 'cpu' and p.dtype in (torch.float16, torch.bfloat16)
-    if half and kernel in (fused_sgd, fused_nesterov): return False
-    return p.is_floating_point() and p.stride() == torch.empty_like(p).stride()
+    left = half and kernel in (fused_sgd, fused_nesterov)
+    return p.is_floating_point() and p.stride() == torch.empty_like(p).stride() and not left

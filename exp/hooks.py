@@ -8,69 +8,50 @@ __all__ = ['DeviceCallback', 'BatchTransform', 'Hook', 'Hooks', 'ActivationStats
 # %% ../nbs/09_cuda_hooks.ipynb #77ff3297
 import math, warnings
 from collections import Counter
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from .callbacks import Callback
-from .core import (ListContainer, available_devices, check_int, default_device, exercise, get_grid, listify,
-                      near, patch, settings, to_device, tree_leaves)
+from .core import (ListContainer, check_int, default_device, exercise, get_grid, listify, near, patch,
+                      settings, to_device, tree_leaves)
 from .dataloader import BatchContext, DataBunch
-
-# %% ../nbs/09_cuda_hooks.ipynb #17f1d860
-def _move_opt_state(opt):
-    "Bring what an optimizer remembers to its parameters' devices, as `load_state_dict` would."
-    for group in opt.param_groups:
-        for p in group['params']:
-            for k, v in opt.state.get(p, {}).items():
-                stays = k == 'step' and not (group.get('capturable') or group.get('fused'))
-                if isinstance(v, torch.Tensor) and not stays: opt.state[p][k] = v.to(p.device)
 
 # %% ../nbs/09_cuda_hooks.ipynb #af247a23
 class DeviceCallback(Callback):
-    "Moves model, optimizer state and loss to `device` before a fit, where they stay, and each batch as it comes, without waiting."
+    "Moves model, optimizer state and loss to `device` before a fit, and each batch as it comes."
     order = -90
     def __init__(self,
-        device=None, # None: `default_device()`; `ValueError` for one that is not here
-    ):
-        try: self.device = torch.empty(0, device=default_device() if device is None else device).device
-        except (RuntimeError, AssertionError, TypeError):
-            raise ValueError(f'device {device!r} cannot be used here; there are {", ".join(available_devices())}') from None
+        device=None, # None: `default_device()`; one that is not here raises as torch does
+    ): self.device = torch.empty(0, device=default_device() if device is None else device).device
 
     def before_fit(self):
-        before = [id(p) for p in self.model.parameters()]
-        self.model.to(self.device)
-        if before != [id(p) for p in self.model.parameters()]:
-            raise RuntimeError('moving the model made new parameters, unknown to the optimizer; move it before the Runner is made')
-        for part in self.run.stateful[1:]:   # of the loss: a module, or an object with tensors, which stay the same
+        for part in self.run.stateful:   # the model, and of the loss modules and objects with tensors
             if isinstance(part, nn.Module): part.to(self.device)
             else:
-                for t in getattr(part, '__dict__', {}).values():
-                    if isinstance(t, torch.Tensor): t.data = t.data.to(self.device)
-        if self.opt is not None: _move_opt_state(self.opt)
+                for t in tree_leaves(list(vars(part).values())): t.data = t.data.to(self.device)
+        for p, state in getattr(self.opt, 'state', {}).items():   # what the optimizer remembers
+            for k, v in state.items():
+                if isinstance(v, torch.Tensor) and k != 'step': state[k] = v.to(p.device)
 
     def before_batch(self): self.run.xb, self.run.yb = to_device((self.xb, self.yb), self.device)
     def __repr__(self): return f'DeviceCallback({str(self.device)!r})'
 
 # %% ../nbs/09_cuda_hooks.ipynb #8de514d2
 class BatchTransform(Callback):
-    "Passes each batch, in training and validation, through `tfm`. `TypeError` for what is no function, or answers no batch."
+    "Passes each batch, in training and validation, through `tfm`."
     order = -80
     def __init__(self,
-        tfm, # f(xb) → xb; with `on = 'batch'`, f(xb, yb, ctx) → (xb, yb); or `data.transform_batch`: the data's own transforms
+        tfm, # f(xb) → xb; with `on = 'batch'`, f(xb, yb, ctx) → (xb, yb); or `data.transform_batch`
     ):
-        if isinstance(tfm, type) or not callable(tfm):
-            raise TypeError(f'a batch transform should be a function, not {tfm!r}')
         self.tfm, owner = tfm, getattr(tfm, '__self__', None)
-        self.transforms_batches = isinstance(owner, DataBunch) and tfm.__name__ == 'transform_batch'   # what `Runner` looks for
+        self.transforms_batches = isinstance(owner, DataBunch) and tfm.__name__ == 'transform_batch'
 
     def before_fit(self):
         self._seed = settings().seed   # for a loader without one
-        if not self.transforms_batches: return
-        if self.tfm.__self__.batch_tfms is not self.data.batch_tfms:
-            raise ValueError(f'{self!r} is of another DataBunch than the fit')
         if sum(cb.transforms_batches for cb in self.cbs) > 1:
             raise ValueError("two callbacks apply the data's batch_tfms; take one off")
 
@@ -80,45 +61,36 @@ class BatchTransform(Callback):
 @patch
 def before_batch(self: BatchTransform):
     "The batch as `tfm` makes it, called in the way of its kind."
-    if self.transforms_batches: out = self.tfm(self.xb, self.yb, train=self.in_train, items=self.items)
+    if self.transforms_batches: batch = self.tfm(self.xb, self.yb, train=self.in_train, items=self.items)
     elif getattr(self.tfm, 'on', None) == 'batch':
         ctx = BatchContext(self.in_train, getattr(self.dl, 'seed', self._seed), self.epoch, self.items)
-        out = self.tfm(self.xb, self.yb, ctx)
-    else: out = self.tfm(self.xb), self.yb
-    if not (isinstance(out, (tuple, list)) and len(out) == 2 and out[0] is not None):
-        raise TypeError(f'{self.tfm!r} should return a batch: xb, or (xb, yb) with on = "batch"')
-    self.run.xb, self.run.yb = out
+        batch = self.tfm(self.xb, self.yb, ctx)
+    else: batch = self.tfm(self.xb), self.yb
+    if batch is None or batch[0] is None: raise TypeError(f'{self.tfm!r} returned no batch; forget `return`?')
+    self.run.xb, self.run.yb = batch
 
 # %% ../nbs/09_cuda_hooks.ipynb #5757b439
-def _describe(module): return f'{type(module).__name__}({module.extra_repr()})'
-
 class Hook(AbstractContextManager):
     """Calls `f(hook, module, inp, outp)` whenever `module` has run, until removed; a context manager.
 
-    Backward, `inp` and `outp` are tuples of the gradients of its inputs (None where none is needed) and outputs. What `f` answers,
-    unless None, takes the place of the output, or of the gradients of the inputs. `f` may keep its notes on the hook."""
+    Backward, `inp` and `outp` are tuples of the gradients of its inputs (None where none is needed) and
+    outputs. What `f` returns, unless None, takes the place of the output, or of the gradients of the inputs.
+    `f` may keep its notes on the hook."""
     def __init__(self,
         module: nn.Module,
         f,                    # f(hook, module, inp, outp)
         forward: bool = True, # after the forward pass; False: in the backward pass
     ):
-        if not callable(f): raise TypeError(f'f should be a function of (hook, module, inp, outp), not {f!r}')
-        self.module, self.f, self.forward = module, f, forward
+        self.module = module
         register = module.register_forward_hook if forward else module.register_full_backward_hook
-        self._handle = register(self._call)
-
-    def _call(self, module, inp, outp):
-        try: return self.f(self, module, inp, outp)
-        except BaseException as e:
-            e.add_note(f'This was the function of {self!r}.')
-            raise
+        self._handle = register(partial(f, self))
 
     def remove(self):
         "Take the hook off; it may be off already."
         self._handle.remove()
 
     def __exit__(self, *exc): self.remove()
-    def __repr__(self): return f'{"Hook" if self.forward else "Backward hook"} on {_describe(self.module)}'
+    def __repr__(self): return f'Hook on {type(self.module).__name__}({self.module.extra_repr()})'
 
 # %% ../nbs/09_cuda_hooks.ipynb #6c338c18
 def _module_list(modules):
@@ -127,15 +99,13 @@ def _module_list(modules):
     return [modules] if single else list(modules)
 
 class Hooks(ListContainer, AbstractContextManager):
-    "A `Hook` with `f` on each of `modules`; removed by `remove`, at the end of a `with` block, or singly by `del hooks[i]`."
+    "A `Hook` with `f` on each of `modules`; gone after `remove`, a `with` block, or singly `del hooks[i]`."
     def __init__(self,
         modules,              # modules; a Sequential stands for its parts
         f,                    # f(hook, module, inp, outp)
         forward: bool = True, # after the forward pass; False: in the backward pass
     ):
-        with ExitStack() as stack:   # where one cannot be made, those before it are taken off
-            super().__init__([stack.enter_context(Hook(m, f, forward)) for m in _module_list(modules)])
-            stack.pop_all()
+        super().__init__([Hook(m, f, forward) for m in _module_list(modules)])
 
     def remove(self):
         "Take all hooks off."
@@ -144,9 +114,8 @@ class Hooks(ListContainer, AbstractContextManager):
     def __exit__(self, *exc): self.remove()
 
     def __delitem__(self, i):
-        gone = listify(self[i])
+        for h in listify(self[i]): h.remove()
         super().__delitem__(i)
-        for h in gone: h.remove()
 
 # %% ../nbs/09_cuda_hooks.ipynb #888eb6d8
 _PER_UNIT, _LIMIT = 20, 10          # bins of 1/20 from −10 to 10,
@@ -176,32 +145,32 @@ def _share_dead(a):
 
 # %% ../nbs/09_cuda_hooks.ipynb #4008cc85
 class ActivationStats(Callback):
-    """Every `every`-th training batch, each layer's mean, deviation, histogram, share near zero and share of dead units.
+    """Every `every`-th batch, each layer's mean, deviation, histogram, shares near zero and of dead units.
 
-    Layers are, unless given, the modules without parts that have parameters or keep their input's shape (activation functions;
-    not dropout), found anew each time. Results are dicts: a layer's name → a value for each time. A module that runs twice in a
-    batch has two entries. A dead *unit* (dimension 1 of an output, or the last of three) has one value throughout the batch."""
+    Layers are, unless given, the modules without parts that have parameters or keep their input's shape
+    (activation functions; not dropout), found anew each time. Results are dicts: a layer's name → a value for
+    each time. A module that runs twice in a batch has two entries. A dead *unit* (dimension 1 of an output,
+    or the last of three) has one value throughout the batch."""
     order = 60
     def __init__(self,
-        modules=None,    # modules of the model (a Sequential: its parts), or a function of a module: shall it be taken?
+        modules=None,    # modules of the model (a Sequential: its parts), or a function: is one meant?
         every: int = 10, # record the first batch of a fit, and from there each `every`-th
     ):
-        every = check_int(every=every, least=1)
         chooses = callable(modules) and not isinstance(modules, nn.Module)
         self._wanted = modules if modules is None or chooses else _module_list(modules)
-        self.every, self._hooks, self._rows, self._packed, self._batches = every, None, {}, {}, {}
+        self.every, self._hooks = check_int(every=every, least=1), None
+        self._rows, self._packed, self._batches = {}, {}, {}
 
     def before_fit(self):
-        self._rows, self._packed, self._batches, self._start = {}, {}, {}, self.n_iter
-        if not self._layers():
-            raise ValueError("modules chose none of the model's modules, so there is nothing to record")
+        self._rows, self._packed, self._batches = {}, {}, {}
+        self._start = self.n_iter
 
-    batches   = property(lambda self: {name: list(b) for name, b in self._batches.items()}, doc='When: the training batches of the fit.')
+    batches   = property(lambda self: dict(self._batches), doc='When: the training batches of the fit.')
     means     = property(lambda self: self._columns(0), doc='The means.')
     stds      = property(lambda self: self._columns(1), doc='The standard deviations.')
-    dead      = property(lambda self: self._columns(2), doc='The shares of units with one value throughout the batch.')
-    hists     = property(lambda self: self._columns(slice(4, -2)), doc='Counts in 400 bins of width 0.05 from −10 to 10.')
-    near_zero = property(lambda self: self.share(-0.25, 0.25), doc='The shares of activations near zero, |a| < 0.25.')
+    dead      = property(lambda self: self._columns(2), doc='The shares of units with one value.')
+    hists     = property(lambda self: self._columns(slice(4, -2)), doc='Counts in 400 bins from −10 to 10.')
+    near_zero = property(lambda self: self.share(-0.25, 0.25), doc='The shares of activations near zero.')
 
     def __repr__(self): return f'ActivationStats(every={self.every})'
 
@@ -226,13 +195,11 @@ ActivationStats.after_batch = ActivationStats.after_fit = ActivationStats.after_
 @patch
 def _layers(self: ActivationStats):
     "The modules that get a hook, with their names."
-    named = {m: name or type(m).__name__ for name, m in self.model.named_modules() if 'parametrizations' not in name}
+    named = {m: name or type(m).__name__ for name, m in self.model.named_modules()
+             if 'parametrizations' not in name}
     def is_leaf(module): return all(name == 'parametrizations' for name, _ in module.named_children())
     wanted = is_leaf if self._wanted is None else self._wanted
     if callable(wanted): return {m: name for m, name in named.items() if wanted(m)}
-    for m in wanted:
-        if m not in named:
-            raise ValueError(f'{_describe(m) if isinstance(m, nn.Module) else repr(m)} is not a part of the model')
     return {m: named[m] for m in wanted}
 
 def _is_layer(module, inp, a):
@@ -267,6 +234,7 @@ def after_epoch(self: ActivationStats):
 @patch
 def _columns(self: ActivationStats, i):
     self.after_epoch()
+    if not self._packed: raise ValueError('nothing was recorded; give the callback to a fit first')
     return {name: torch.cat(parts)[:, i] for name, parts in self._packed.items()}
 
 @patch
@@ -276,7 +244,6 @@ def share(self: ActivationStats,
 ) -> dict:     # a layer's name → a tensor with a share for each time
     "The share of each layer's activations in lo ≤ a < hi. `ValueError` for bounds that are no edges of bins."
     i, j = _edge(lo), _edge(hi)
-    if not i < j: raise ValueError(f'lo is {lo} and hi is {hi}; lo should be below hi')
     return {name: counts[:, i:j].sum(1)/counts.sum(1) for name, counts in self._columns(slice(3, None)).items()}
 
 # %% ../nbs/09_cuda_hooks.ipynb #fc7b630a
@@ -290,10 +257,6 @@ def _lines(ax, batches, values, ylabel, style='-', legend=False):
     if not legend or len(values) > 12: return
     for text in ax.legend(fontsize=7, title='layer', title_fontsize=7).get_texts(): text.set_parse_math(False)
 
-def _recorded(values):
-    if not values: raise ValueError('nothing was recorded; give the callback to a fit first')
-    return values
-
 def _axes(axs, n, size, ncols):
     "Axes in one row of a list: those given, or `n` of a new figure."
     if axs is not None: return np.ravel(axs)
@@ -306,7 +269,7 @@ def plot_means_stds(self: ActivationStats,
     axs=None, # two matplotlib axes; None: a new figure
 ):            # the axes
     "Each layer's mean and standard deviation over the training."
-    means = _recorded(self.means)
+    means = self.means
     axs = _axes(axs, 2, (10, 2.8), ncols=2)
     _lines(axs[1], self.batches, self.stds, 'standard deviation')
     _lines(axs[0], self.batches, means, 'mean', legend=True)
@@ -318,7 +281,7 @@ def plot_near_zero(self: ActivationStats,
     ax=None, # matplotlib axes; None: a new figure
 ):           # the axes
     "Each layer's share of activations near zero, |a| < 0.25, over the training; dotted, its share of dead units."
-    near_zero = _recorded(self.near_zero)
+    near_zero = self.near_zero
     ax = _axes(ax, 1, (6, 2.8), ncols=1)[0]
     _lines(ax, self.batches, self.dead, 'share', style=':')
     _lines(ax, self.batches, near_zero, 'share', legend=True)
@@ -330,8 +293,6 @@ def plot_near_zero(self: ActivationStats,
 def _hist_image(ax, counts, batches, every, low, high, bins):
     if low is None: low = -_LIMIT if counts[:, :_BINS//2].any() else 0
     i, j = _edge(low) - 1, _edge(high) - 1
-    if not 0 <= i < j <= _BINS or bins < 1 or (j - i) % bins:
-        raise ValueError(f'{bins} rows from {low} to {high} are not made of bins of 0.05 from −{_LIMIT} to {_LIMIT}')
     image = counts[:, i:j].unflatten(1, (bins, -1)).sum(2).T.log1p()
     drawn = ax.imshow(image.numpy(), origin='lower', aspect='auto', interpolation='nearest', cmap='magma',
                       extent=(batches[0] - every/2, batches[-1] + every/2, low, high))
@@ -346,7 +307,7 @@ def plot_hists(self: ActivationStats,
     bins: int = 40,         # rows of an image; (high − low)/bins should be a multiple of 0.05
 ):                          # the axes
     "Each layer's histogram over the training as an image: a column for each time, brighter where log(1 + count) is larger."
-    hists = _recorded(self.hists)
+    hists = self.hists
     own, n = axs is None, len(hists)
     # two wide images in a row: a pixel or more for each batch
     axs = _axes(axs, n, (10, 2.5*math.ceil(n/2)), ncols=min(n, 2))

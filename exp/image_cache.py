@@ -6,10 +6,9 @@
 __all__ = ['ImageError', 'verify_images']
 
 # %% ../nbs/13b_image_cache.ipynb #32703ee1
-import copy, io, os, re, shutil
+import copy, io, os, shutil
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,17 +66,16 @@ def as_mode(im, mode):
 # %% ../nbs/13b_image_cache.ipynb #a295790c
 class ImageError(ValueError):
     "A file or bytes that are no image, or a damaged one: the message names it, `reason` is what its reader says."
-    reason = None
 
 # %% ../nbs/13b_image_cache.ipynb #324fb7a0
 BYTES = bytes, bytearray, memoryview
 
 def image_error(source, e):
     "An `ImageError` that names where an image comes from, and says why it cannot be read."
-    unnamed = f'an image of {len(source)} bytes' if isinstance(source, BYTES) else f'an image in a {type(source).__name__}'
-    named = getattr(source, 'filename', '') or getattr(source, 'name', '') or unnamed
-    name = source if isinstance(source, (str, os.PathLike)) else named
-    reason = re.sub(r' <_io.BytesIO[^>]*>', '', f'{type(e).__name__}: {e}')
+    named = (getattr(source, 'filename', '') or getattr(source, 'name', '')
+             or f'an image in {type(source).__name__}')
+    reason = f'{type(e).__name__}: {e}'.split(' <_io.')[0]   # without the address of a BytesIO
+    name = source if isinstance(source, (str, Path)) else named
     error = ImageError(f'{name} cannot be decoded; take it out (verify_images lists such files). {reason}')
     error.reason = reason
     return error
@@ -85,8 +83,7 @@ def image_error(source, e):
 def read_bytes(source):
     "The bytes of a path, of bytes, or of an open file from its start; the file stays where it is."
     if isinstance(source, BYTES): return source
-    if not hasattr(source, 'read'):
-        with open(source, 'rb', buffering=0) as f: return f.read()
+    if isinstance(source, Path): return source.read_bytes()
     if not source.seekable(): return source.read()
     place = source.tell()
     source.seek(0)
@@ -133,8 +130,7 @@ def verify_images(
 ) -> list:                   # pairs (path, reason)
     "Open and decode every image as a data set does, with a progress bar, and list the broken ones."
     if isinstance(files, (str, Path)): raise TypeError(f'files is {files!r}; a list of paths is expected, as of get_files')
-    opener = partial(open_image, path=getattr(files, 'path', '.'))
-    images = files if hasattr(files, 'mode') else SimpleNamespace(open=opener, mode='RGB')
+    images = files if hasattr(files, 'open') else SimpleNamespace(open=open_image, mode='RGB')
     files = [Path(f) if isinstance(f, str) else f for f in list_of(files, is_one_image)]
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:   # decoding leaves the interpreter's lock
         found = list(tqdm(pool.map(partial(broken_image, images), files), total=len(files), desc='images'))
@@ -179,10 +175,10 @@ def resized_together(ims, size):
     out = torch.empty(len(ims), 3, *size, dtype=torch.uint8)
     parts, outs = [ims[lo:lo + 16] for lo in range(0, len(ims), 16)], [t.numpy() for t in out.split(16)]
     ims.clear()
-    threads = min(torch.get_num_threads(), len(parts))
-    if threads == 1: list(map(resize_into, outs, parts, repeat(size)))
+    work, threads = partial(resize_into, size=size), torch.get_num_threads()
+    if threads == 1: list(map(work, outs, parts))   # a pool of one would be slower
     else:
-        with ThreadPoolExecutor(threads) as pool: list(pool.map(resize_into, outs, parts, repeat(size)))
+        with ThreadPoolExecutor(threads) as pool: list(pool.map(work, outs, parts))
     return out
 
 # %% ../nbs/13b_image_cache.ipynb #0b3437fb
@@ -191,61 +187,55 @@ def check_memory(size, shared):
     try: room = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')//2
     except (AttributeError, ValueError, OSError): room = size   # a system that does not say
     if shared and os.path.isdir('/dev/shm'): room = min(room, shutil.disk_usage('/dev/shm').free)
-    where = 'in /dev/shm, which workers share' if shared else 'for it'
-    if size > room: raise MemoryError(f'the cache takes {size/2**30:.1f} GiB; {room/2**30:.1f} are {where}. Use cache=False')
+    if size > room:
+        raise MemoryError(f'the cache takes {size/2**30:.1f} GiB of {room/2**30:.1f}; use cache=False')
 
 # %% ../nbs/13b_image_cache.ipynb #9f98d0ac
 class ItemCache:
     "Items as tensors, kept as they are before the first random transform, each from the first time it is asked for."
     def __init__(self, ds, shared):
-        self.ds, self.others = ds, {}   # targets that are no rows of a tensor, by item, in each process
-        x, y = ds.early(0)
-        self.pil, self.y = isinstance(x, Image.Image), ds.column()
+        x, _ = ds.early(0)
+        self.ds, self.pil = ds, isinstance(x, Image.Image)
+        self.y, self.others = ds.column(), {}   # targets: rows of a tensor, or one by one in each process
+        self.no_others = ds.y is None or self.y is not None
         x = self.tensor(x)
-        if not isinstance(x, torch.Tensor):
-            raise TypeError(f'cache=True keeps tensors; before a random transform these items are a {type(x).__name__}')
-        alone = self.y is None and isinstance(y, torch.Tensor)
-        self.keeps_y = alone and not ds.y.collate and not ds.y.join   # else their shapes differ
-        check_memory(len(ds)*(x.nbytes + (y.nbytes if self.keeps_y else 0)), shared)
+        check_memory(len(ds)*x.nbytes, shared)
         self.x, self.done = torch.empty(len(ds), *x.shape, dtype=x.dtype), torch.zeros(len(ds), dtype=torch.bool)
-        if self.keeps_y: self.y = torch.empty(len(ds), *y.shape, dtype=y.dtype)
-        for t in (self.x, self.y, self.done) if shared else ():
-            if t is not None: t.share_memory_()
+        if shared:
+            for t in (self.x, self.done): t.share_memory_()
 
     def tensor(self, x): return torch.from_numpy(np.array(x)) if self.pil else x
 
     def get(self, i):
         "Item `i`, as (x, y)."
-        others = self.ds.y is not None and self.y is None
-        if self.done[i] and not (others and i not in self.others):
+        if self.done[i] and (self.no_others or i in self.others):
             x = Image.fromarray(self.x[i].numpy()) if self.pil else self.x[i].clone()
-            if others: return x, copy.deepcopy(self.others[i])
-            return x, None if self.y is None else self.y[i].clone()
+            return x, copy.deepcopy(self.others.get(i)) if self.y is None else self.y[i].clone()
         x, y = self.ds.early(i)
-        rows = [('', self.tensor(x), self.x)] + ([('the target of ', y, self.y)] if self.keeps_y else [])
-        for what, t, kept in rows:
-            if t.shape != kept.shape[1:]:
-                raise ValueError(f'{what}item {i} has shape {tuple(t.shape)}, of item 0 {tuple(kept.shape[1:])}; '
-                                 'a cache needs one size: resize before, or give the targets a `collate`')
-        for what, t, kept in rows: kept[i] = t
-        if others: self.others[i] = copy.deepcopy(y)
+        row = self.tensor(x)
+        if row.shape != self.x.shape[1:]:
+            raise ValueError(f'item {i} has shape {tuple(row.shape)}, item 0 {tuple(self.x.shape[1:])}; '
+                             'a cache needs one size: resize before')
+        self.x[i] = row
+        if not self.no_others: self.others[i] = copy.deepcopy(y)
         self.done[i] = True   # last, since another process may look
         return x, y
 
+    def gives_rows(self): return self.no_others and self.ds.fixed == len(self.ds.tfms)   # for a batch
+    def is_full(self): return self.gives_rows() and bool(self.done.all())
+
     def get_many(self, items):
         "A batch of items; None where it takes more than rows."
-        ds, items = self.ds, torch.as_tensor(items)
-        if ds.fixed < len(ds.tfms) or ds.y is not None and self.y is None: return None
+        if not self.gives_rows(): return None
+        items = np.asarray(items)
         if not self.done[items].all():
-            batch = ds.stacked(items.tolist())
+            batch = self.ds.stacked(items.tolist())
             if batch is None or batch[0].shape[1:] != self.x.shape[1:]: return None
-            self.x.numpy()[items.numpy()] = batch[0].numpy()   # NumPy copies without starting threads
-            if self.keeps_y: self.y[items] = batch[1]
+            self.x.numpy()[items] = batch[0].numpy()   # NumPy copies without starting threads
             self.done[items] = True
         return self.rows(items)
 
     def rows(self, i):
         "Many items at once."
-        if not isinstance(i, slice): i = torch.as_tensor(i)
-        x = torch.from_numpy(self.x.numpy()[i.numpy() if isinstance(i, torch.Tensor) else i])   # likewise
-        return x, None if self.y is None else self.y[i]
+        i = i if isinstance(i, slice) else np.asarray(i)
+        return torch.from_numpy(self.x.numpy()[i]), None if self.y is None else self.y[i]

@@ -14,26 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import check_int, check_real, exercise, near, patch
+from .core import exercise, near, patch
 from .specs import register
 from .regularization import fans, init_kaiming
 
 # %% ../nbs/10_layers.ipynb #6532726b
 @register
 class GeneralRelu(nn.Module):
-    "A ReLU with a slope for negative inputs, then shifted down, then bounded above; `ReLU` if all are None. `sub` may be set later."
+    """A ReLU with a slope for negative inputs, then shifted down, then bounded above; `ReLU` if all are None.
+    `sub` may be set later."""
     def __init__(self,
         leak: float|None = None, # slope for negative inputs, 0 to 1; None: 0
         sub: float|None = None,  # subtracted from the output; None: nothing
         maxv: float|None = None, # upper bound of what comes out; None: none
     ):
         super().__init__()
-        given = dict(leak=leak, sub=sub, maxv=maxv)
-        self.leak, self.sub, self.maxv = (v if v is None else check_real(**{k: v}) for k, v in given.items())
-        if not 0 <= (self.leak or 0) <= 1:
-            raise ValueError(f'leak is {leak}; the slope for negative inputs is from 0 to 1')
-        if maxv is not None and self.maxv <= -(self.sub or 0):
-            raise ValueError(f'maxv is {maxv}, and all positive inputs give more than {-(sub or 0)}: they would come out the same')
+        self.leak, self.sub, self.maxv = leak, sub, maxv
 
     def forward(self, x):
         x = F.relu(x) if self.leak is None else F.leaky_relu(x, self.leak)
@@ -42,7 +38,8 @@ class GeneralRelu(nn.Module):
         return x
 
     def extra_repr(self):
-        return ', '.join(f'{k}={v:.4g}' for k in ('leak', 'sub', 'maxv') if (v := getattr(self, k)) is not None)
+        given = dict(leak=self.leak, sub=self.sub, maxv=self.maxv)
+        return ', '.join(f'{k}={v:.4g}' for k, v in given.items() if v is not None)
 
     negative_slope = property(lambda self: self.leak or 0., doc='As of `nn.LeakyReLU`.')
 
@@ -75,13 +72,13 @@ def conv_layer(
     act_first: bool = True,        # activation before normalisation
     bias: bool|None = None,        # has the convolution a bias? None: only without `norm`
 ) -> nn.Sequential:
-    "A convolution, an activation and a normalisation, as parts `conv`, `act` and `norm`. Raises for an even kernel and for finished layers."
-    ni, nf, ks, stride = check_int(ni=ni, nf=nf, ks=ks, stride=stride, least=1)
+    """A convolution, an activation and a normalisation, as parts `conv`, `act` and `norm`.
+    Raises for an even kernel and for finished layers."""
     if ks % 2 == 0:
-        raise ValueError(f'ks is {ks}; with an even kernel no padding is the same on both sides. Use an odd one')
+        raise ValueError(f'ks is {ks}; with an even kernel no padding is the same on both sides')
     for name, f in (('norm', norm), ('act', act)):
         if isinstance(f, nn.Module):
-            raise TypeError(f'{name} should make a layer, as {type(f).__name__} does, so that each block gets its own')
+            raise TypeError(f'{name} must make a layer, as {type(f).__name__} does: each block gets its own')
     conv = nn.Conv2d(ni, nf, ks, stride, padding=ks//2, bias=norm is None if bias is None else bias)
     after = {'act': act and act(), 'norm': norm and norm(nf)}
     order = ('act', 'norm') if act_first else ('norm', 'act')
@@ -112,16 +109,12 @@ def _in_order(module):
     return [layer for child in children for layer in (*gap, *_in_order(child))] + gap
 
 # %% ../nbs/10_layers.ipynb #c862dbc1
-def _slope(layer):
-    "The slope of a (leaky) ReLU for negative inputs; None for another layer."
-    return getattr(layer, 'negative_slope', 0. if isinstance(layer, nn.ReLU) else None)
-
 def _with_leaks(model):
     "[(layer, leak)] for each convolution and linear layer of `model`; the leak is 0 where none is seen."
     found, leak = [], 0.
     for layer in reversed(_in_order(model)):
-        if layer is None: leak = 0.
-        elif _slope(layer) is not None: leak = _slope(layer)
+        slope = getattr(layer, 'negative_slope', 0. if isinstance(layer, (nn.ReLU, type(None))) else None)
+        if slope is not None: leak = slope
         elif isinstance(layer, _WEIGHTED):
             found.append((layer, leak))
             leak = 0.
@@ -138,15 +131,12 @@ def init_cnn(
     model: nn.Module,      # changed in place
     uniform: bool = False, # weights uniform on an interval, else normal
 ) -> nn.Module:            # `model`
-    """Kaiming's initialisation for all convolution (1d to 3d, transposed too) and linear layers; biases zero (He et al. 2015, 1502.01852).
+    """Kaiming's initialisation for all convolution (1d to 3d, transposed too) and linear layers; biases zero
+    (He et al. 2015, 1502.01852).
 
-    The leak is that of the GeneralRelu, LeakyReLU or ReLU that follows in nn.Sequential; 0, as for a ReLU, where none is seen.
-    `ValueError` for a weight that is not there yet or is parametrized."""
-    layers = _with_leaks(model)
-    for layer, _ in layers:
-        if 'weight' not in layer._parameters or isinstance(layer.weight, nn.UninitializedParameter):
-            raise ValueError(f'{layer} has no weight to set; run a batch through the model first, or do this before it is parametrized')
-    for layer, leak in layers:
+    The leak is that of the GeneralRelu, LeakyReLU or ReLU that follows in nn.Sequential; 0, as for a ReLU,
+    where none is seen. It comes after the first batch of lazy layers, and before weights are parametrized."""
+    for layer, leak in _with_leaks(model):
         init_kaiming(layer.weight, leak, uniform=uniform)
         with torch.no_grad():
             layer.weight *= math.sqrt(fans(layer.weight)[0]/_sum_size(layer))   # 1 unless transposed

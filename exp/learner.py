@@ -6,31 +6,28 @@
 __all__ = ['Learner']
 
 # %% ../nbs/16_learner.ipynb #f88d5330
-import copy, operator, threading
+import copy, threading
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import RandomSampler, SequentialSampler, WeightedRandomSampler
 
 from .callbacks import (AvgStats, Callback, Recorder, Runner, TrainEvalCallback, check_rate, count_batches,
                            read_numbers)
-from .faults import NanCheck
-from .core import check_choice, check_real, exercise, listify, patch, user_path
+from .core import check_choice, exercise, listify, patch, user_path
 from .data_block import LabeledData
-from .workers import Batch, as_indices
-from .dataloader import (BatchSampler, DataLoader, Dataset, Sampler, TransformedDataset, check_loader,
+from .workers import Batch
+from .dataloader import (BatchSampler, DataLoader, Dataset, Sampler, TransformedDataset, as_bunch, check_loader,
                             dataset_of, drawn_order, make_data)
 from .hooks import BatchTransform, DeviceCallback
 from .losses import check_same_shape
 from .norms import NORMS
 from .optimizers import adam_opt
 from .progress import CSVLog, Progress, quiet
-from .schedules import (LRFinder, ParamScheduler, Tracker, check_hyper, cos_1cycle, get_hyper, sched_no,
-                           set_hyper)
+from .schedules import LRFinder, ParamScheduler, Tracker, cos_1cycle, get_hyper, sched_no, set_hyper
 from .snapshots import undisturbed
 
 # %% ../nbs/16_learner.ipynb #9ef70e48
@@ -39,7 +36,6 @@ class _DataTransform(Callback):
     name, order, transforms_batches = 'batch_transform', BatchTransform.order, True   # what `Runner` looks for
     def before_batch(self):
         self.run.xb, self.run.yb = self.data.transform_batch(self.xb, self.yb, train=self.in_train, items=self.items)
-    def __repr__(self): return 'BatchTransform(data.transform_batch)'
 
 # %% ../nbs/16_learner.ipynb #8dc0d722
 class _TrainEval(TrainEvalCallback):
@@ -74,7 +70,6 @@ class Learner(Runner):
         cbs=None,          # callbacks for every fit; one of a kind that a learner has by itself takes its place
         path='.',          # folder for files
     ):
-        if wd is not None: check_hyper('wd', wd)
         self.wd, self.splitter, self._frozen_norms = wd, splitter, ()
         self.metrics, self.path = listify(metrics), user_path(path)
         cbs = listify(cbs)
@@ -82,15 +77,11 @@ class Learner(Runner):
                          cbs=[*_comforts(cbs, self.metrics), *cbs])
         if splitter is not None: self.layer_groups()   # what is wrong with it shows here
 
-    @property
-    def history(self): "The table of the last fit: a row for each epoch."; return self._stats().history
+    history = property(lambda self: self.find(AvgStats).history, doc='The table of the last fit: a row for each epoch.')
 
-    def quiet(self): "A `with` block in which no bars and tables are shown."; return quiet()
-
-    def _stats(self):
-        for cb in self.cbs:
-            if isinstance(cb, AvgStats): return cb
-        raise ValueError('this learner has no AvgStats; add one with add_cbs')
+    def quiet(self):
+        "A `with` block in which no bars and tables are shown."
+        return quiet()
 
     def __repr__(self):
         groups = f', {len(self.layer_groups())} layer groups' if self.splitter else ''
@@ -104,8 +95,7 @@ ELEMENTWISE_CLASSES = nn.MSELoss, nn.L1Loss, nn.HuberLoss, nn.SmoothL1Loss
 def get_loss(self: Learner):
     "The loss of the batch. `ValueError` where an elementwise loss of PyTorch would broadcast predictions and targets."
     f = self.loss_func.func if isinstance(self.loss_func, partial) else self.loss_func
-    elementwise = f in ELEMENTWISE_LOSSES or isinstance(f, ELEMENTWISE_CLASSES)
-    if elementwise and getattr(self.pred, 'shape', 0) != getattr(self.yb, 'shape', 0):
+    if f in ELEMENTWISE_LOSSES or isinstance(f, ELEMENTWISE_CLASSES):
         check_same_shape(self.pred, self.yb, getattr(f, '__name__', type(f).__name__))
     return Runner.get_loss(self)
 
@@ -121,13 +111,12 @@ def _params_of(part):
 def layer_groups(self: Learner) -> list:   # lists of parameters, from the input to the output
     "The model's parameters by layer group, as `splitter` says. `ValueError` if one is missing or comes twice."
     if self.splitter is None: return [list(self.model.parameters())]
-    named = {id(p): name for name, p in self.model.named_parameters()}
-    groups = [list({id(p): p for p in _params_of([part])}.values()) for part in self.splitter(self.model)]   # tied weights once
-    counts = Counter(id(p) for g in groups for p in g)
-    wrong = [f'put {named[i]} into {n} places' for i, n in counts.items() if i in named and n > 1]
-    wrong += [f'left out {name}' for i, name in named.items() if i not in counts]
-    if not counts.keys() <= named.keys(): wrong.append('gave a parameter that is not of the model')
-    if wrong: raise ValueError(f'the splitter {wrong[0]}; each parameter belongs to one group')
+    groups = [list(dict.fromkeys(_params_of([part]))) for part in self.splitter(self.model)]   # tied weights once
+    places = Counter(p for group in groups for p in group)
+    for name, p in self.model.named_parameters():
+        n = places.pop(p, 0)
+        if n != 1: raise ValueError(f'the splitter put {name} into {n} places; each parameter belongs to one group')
+    if places: raise ValueError('the splitter gave a parameter that is not of the model')
     return [g for g in groups if g]   # a group without parameters is none
 
 # %% ../nbs/16_learner.ipynb #25c44b7a
@@ -159,7 +148,13 @@ def rates(self: Learner,
 
 # %% ../nbs/16_learner.ipynb #0004b432
 @patch
+def _check_idle(self: Learner):
+    if self.fitting:
+        raise RuntimeError('this was called within a fit; train with another Learner there, look at batches in a callback')
+
+@patch
 def _ready_opt(self: Learner, lr):
+    self._check_idle()
     Runner._ready_opt(self, lr)
     if self.wd is not None: set_hyper(self.opt, 'wd', self._decays(self.wd))
 
@@ -170,23 +165,17 @@ def _decays(self: Learner, wd):
 
 # %% ../nbs/16_learner.ipynb #da264241
 @patch
-def _check_idle(self: Learner):
-    if self.fitting: raise RuntimeError('this was called within a fit; train with another Learner there, look at batches in a callback')
-
-@patch
 def fit(self: Learner,
     epochs: int,  # how many more
     lr=None,      # a number, slice(low, high) over the layer groups, or a list; None: the learner's
     cbs=None,     # callbacks for this fit alone
     *,
     wd=None,      # weight decay in this fit, not of biases and norms; None: the learner's
-    resume=None,  # path of a `Checkpoint` of this same fit (exp.checkpoints), to go on from; True: that of the Checkpoint among the callbacks, if it is there
+    resume=None,  # path of a `Checkpoint` of this fit (exp.checkpoints), to go on from; True: that of the one among the callbacks
 ):
     "Train for `epochs`, each with a validation pass. A resumed fit ends with the weights of one that was never broken off."
     cbs = listify(cbs)
     if wd is not None:
-        self._check_idle()
-        check_hyper('wd', wd)
         self._ready_opt(lr)   # its groups say how many decays there are
         cbs = [ParamScheduler('wd', [sched_no(w, w) for w in self._decays(wd)]), *cbs]
     if resume is not None and resume is not False: cbs = [*cbs, *self.resuming(resume, cbs)]   # lesson 16b
@@ -196,29 +185,26 @@ def fit(self: Learner,
 @patch
 def fit_one_cycle(self: Learner,
     epochs: int,
-    lr=None,                    # the highest rate: a number, slice(low, high) over the layer groups, or a list; None: the learner's
+    lr=None,                    # the highest rate: a number, slice(low, high) over layer groups, or a list; None: the learner's
     *,
     pct_start: float = 0.25,    # the part of the fit in which it rises
     div: float = 25.,           # it begins at lr/div
     div_final: float = 1e5,     # and ends at lr/div_final
-    moms=(0.95, 0.85, 0.95),    # momentum at the beginning, the highest rate, the end; None: as it is. Nothing without momentum
+    moms=(0.95, 0.85, 0.95),    # momentum, if there is any, at the beginning, the highest rate, the end; None: as it is
     cbs=None, wd=None, resume=None, # as in `fit`
 ):
     "One cycle: the rates rise and fall, momentum falls and rises (Smith & Topin 2017, 1708.07120)."
-    check_real(div=div, div_final=div_final, least=1e-12)   # rates are divided by them
-    if moms is not None and not (len(moms) == 3 and all(0 <= m < 1 for m in moms)):
-        raise ValueError(f'moms is {moms}; it should be three numbers from 0 up to, not including, 1, or None')
-    self._check_idle()
     self._ready_opt(lr)   # its groups say how many schedules there are
     cycles = [cos_1cycle(high/div, high, high/div_final, pct_start) for high in map(float, get_hyper(self.opt, 'lr'))]
     scheds = [ParamScheduler('lr', cycles)]
-    try: has_momentum = all(m > 0 for m in get_hyper(self.opt, 'mom'))
-    except ValueError: has_momentum = False
-    if moms is not None and has_momentum: scheds.append(ParamScheduler('mom', cos_1cycle(*moms, pct_start)))
+    if moms is not None:
+        falls = ParamScheduler('mom', cos_1cycle(*moms, pct_start=pct_start))
+        with suppress(ValueError):   # the optimizer has no momentum
+            if all(m > 0 for m in get_hyper(self.opt, 'mom')): scheds.append(falls)
     self.fit(epochs, lr, [*scheds, *listify(cbs)], wd=wd, resume=resume)
 
 # %% ../nbs/16_learner.ipynb #9e89b2c6
-_LOGS = AvgStats, Recorder, Progress, CSVLog, NanCheck, ParamScheduler, Tracker
+_LOGS = Progress, CSVLog, ParamScheduler, Tracker   # besides those that keep records
 
 @patch
 def lr_find(self: Learner,
@@ -268,20 +254,19 @@ def freeze(self: Learner,
 def unfreeze(self: Learner): "Let everything learn."; self.freeze_to(0)
 
 # %% ../nbs/16_learner.ipynb #ec439c78
-_OF_A_PASS = ('xb', 'yb', 'items', 'pred', 'loss', 'loss_grad', 'iter', 'iters', 'in_train', 'dl', 'over', 'epochs',
-              'first_epoch', 'pct_fit')
 _ONE_AT_A_TIME = threading.RLock()   # random states are the process's, so threads wait for each other
 
 @patch
 @contextmanager
 def asking(self: Learner, dl=None):
-    "A block for one thread, with a loader or that of a name, after which it and all random states are as before. `RuntimeError` within a fit."
+    """A block for one thread, with a loader or that of a name, after which it and all random states are as before.
+
+    `RuntimeError` within a fit."""
     with _ONE_AT_A_TIME:
         self._check_idle()
         if isinstance(dl, str):
-            name = check_choice(('train', 'valid', 'test'), dl=dl)
-            dl = getattr(self.data, f'{name}_dl')
-            if dl is None: raise ValueError(f'data has no {name} loader; name another set, or give a loader')
+            name = check_choice(('train', 'valid', 'test'), dl=dl) + '_dl'
+            dl = getattr(as_bunch(self.data, name), name)
         check_loader('dl', dl)
         with undisturbed(dl): yield dl
 
@@ -302,27 +287,22 @@ def looking(self: Learner) -> list:
 def look(self: Learner, dl, cb):
     "A pass over `dl` in evaluation mode, with the callback `cb`: the one loop, without training."
     if count_batches(dl) == 0: raise ValueError('the loader has no batches')
-    before = {k: v for k, v in vars(self).items() if k in _OF_A_PASS}
+    before = dict(vars(self))
     self.epochs, self.first_epoch = 1, self.epoch
     try:
         with self._with_cbs(self.looking(), cb):
             self._section('fit', lambda: self._section('epoch', lambda: self._one_pass('validate', dl)))
     finally:
-        for k in _OF_A_PASS: self.__dict__.pop(k, None)
-        self.__dict__.update(before)
+        for k in vars(self).keys() - before.keys(): delattr(self, k)
+        vars(self).update(before)
 
 # %% ../nbs/16_learner.ipynb #4c880416
-_OF_ALL = {Sampler: lambda s: range(s.n), SequentialSampler: lambda s: s.data_source, RandomSampler: lambda s: s.data_source,
-           WeightedRandomSampler: lambda s: s.weights}
-
 def _listed(o):
     "The items in a batch, or one item, as a list."
-    try: return [operator.index(o)]
-    except TypeError: return list(as_indices(o))
+    return listify(o.tolist() if hasattr(o, 'tolist') else o)
 
 def _items_of(sampler, n):
     "The items that a sampler is there for, in order: those that it names in each epoch, or all `n` where they change."
-    if type(sampler) in _OF_ALL: return range(len(_OF_ALL[type(sampler)](sampler)))
     first, second = ({i for o in drawn_order(sampler, epoch, 0) for i in _listed(o)} for epoch in (0, 1))
     return sorted(first) if first == second else range(n)
 
@@ -385,8 +365,9 @@ def with_tfms(ds, like):
 # %% ../nbs/16_learner.ipynb #d5b85f1d
 @patch
 def need_targets(self: Learner):
-    "`ValueError` for a batch without targets, where answers are compared with them."
+    "The batch's targets. `ValueError` where there are none to compare answers with."
     if self.yb is None: raise ValueError('these items have no targets to compare with; get_preds returns predictions')
+    return self.yb
 
 class _Evaluation(Callback):
     "Loss and metrics of one pass."
@@ -404,7 +385,7 @@ def validate(self: Learner,
 ) -> dict:      # 'loss' and the metrics by name
     "Loss and metrics over a set, in evaluation mode. `ValueError` if it has no targets."
     with self.asking(dl) as dl:
-        evaluation = _Evaluation(self._stats())
+        evaluation = _Evaluation(self.find(AvgStats))
         self.look(self.in_order(dl), evaluation)
     return read_numbers({name: m.compute() for name, m in evaluation.metrics.items()})
 

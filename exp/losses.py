@@ -28,14 +28,14 @@ def item_means(values, mask=None):
     return values.mean(other) if mask is None else values.sum(other)/mask.sum(other).clamp(min=1)
 
 # %% ../nbs/04_linear_models.ipynb #68979912
-_REDUCTIONS = 'mean', 'sum', 'none'
-
 class Loss:
-    "A loss: a callable of (pred, yb). A subclass writes `elements`, and `activation` and `decode` where pred is not the answer itself."
+    """A loss: a callable of (pred, yb).
+
+    A subclass writes `elements`, and `activation` and `decode` where pred is not the answer itself."""
     def __init__(self,
-        reduction: str = 'mean', # 'mean' or 'sum' of all elements, or 'none': one value for each item, the mean of its elements
+        reduction: str = 'mean', # 'mean' or 'sum' of all elements; 'none': each item's mean
     ):
-        self.reduction = check_choice(_REDUCTIONS, reduction=reduction)
+        self.reduction = check_choice(('mean', 'sum', 'none'), reduction=reduction)
 
     def elements(self, pred, yb):
         "What each target costs, in the shape of `yb`; 0 where `mask(yb)` is false."
@@ -54,35 +54,27 @@ class Loss:
         values = self.elements(pred, yb)
         if self.reduction == 'sum': return values.sum()
         mask = self.mask(yb)
-        if self.reduction == 'mean':
-            return values.mean() if mask is None else values.sum()/mask.sum().clamp(min=1)
-        check_choice(_REDUCTIONS, reduction=self.reduction)
-        return item_means(values, mask)
+        if self.reduction == 'none': return item_means(values, mask)
+        return values.mean() if mask is None else values.sum()/mask.sum().clamp(min=1)
 
-    def activation(self, pred): "What the model's output stands for."; return pred
-    def decode(self, pred): "The answer, in the terms of the targets."; return pred
+    def activation(self, pred):
+        "What the model's output stands for."
+        return pred
+
+    def decode(self, pred):
+        "The answer, in the terms of the targets."
+        return pred
+
     def __repr__(self):
         options = [f'{k}={v!r}' for k, v in vars(self).items() if k[0] != '_']
         return f'{type(self).__name__}({", ".join(options)})'
 
 # %% ../nbs/04_linear_models.ipynb #2af9a37a
-def _check_tensors(pred, yb, name):
-    "`TypeError` unless both are tensors, `pred` of floating-point and `yb` of real numbers."
-    both = isinstance(pred, torch.Tensor) and isinstance(yb, torch.Tensor)
-    if both and pred.is_floating_point() and not yb.is_complex(): return
-    kinds = [getattr(t, 'dtype', type(t).__name__) for t in (pred, yb)]
-    raise TypeError(f'{name} needs tensors, floating-point and real, not {kinds[0]} and {kinds[1]}; '
-                    'number the classes of words')
-
 def check_same_shape(pred, yb, name):
-    "`TypeError` or `ValueError` unless `pred` and `yb` are tensors of numbers in one shape."
-    _check_tensors(pred, yb, name)
-    if pred.shape == yb.shape: return
-    hint = ''
-    if pred.squeeze(-1).shape == yb.squeeze(-1).shape:
-        hint = f'; use {"pred" if pred.ndim > yb.ndim else "yb"}.squeeze(-1)'
-    shapes = f'{tuple(pred.shape)} and targets {tuple(yb.shape)}'
-    raise ValueError(f'{name}: predictions {shapes} should have one shape{hint}')
+    "`ValueError` unless `pred` and `yb` are tensors of one shape."
+    if pred.shape != yb.shape:
+        raise ValueError(f'{name}: predictions {tuple(pred.shape)} and targets {tuple(yb.shape)} should have '
+                         'one shape; .squeeze(-1) takes away a last 1')
 
 # %% ../nbs/04_linear_models.ipynb #58725821
 def _errors(pred, yb, name):
@@ -93,23 +85,28 @@ def _errors(pred, yb, name):
 @register
 class SquaredLoss(Loss):
     "(pred − yb)², as `nn.MSELoss`: fits the mean. Both of one shape; `ValueError` where they are not."
-    def elements(self, pred, yb): "The squares of the errors."; return _errors(pred, yb, 'SquaredLoss')**2
+    def elements(self, pred, yb):
+        "The squares of the errors."
+        return _errors(pred, yb, 'SquaredLoss')**2
 
 @register
 class AbsoluteLoss(Loss):
     "|pred − yb|, as `nn.L1Loss`: fits the median. Both of one shape; `ValueError` where they are not."
-    def elements(self, pred, yb): "The errors without their signs."; return _errors(pred, yb, 'AbsoluteLoss').abs()
+    def elements(self, pred, yb):
+        "The errors without their signs."
+        return _errors(pred, yb, 'AbsoluteLoss').abs()
 
 # %% ../nbs/04_linear_models.ipynb #8e1715e5
 @register
 class HuberLoss(Loss):
-    "e²/2 for errors up to delta, then delta·(|e| − delta/2), as `nn.HuberLoss` (Huber 1964): an outlier pulls with a fixed force."
+    """e²/2 for errors up to delta, then delta·(|e| − delta/2), as `nn.HuberLoss` (Huber 1964).
+
+    An outlier pulls with a fixed force."""
     def __init__(self,
-        delta: float = 1.,       # the error, in the targets' units, from which the loss grows in a straight line; greater than 0
+        delta: float = 1.,       # the error, above 0, from which the loss is a straight line
         reduction: str = 'mean', # as in `Loss`
     ):
         super().__init__(reduction)
-        if not delta > 0: raise ValueError(f'delta is {delta}; it should be greater than 0')
         self.delta = delta
 
     def elements(self, pred, yb):
@@ -119,6 +116,19 @@ class HuberLoss(Loss):
         return inner*(size - inner/2)   # for a size up to delta this is size²/2
 
 # %% ../nbs/04_linear_models.ipynb #ef8b58a1
+def _check_classes(pred, yb, dim, name):
+    "`TypeError` or `ValueError` unless `yb` holds whole numbers in the shape of `pred` without `dim`."
+    if not (isinstance(pred, torch.Tensor) and isinstance(yb, torch.Tensor)):
+        raise TypeError(f'{name} needs tensors, not {type(pred).__name__} and {type(yb).__name__}; '
+                        'number the classes of words')
+    if yb.is_floating_point() or yb.dtype == torch.bool:
+        raise TypeError(f'{name}: the targets are {yb.dtype}; give yb.long() or yb.argmax(dim) for classes, '
+                        'or loss_func=SquaredLoss() for numbers')
+    shape = pred.select(dim, 0).shape
+    if yb.shape != shape:
+        raise ValueError(f'{name}: targets should have shape {tuple(shape)}, not {tuple(yb.shape)}; '
+                         'use yb.squeeze(), or yb.argmax(dim) of one-hot ones')
+
 def nll(
     log_probs, # logarithms of probabilities, n×classes×…
     yb,        # class numbers, n×…
@@ -126,77 +136,72 @@ def nll(
 ):             # in the shape of `yb`
     """−log p of the right class for each target: the negative log-likelihood.
 
-    `ValueError` unless `yb` are whole numbers in the shape without `dim`."""
-    want = log_probs.select(dim, 0).shape
-    if yb.shape != want or yb.is_floating_point():
-        raise ValueError(f'nll needs targets of integers in shape {tuple(want)}, not {yb.dtype} in {tuple(yb.shape)}')
+    `TypeError` or `ValueError` unless `yb` are whole numbers in the shape without `dim`."""
+    _check_classes(log_probs, yb, dim, 'nll')
     return -log_probs.gather(dim, yb.long().unsqueeze(dim)).squeeze(dim)
-
-# %% ../nbs/04_linear_models.ipynb #b4e7d61b
-def _check_classes(pred, yb, dim, name):
-    "`TypeError` or `ValueError` unless `yb` holds whole numbers in the shape of `pred` without `dim`."
-    _check_tensors(pred, yb, name)
-    shape = list(pred.shape)
-    if pred.ndim < 2 or dim == 0 or not -pred.ndim < dim < pred.ndim:
-        raise ValueError(f'{name}: dim is {dim} and the logits have {tuple(shape)}; they should be n×classes×…')
-    one_hot = yb.shape == pred.shape and shape[dim] > 1
-    if not one_hot and (yb.is_floating_point() or yb.dtype == torch.bool):
-        raise TypeError(f'{name}: the targets are {yb.dtype}; give classes as yb.long(), '
-                        'or loss_func=SquaredLoss() for numbers')
-    del shape[dim]
-    if list(yb.shape) == shape: return
-    hint = 'yb.argmax(dim) if they are one-hot' if one_hot else 'yb.squeeze()'
-    raise ValueError(f'{name}: targets should have shape {tuple(shape)}, not {tuple(yb.shape)}; use {hint}')
 
 # %% ../nbs/04_linear_models.ipynb #365011d4
 @register
 class CrossEntropy(Loss):
-    "−log softmax(pred) at the right class, as `nn.CrossEntropyLoss`. `pred` n×classes×…, `yb` n×… of class numbers."
+    "−log softmax(pred) at the right class, as `nn.CrossEntropyLoss`. `pred` n×classes×…, `yb` n×… numbers."
     def __init__(self,
         reduction: str = 'mean',          # as in `Loss`; means are over the targets that count
         ignore_index: int | None = None,  # targets of this number do not count
-        dim: int = 1,                     # the dimension of the classes: 1, or −1 for a language model's n×words×classes
+        dim: int = 1,                     # of the classes; −1 for a language model's n×words×classes
     ):
         super().__init__(reduction)
         self.ignore_index, self.dim = ignore_index, dim
 
     def elements(self, pred, yb):
-        "−log p for each target. `ValueError` for a class that is not there (on a GPU, the device's own error)."
+        "−log p for each target. `IndexError` for a class that is not there (on a GPU, its own error)."
         _check_classes(pred, yb, self.dim, 'CrossEntropy')
-        ignored = -2**63 if self.ignore_index is None else self.ignore_index   # no class has the former number
-        try: return F.cross_entropy(widen(pred).movedim(self.dim, 1), yb.long(), reduction='none', ignore_index=ignored)
-        except IndexError as e:
-            classes = pred.shape[self.dim]
-            message = f'{e} There are {classes} classes, 0 to {classes - 1}; others need ignore_index'
-            raise ValueError(f'CrossEntropy: {message}') from None
+        ignored = -2**63 if self.ignore_index is None else self.ignore_index   # no class has the former
+        logits = widen(pred).movedim(self.dim, 1)
+        return F.cross_entropy(logits, yb.long(), reduction='none', ignore_index=ignored)
 
-    def mask(self, yb): "Which targets count."; return None if self.ignore_index is None else yb != self.ignore_index
-    def activation(self, pred): "Probabilities."; return softmax(pred, self.dim)
-    def decode(self, pred): "Class numbers."; return pred.argmax(self.dim)
+    def mask(self, yb):
+        "Which targets count."
+        return None if self.ignore_index is None else yb != self.ignore_index
+
+    def activation(self, pred):
+        "Probabilities."
+        return softmax(pred, self.dim)
+
+    def decode(self, pred):
+        "Class numbers."
+        return pred.argmax(self.dim)
 
 # %% ../nbs/04_linear_models.ipynb #8a96eb8b
 @register
 class BinaryCrossEntropy(Loss):
-    "Cross-entropy of a sigmoid for each logit, as `nn.BCEWithLogitsLoss`. `pred` and `yb` of one shape, `yb` from 0 to 1 (or bool)."
+    """Cross-entropy of a sigmoid for each logit, as `nn.BCEWithLogitsLoss`.
+
+    `pred` and `yb` of one shape, `yb` from 0 to 1 (or bool)."""
     def __init__(self,
         reduction: str = 'mean', # as in `Loss`
         thresh: float = 0.5,     # `decode` says yes above this probability
     ):
         super().__init__(reduction)
-        if not 0 <= thresh <= 1: raise ValueError(f'thresh is {thresh}; a probability lies from 0 to 1')
         self.thresh = thresh
 
     def elements(self, pred, yb):
-        "−log of the probability given to the truth. `ValueError` for targets outside 0…1 (looked at on the CPU only: a GPU would have to wait)."
+        """−log of the probability given to the truth.
+
+        `ValueError` for targets outside 0…1 (checked on the CPU only: a GPU would have to wait)."""
         check_same_shape(pred, yb, 'BinaryCrossEntropy')
         if yb.device.type == 'cpu' and yb.numel() and not bool(((yb >= 0) & (yb <= 1)).all()):
-            raise ValueError(f'BinaryCrossEntropy: targets run from {yb.min().item():g} to {yb.max().item():g}; '
+            raise ValueError(f'BinaryCrossEntropy: targets run from {yb.min():g} to {yb.max():g}; '
                              'they should lie from 0 to 1')
         wide = widen(pred)
         return F.binary_cross_entropy_with_logits(wide, yb.to(wide.dtype), reduction='none')
 
-    def activation(self, pred): "A probability for each logit."; return pred.sigmoid()
-    def decode(self, pred): "True where the probability is above `thresh`."; return pred.sigmoid() > self.thresh
+    def activation(self, pred):
+        "A probability for each logit."
+        return pred.sigmoid()
+
+    def decode(self, pred):
+        "True where the probability is above `thresh`."
+        return pred.sigmoid() > self.thresh
 
 # %% ../nbs/04_linear_models.ipynb #f54a31aa
 @dataclass(frozen=True)

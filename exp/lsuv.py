@@ -7,7 +7,7 @@ __all__ = ['find_modules', 'LsuvError', 'lsuv_module', 'lsuv_init']
 
 # %% ../nbs/12_lsuv.ipynb #f78538ba
 import math, re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from .callbacks import call_model
-from .core import check_int, check_real, exercise, near, to_device
+from .core import exercise, listify, near, to_device
 from .workers import Batch
 from .hooks import Hooks
 from .layers import GeneralRelu
@@ -31,31 +32,21 @@ def find_modules(
     cond,             # cond(module) is true or false; or a class, or a tuple of classes
 ) -> list[nn.Module]: # depth-first, as they were registered; a shared one stands once
     "The modules of `model`, itself included, for which `cond` is true, or that are of these classes."
-    if isinstance(cond, nn.Module):
-        raise TypeError('cond is a module; it should be a function of one, a class or a tuple of classes')
-    kinds = cond if isinstance(cond, tuple) else (cond,)
-    if kinds and all(isinstance(k, type) for k in kinds):
-        return [m for m in model.modules() if isinstance(m, kinds)]
+    if isinstance(cond, (type, tuple)): return [m for m in model.modules() if isinstance(m, cond)]
     return [m for m in model.modules() if cond(m)]
 
 # %% ../nbs/12_lsuv.ipynb #1e00e7e4
 def _is_norm(m): return isinstance(m, NORMS) or re.search(r'Norm(\dd)?$', type(m).__name__) is not None
 def _has_sub(m): return isinstance(m, GeneralRelu) and m.sub is not None
 
-def _is_computed(m):
-    "Is its weight or bias made from others: a parametrization, weight norm, spectral norm, pruning?"
-    parts = getattr(m, 'parametrizations', {})
-    others = 'weight_g', 'weight_v', 'weight_orig'
-    return 'weight' in parts or 'bias' in parts or any(k in m._parameters for k in others)
-
 def _has_weight(m):
     "Has `m` itself a weight of two dimensions or more? (A norm layer may have one too; it only scales.)"
     w = m._parameters.get('weight')
-    return not _is_norm(m) and (_is_computed(m) or w is not None and (is_lazy(w) or w.ndim > 1))
+    return not _is_norm(m) and (is_parametrized(m, 'weight') or w is not None and (is_lazy(w) or w.ndim > 1))
 
 # %% ../nbs/12_lsuv.ipynb #c563e51b
 class LsuvError(ValueError):
-    "A layer cannot be brought to mean 0 and deviation 1. The message names it and says why; the model is as it was."
+    "A layer cannot be brought to mean 0 and deviation 1; the message says why. The model is as it was."
 
 @dataclass
 class _Layer:
@@ -66,7 +57,7 @@ class _Layer:
     out: nn.Module          # its output is meant
 
     def __post_init__(self):
-        if _is_computed(self.owner) or is_lazy(self.owner.weight):
+        if is_parametrized(self.owner) or is_lazy(self.owner.weight):
             raise LsuvError(f'the weight of {self} is computed from others, or has no shape yet; '
                             'LSUV goes before the one and after the other')
         self.weight, self.bias = self.owner.weight, self.owner._parameters.get('bias')
@@ -76,12 +67,12 @@ class _Layer:
         what = f'layer {self.name!r}' if self.name else 'the model'
         return f'{what} ({type(self.out).__name__})'
 
-    def standardize(self, mean, std, gain=1.):
+    def standardize(self, mean, std, gain):
         "Let y become (y − mean)/std; a `gain` makes up for an activation that flattens what the bias does."
-        for t in (self.weight, self.bias):
-            if t is not None: t.div_(std)
-        if   self.shift == 'sub':  self.act.sub = (self.act.sub + mean)/std
-        elif self.shift == 'bias': self.bias.sub_(gain*mean/std)
+        self.weight.div_(std)
+        if self.bias is not None: self.bias.div_(std)
+        if self.shift == 'sub': self.act.sub = (self.act.sub + mean)/std
+        if self.shift == 'bias': self.bias.sub_(gain*mean/std)
 
 # %% ../nbs/12_lsuv.ipynb #504a842f
 def _as_layer(module, model):
@@ -99,10 +90,10 @@ def _as_layer(module, model):
 
 # %% ../nbs/12_lsuv.ipynb #e628cf8f
 def _forward(model, batches):
-    "Run the batches, in the mode that the model is in; each pass draws the same random numbers and leaves no trace."
+    "Run the batches, in the model's mode; each pass draws the same random numbers and leaves no trace."
     with torch.no_grad(), undisturbed(), ExitStack() as stack:
-        lazy = any(map(is_lazy, model.parameters()))   # this pass will give it its weights
-        if not lazy: stack.callback(Snapshot(model).restore)
+        if not any(map(is_lazy, model.parameters())):   # else this pass will give it its weights
+            stack.callback(Snapshot(model).restore)
         for xb in batches: call_model(model, xb)
 
 # %% ../nbs/12_lsuv.ipynb #9ba719e2
@@ -110,87 +101,81 @@ class _Stats(NamedTuple):
     mean: float
     std: float
     low: float   # the smallest number
-    def within(self, tol, shift): return abs(self.std - 1) <= tol and (shift == 'none' or abs(self.mean) <= tol)
+    def within(self, tol, shift):
+        return abs(self.std - 1) <= tol and (shift == 'none' or abs(self.mean) <= tol)
 
 def _measure(layers, model, batches):
     "For each layer mean and deviation of all that comes out of it, over all batches."
     def pool(hook, module, inp, outp):
-        if not isinstance(outp, torch.Tensor) or not outp.is_floating_point():
-            kind = getattr(outp, 'dtype', type(outp).__name__)
-            raise LsuvError(f'a {type(module).__name__} gives a {kind}, not a tensor of floats')
         hook.pool.update(outp.flatten())
-        hook.lows.append(outp.min())
+        hook.low = min(hook.low, outp.min().item())
     with Hooks([layer.out for layer in layers], pool) as hooks:
-        for h in hooks: h.pool, h.lows = Welford(), []
+        for h in hooks: h.pool, h.low = Welford(), math.inf
         _forward(model, batches)
     for h, layer in zip(hooks, layers):
         if h.pool.n < 2:
             raise LsuvError(f'{layer} gave {h.pool.n} numbers: it did not run, or the batch is too small')
-    return [_Stats(h.pool.mean.item(), h.pool.variance(correction=1).sqrt().item(), min(h.lows).item())
-            for h in hooks]
+    return [_Stats(h.pool.mean.item(), h.pool.variance(correction=1).sqrt().item(), h.low) for h in hooks]
 
 # %% ../nbs/12_lsuv.ipynb #6784964a
 def _batches(xb, model):
     "A list of inputs of the model, on its device."
-    if isinstance(xb, Batch): xb = xb[0]
-    if isinstance(xb, list): batches = [b[0] if isinstance(b, Batch) else b for b in xb]
-    elif isinstance(xb, (torch.Tensor, tuple, Mapping, str)) or not isinstance(xb, Iterable): batches = [xb]
-    else:
+    if isinstance(xb, (torch.Tensor, tuple, Mapping)): xb = [xb]
+    elif not isinstance(xb, list):
         with undisturbed(xb):   # a loader that shuffles draws random numbers
-            batches = [b[0] if isinstance(b, (tuple, list)) and len(b) == 2 else b for b in xb]
-    if not batches: raise ValueError('there is no batch in xb')
-    kinds = {b.dtype if isinstance(b, torch.Tensor) else type(b) for b in batches}
-    if len(kinds) > 1 or not isinstance(batches[0], (torch.Tensor, tuple, Mapping)):
-        raise TypeError(f'xb holds {kinds}; it should be a tensor, a tuple or dict of inputs, a list of such, '
-                        'or a loader as data.train_dl')
+            xb = [b[0] if isinstance(b, (tuple, list)) and len(b) == 2 else b for b in xb]
+    if not xb: raise ValueError('there is no batch in xb')
+    batches = [b[0] if isinstance(b, Batch) else b for b in xb]
     return to_device(batches, next((p.device for p in model.parameters()), torch.device('cpu')))
 
 # %% ../nbs/12_lsuv.ipynb #91632ad7
-def _why_not(layer, stats, first):
-    "What keeps a layer with these `stats` from ever reaching (0, 1); '' if nothing is seen."
-    if not math.isfinite(stats.std):
-        return 'holds NaN or infinite numbers; look at the batch, and at the weights up to here'
-    if layer.shift == 'bias' and layer.out is not layer.owner and first.low >= 0:
-        return f'is never below 0, so its mean cannot be 0; give its {type(layer.owner).__name__} alone'
-    if stats.std <= 1e-6*abs(stats.mean):
-        return f'is {stats.mean:.4g} everywhere: the layer is dead; look at its weight and input'
-    return ''
-
 def _settle(layer, model, batches, tol, max_iter):
     "Scale and shift `layer` until mean and deviation hold."
-    first = last = None
-    gain = 1.
-    for i in range(max_iter + 1):
+    last, gain = None, 1.
+    for _ in range(max_iter + 1):
         stats, = _measure([layer], model, batches)
-        first = first or stats
-        if stats.within(tol, layer.shift): return stats
-        why = _why_not(layer, stats, first)
-        if not why and i == max_iter:
-            why = f'has mean {stats.mean:.4g}, deviation {stats.std:.4g} after {max_iter} adjustments'
-        if why: raise LsuvError(f'the output of {layer} {why}')
+        if stats.within(tol, layer.shift): return
+        if not math.isfinite(stats.std):
+            raise LsuvError(f'the output of {layer} holds NaN or infinite numbers; look at batch and weights')
+        if layer.shift == 'bias' and layer.out is not layer.owner and stats.low >= 0:
+            raise LsuvError(f'the output of {layer} is never below 0, so its mean cannot be 0; '
+                            f'give its {type(layer.owner).__name__} alone')
+        if stats.std <= 1e-6*abs(stats.mean):
+            raise LsuvError(f'the output of {layer} is {stats.mean:.4g} everywhere: it is dead')
         if last and abs(last.mean) > tol: gain /= min(max(1 - stats.mean*last.std/last.mean, 0.25), 2.)
         layer.standardize(stats.mean, stats.std, gain)
         last = stats
+    raise LsuvError(f'the output of {layer} has mean {last.mean:.4g} and deviation {last.std:.4g} '
+                    f'after {max_iter} adjustments')
 
 # %% ../nbs/12_lsuv.ipynb #2b54e279
+def _settle_all(layers, model, batches, tol, max_iter):
+    "Settle the layers until all hold together, or none has changed; their statistics then."
+    with torch.no_grad(), ExitStack() as undo:
+        undo.callback(Snapshot(model).restore)
+        for _ in range(max_iter):   # once, unless a layer runs in several places
+            for layer in layers: _settle(layer, model, batches, tol, max_iter)
+            after = _measure(layers, model, batches)
+            off = [layer for layer, s in zip(layers, after) if not s.within(tol, layer.shift)]
+            if not off:
+                undo.pop_all()
+                return after
+        raise LsuvError(f'{off[0]} does not stay at mean 0 and deviation 1; does it share its weight?')
+
 def lsuv_module(
     module: nn.Module,    # a layer with a weight, or a block with one, such as `conv_layer` makes
-    xb,                   # a batch as the model takes it: a tensor, a tuple or dict of inputs; or a list of batches, or a loader
+    xb,                   # a batch as the model takes it, tensor, tuple or dict; or a list of these, a loader
     model: nn.Module,     # `module` is a part of it
     tol: float = 1e-3,    # mean and deviation may be off by so much
     max_iter: int = 20,   # adjustments at most
 ) -> tuple[float, float]: # mean and deviation of its output then
-    """Scale and shift `module` until its output over all of `xb` has mean 0 and deviation 1 (Mishkin & Matas 2015, 1511.06422).
+    """Scale and shift `module` until its output over all of `xb` has mean 0 and deviation 1
+    (Mishkin & Matas 2015, 1511.06422).
 
-    Weight and bias are scaled. The `sub` of a block's GeneralRelu shifts, else the bias; without either only the deviation is brought
-    to 1. A block is measured after its activation, before its norm layer. The model runs in the mode that it is in.
-    `LsuvError` names a layer that cannot converge, which stays as it was."""
-    tol, max_iter = check_real(tol=tol, least=0), check_int(max_iter=max_iter, least=1)
-    layer, batches = _as_layer(module, model), _batches(xb, model)
-    with torch.no_grad(), ExitStack() as undo:
-        undo.callback(Snapshot(model).restore)
-        stats = _settle(layer, model, batches, tol, max_iter)
-        undo.pop_all()   # it went well
+    Weight and bias are scaled. The `sub` of a block's GeneralRelu shifts, else the bias; without either only
+    the deviation is brought to 1. A block is measured after its activation, before its norm layer. The model
+    runs in the mode that it is in. `LsuvError` names a layer that cannot converge, which stays as it was."""
+    stats, = _settle_all([_as_layer(module, model)], model, _batches(xb, model), tol, max_iter)
     return stats.mean, stats.std
 
 # %% ../nbs/12_lsuv.ipynb #e1cffe0b
@@ -208,52 +193,38 @@ def _trace(model, xb):
 
 # %% ../nbs/12_lsuv.ipynb #39783e2d
 def _layers(model, xb, modules):
-    "The layers that are meant, as they run. `LsuvError` if what one needs, another would undo."
+    "The layers that are meant, as they run."
     runs = _trace(model, xb)
-    kinds = callable(modules) or isinstance(modules, tuple) and all(isinstance(m, type) for m in modules)
-    if isinstance(modules, nn.Module): modules = [modules]
-    elif modules is not None: modules = find_modules(model, modules) if kinds else list(modules)
     if modules is None:
         found = [_Layer(name, m, runs[m], runs[m] or m) for name, m in model.named_modules() if m in runs]
-    else: found = [_as_layer(m, model) for m in modules]
+    else:
+        def chosen(o): return [o] if isinstance(o, nn.Module) or not callable(o) else find_modules(model, o)
+        found = [_as_layer(m, model) for o in listify(modules) for m in chosen(o)]
     if not found:
         raise ValueError('there is no layer with a weight that runs in this model, or among modules')
-    parts = {}
-    for layer in found:
-        for part in (layer.weight, layer.bias, layer.act):
-            if part is not None and (other := parts.setdefault(id(part), layer)) is not layer:
-                raise LsuvError(f'{other} and {layer} share a weight, bias or activation; choose one of them')
     order = {m: i for i, m in enumerate(runs)}
-    return sorted(found, key=lambda layer: order.get(layer.owner, -1))   # one that does not run: _measure refuses it
+    return sorted(found, key=lambda layer: order.get(layer.owner, -1))   # _measure refuses what does not run
 
 # %% ../nbs/12_lsuv.ipynb #3092dce5
 def lsuv_init(
     model: nn.Module,   # changed in place
-    xb,                 # a batch as the model takes it; or a list of batches, or a loader, read once: statistics are pooled
-    modules=None,       # None: all layers with a weight that run; or a list of modules, or what `find_modules` takes as `cond`
+    xb,                 # a batch as the model takes it; or a list of them, or a loader: statistics are pooled
+    modules=None,       # None: all layers with a weight that run; or modules, classes or conditions
     *,
     tol: float = 1e-3,  # each mean and deviation may be off by so much
     max_iter: int = 20, # adjustments of a layer at most
 ):                      # a DataFrame with a row for each layer, in order: mean and deviation before and after
-    """Layer by layer, as they run, bring each output to mean 0 and deviation 1 (Mishkin & Matas 2015, 1511.06422).
+    """Layer by layer, as they run, bring each output to mean 0 and deviation 1
+    (Mishkin & Matas 2015, 1511.06422).
 
-    An output is taken after the activation if that is a GeneralRelu with `sub`, which shifts it; else before the activation, where the
-    bias shifts it (without one, only the deviation is brought to 1). Norm layers are left alone. The model runs in the mode that it is
-    in; mode, gradients, buffers and generators stay as they are. `LsuvError` names a layer that cannot converge: nothing has changed then."""
-    tol, max_iter = check_real(tol=tol, least=0), check_int(max_iter=max_iter, least=1)
+    An output is taken after the activation if that is a GeneralRelu with `sub`, which shifts it; else before
+    the activation, where the bias shifts it (without one, only the deviation is brought to 1). Norm layers
+    are left alone. The model runs in the mode that it is in; mode, gradients, buffers and generators stay as
+    they are. `LsuvError` names a layer that cannot converge: nothing has changed then."""
     batches = _batches(xb, model)
     layers = _layers(model, batches[0], modules)
     before = _measure(layers, model, batches)
-    with torch.no_grad(), ExitStack() as undo:
-        undo.callback(Snapshot(model).restore)
-        for _ in range(max_iter):   # once, unless a layer runs in several places
-            for layer in layers: _settle(layer, model, batches, tol, max_iter)
-            after = _measure(layers, model, batches)
-            off = [layer for layer, s in zip(layers, after) if not s.within(tol, layer.shift)]
-            if not off: break
-        else:
-            raise LsuvError(f'{off[0]} does not stay at mean 0 and deviation 1; is it used in several places?')
-        undo.pop_all()   # it went well
+    after = _settle_all(layers, model, batches, tol, max_iter)
     rows = [dict(output_of=type(layer.out).__name__, shift=layer.shift, mean_before=b.mean, std_before=b.std,
                  mean_after=a.mean, std_after=a.std) for layer, b, a in zip(layers, before, after)]
     import pandas as pd

@@ -17,9 +17,8 @@ from .losses import SquaredLoss, check_same_shape, item_means
 def _right(pred, yb, dim=1):
     "Is the class with the highest score that of the target?"
     said = pred.argmax(dim)
-    if said.shape == yb.shape: return said == yb
-    raise ValueError(f'accuracy: scores of shape {tuple(pred.shape)}, n×classes×…, need targets of '
-                     f'{tuple(said.shape)}, not {tuple(yb.shape)}')
+    check_same_shape(said, yb, 'accuracy')
+    return said == yb
 
 def accuracy(
     pred,  # scores, n×classes×…
@@ -61,23 +60,24 @@ def _device(tensors):
 class Metric:
     """A metric over many batches, whose states are tensors that add up.
 
-    A subclass declares states in `__init__` with `add_state`, adds to them in `update(pred, yb)` with `add`, and
-    returns the value over all batches since `reset` from `compute()`. With `train = False` training leaves it out."""
+    A subclass declares states in `__init__` with `add_state`, adds to them in `update(pred, yb)` with `add`,
+    and returns the value over all batches since `reset` from `compute()`. With `train = False` training
+    leaves it out."""
     train = True   # False: computed in validation alone
 
     def __init__(self): self.__dict__.update(_defaults={}, _how={}, _values={})
 
     @property
-    def name(self): "For tables and logs: the class's name in snake case."; return camel2snake(type(self).__name__)
+    def name(self):
+        "For tables and logs: the class's name in snake case."
+        return camel2snake(type(self).__name__)
 
     def add_state(self,
         name: str, # afterwards `self.name` reads it
-        default,   # its value before the first batch, a tensor or number; gives its type (int64 for counts: they stay exact)
+        default,   # its value before the first batch, and its type (int64 for counts: exact)
         how: str,  # over batches and processes: 'sum' adds, 'cat' lays end to end along the first dimension
     ):
-        "Declare a state. `ValueError` for an unknown `how`, or a name that is taken."
-        if name in self._how or hasattr(type(self), name):
-            raise ValueError(f'the name {name!r} is taken; give the state another')
+        "Declare a state. `ValueError` for an unknown `how`."
         self._how[name] = check_choice(('sum', 'cat'), how=how)
         self._defaults[name] = default = torch.as_tensor(default).detach()
         self._values[name] = [default] if how == 'cat' else default
@@ -87,7 +87,9 @@ class Metric:
         for name, default in self._defaults.items():
             self._values[name] = [default] if self._how[name] == 'cat' else default
 
-    def states(self) -> dict: "The states as tensors, by name."; return {name: getattr(self, name) for name in self._how}
+    def states(self) -> dict:
+        "The states as tensors, by name."
+        return {name: getattr(self, name) for name in self._how}
 
     def __getattr__(self, name):
         if name not in self.__dict__.get('_how', ()):
@@ -108,9 +110,8 @@ def add(self: Metric,
 ):
     """Add to the states, without waiting for the device.
 
-    `ValueError` for another name or shape, and for fractions in a count."""
+    `KeyError` for another name, `ValueError` for another shape, and for fractions in a count."""
     for name, value in values.items():
-        if name not in self._how: check_choice(self._how, state=name)
         default, so_far, cat = self._defaults[name], self._values[name], self._how[name] == 'cat'
         value = torch.as_tensor(value).detach()
         # the first dimension of 'cat' is free
@@ -132,8 +133,13 @@ class Rmse(Metric):
         self.add_state('total', 0., 'sum')   # of squared errors
         self.add_state('n', 0, 'sum')        # elements
 
-    def update(self, pred, yb): "Add the squared errors."; self.add(total=SquaredLoss('sum')(pred, yb), n=yb.numel())
-    def compute(self): "NaN before the first batch."; return (self.total/self.n).sqrt()
+    def update(self, pred, yb):
+        "Add the squared errors."
+        self.add(total=SquaredLoss('sum')(pred, yb), n=yb.numel())
+
+    def compute(self):
+        "NaN before the first batch."
+        return (self.total/self.n).sqrt()
 
 # %% ../nbs/04b_metrics.ipynb #2aa7335e
 def one_number(value, name):
@@ -141,7 +147,7 @@ def one_number(value, name):
     if type(value) in (int, float): return value
     try: return torch.as_tensor(value).detach().reshape(())
     except (TypeError, ValueError, RuntimeError):
-        what = f'shape {tuple(value.shape)}' if isinstance(value, torch.Tensor) else repr(value)
+        what = getattr(value, 'shape', value)
         raise TypeError(f'{name} returned {what}; it should return one number, as .mean() does') from None
 
 def _column(values, device):
@@ -151,13 +157,6 @@ def _column(values, device):
     return torch.stack([torch.as_tensor(v, device=device) for v in values])
 
 # %% ../nbs/04b_metrics.ipynb #fc0576cf
-def _items(yb):
-    "The first dimension of the first tensor in `yb`, which may be nested."
-    n = first_size(yb)
-    if n is None:
-        raise TypeError(f'a batch has no size that targets {yb!r} show; give MeanMetric a count(yb)')
-    return n
-
 class MeanMetric(Metric):
     "The mean of a function of (pred, yb) over batches, each weighted by its size."
     def __init__(self,
@@ -165,15 +164,20 @@ class MeanMetric(Metric):
         count: Callable | None = None,   # of yb: the weight of a batch; None: its number of items
     ):
         super().__init__()
-        self.func, self.count = func, count or _items
+        self.func, self.count = func, count or first_size
         self._batches = []   # (mean, weight) of those not yet added up
         self.train = getattr(func, 'train', True) is not False
         self.add_state('total', 0., 'sum')
         self.add_state('weight', 0., 'sum')   # a loss may weigh its targets
 
     @property
-    def name(self): "The function's name."; return getattr(self.func, '__name__', type(self.func).__name__)
-    def compute(self): "NaN before the first batch."; return self.total/self.weight
+    def name(self):
+        "The function's name."
+        return getattr(self.func, '__name__', type(self.func).__name__)
+
+    def compute(self):
+        "NaN before the first batch."
+        return self.total/self.weight
 
     def reset(self):
         "Forget all batches."

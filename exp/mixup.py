@@ -112,7 +112,10 @@ def _send(t, device):
 
 # %% ../nbs/18_mixup.ipynb #9e6b735c
 class Mixer(Callback):
-    "Mixes each training item with a partner of its batch: `mix`, a subclass's, sets `lam`, changes `xb`, and returns the partners' targets."
+    """Mixes each training item with a partner of its batch.
+
+    `mix(lams, rngs)`, a subclass's, is given a share and a generator for each item. It sets `lam`, changes
+    `xb`, and returns the partners' targets."""
     order = -60
     def __init__(self, alpha):
         self.alpha, self.lam, self.partner = check_real(alpha=alpha, least=1e-6), None, None
@@ -121,10 +124,10 @@ class Mixer(Callback):
     def before_fit(self):
         _reduction(self.loss_func)   # what is wrong with the loss shows before the training
         self._mixers, self._seed = [cb for cb in self.cbs if isinstance(cb, Mixer)], settings().seed
-        for part, of_mixture in dict(get_loss=self.mixed_get_loss, batch_weight=self.mixed_batch_weight, measure=self.mixed_measure).items():
-            setattr(self.run, part, functools.partial(of_mixture, getattr(self.run, part)))
+        for part in ('get_loss', 'batch_weight', 'measure'):
+            setattr(self.run, part, functools.partial(
+                getattr(self, f'mixed_{part}'), getattr(self.run, part)))
 
-    def mix(self, lams, rngs): "Mix `xb` by shares, one for each item, with its generator for more."
     def after_fit(self): self._y2 = None
     def __repr__(self): return f'{type(self).__name__}({self.alpha})'
 
@@ -162,11 +165,10 @@ def mixed_measure(self: Mixer, inner, metric, pred):
 def before_batch(self: Mixer):
     self._y2 = None
     if not self.in_train or self.yb is None: return
-    seed, n = getattr(self.dl, 'seed', None), count_items(self.xb)
-    if seed is None: seed = self._seed
-    turn = Rng(seed, self.epoch, self.iter, 'mixers').randrange(len(self._mixers)) if len(self._mixers) > 1 else 0
+    seed, n = getattr(self.dl, 'seed', self._seed), count_items(self.xb)
+    turn = Rng(seed, self.epoch, self.iter, 'mixers').randrange(len(self._mixers))
     if self._mixers[turn] is not self or n < 2: return   # another one's batch, or there is no partner
-    keys = [(i,) for i in self.items] if self.items is not None else [('batch', self.iter, i) for i in range(n)]
+    keys = [('batch', self.iter, i) for i in range(n)] if self.items is None else [(i,) for i in self.items]
     rngs = [Rng(seed, self.epoch, *key, self.name) for key in keys]
     self.partner = _send(_ring([rng.random() for rng in rngs]), tree_leaves(self.xb)[0].device)
     self._y2 = self.mix([rng.betavariate(self.alpha, self.alpha) for rng in rngs], rngs)

@@ -11,19 +11,15 @@ import math
 import torch
 from torch import fx, nn
 
-from .core import check_int, check_real, exercise, listify, near, widen
+from .core import exercise, near, widen
 from .specs import register
 
 # %% ../nbs/11_batchnorm.ipynb #eb829f8c
 @fx.wrap
-def _check(x, weight, shape, first, last=None):
-    "Raises unless `x` has `shape` in dimensions `first` to `last`, and the layer's type or half precision."
+def _check(x, shape, first, last=None):
+    "`ValueError` unless `x` has `shape` in dimensions `first` to `last`."
     if x.shape[first:last] != shape:
         raise ValueError(f'x has shape {tuple(x.shape)}; shape[{first}:{last or ""}] should be {shape}')
-    half = torch.float16, torch.bfloat16
-    fits = x.is_floating_point() if weight is None else x.dtype in (weight.dtype, *half)
-    if not fits:
-        raise TypeError(f'x is {x.dtype}; a norm needs floats, of its own type: use x.to(layer.weight.dtype)')
 
 # %% ../nbs/11_batchnorm.ipynb #cdd25af4
 @fx.wrap
@@ -45,8 +41,6 @@ def _affine(x, weight, bias):
     return x*weight if bias is None else torch.addcmul(_per_channel(bias, x), x, weight)
 
 # %% ../nbs/11_batchnorm.ipynb #36547846
-def _also(name): return property(lambda self: getattr(self, name), lambda self, value: setattr(self, name, value))
-
 @fx.wrap
 def _batch_stats(x, running_mean, running_var, batches, mom):
     "Mean and biased variance per channel; the running ones, if there are any, move towards them."
@@ -70,36 +64,34 @@ def _normalized(x, mean, var, weight, bias, eps):
     if weight is not None: scale = scale*weight
     return _affine(widen(x) - _per_channel(mean, x), scale, bias)
 
+@register
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    "Mean 0 and variance 1 per channel over the batch, then a learned scale and shift (Ioffe & Szegedy 2015, 1502.03167); as `nn.BatchNorm2d`."
+    """Mean 0 and variance 1 per channel over the batch, then a learned scale and shift, as `nn.BatchNorm2d`
+    (Ioffe & Szegedy 2015, 1502.03167)."""
     def __init__(self,
         nf: int,                  # channels
-        mom: float|None = 0.1,    # share of the new batch in the running statistics, 0 to 1; None: as much as each batch before it
+        mom: float|None = 0.1,    # share of the new batch in the running statistics; None: all count alike
         eps: float = 1e-5,        # added to the variance
         affine: bool = True,      # learn a scale and a shift per channel?
         track_running_stats: bool = True, # keep running statistics? Else evaluation uses the batch's too
         device=None, dtype=None,  # of parameters and buffers
     ):
-        nf, eps = check_int(nf=nf, least=1), check_real(eps=eps, least=0)
-        if mom is not None: mom = check_real(mom=mom, least=0)
-        if mom is not None and mom > 1: raise ValueError(f'mom is {mom}; it should be from 0 to 1')
         super().__init__(nf, eps, mom, affine, track_running_stats, device, dtype)
 
-    nf, mom = _also('num_features'), _also('momentum')
-    def extra_repr(self): return f'{self.nf}, mom={self.mom}, eps={self.eps}'
-
     def forward(self, x):
-        "`x` (n×c, n×c×l, n×c×h×w or n×c×d×h×w) by its own statistics in training, by the running ones in evaluation."
-        _check(x, self.weight, (self.nf,), 1, 2)
+        "`x` (n×c or n×c×…) by its own statistics, or in evaluation by the running ones."
+        _check(x, (self.num_features,), 1, 2)
         mean, var = self.running_mean, self.running_var
         if self.training or mean is None:
-            running = (mean, var, self.num_batches_tracked) if self.track_running_stats else (None, None, None)
-            mean, var = _batch_stats(x, *running, self.mom)
+            running = (mean, var, self.num_batches_tracked) if self.track_running_stats else [None]*3
+            mean, var = _batch_stats(x, *running, self.momentum)
         return _normalized(x, mean, var, self.weight, self.bias, self.eps).to(x.dtype)
 
 # %% ../nbs/11_batchnorm.ipynb #6c0bd702
+@register
 class LayerNorm(nn.LayerNorm):
-    "Mean 0 and variance 1 over the last dimensions of each item, then scale and shift (Ba et al. 2016, 1607.06450); as `nn.LayerNorm`."
+    """Mean 0 and variance 1 over the last dimensions of each item, then scale and shift, as `nn.LayerNorm`
+    (Ba et al. 2016, 1607.06450)."""
     def __init__(self,
         shape: int|tuple,         # of the last dimensions, which are averaged over
         eps: float = 1e-5,        # added to the variance
@@ -107,43 +99,40 @@ class LayerNorm(nn.LayerNorm):
         bias: bool = True,        # … the shift too?
         device=None, dtype=None,  # of parameters
     ):
-        shape = tuple(check_int(shape=s, least=1) for s in listify(shape))
-        super().__init__(shape, check_real(eps=eps, least=0), elementwise_affine, bias, device, dtype)
-
-    shape = _also('normalized_shape')
-    def extra_repr(self): return f'{self.shape}, eps={self.eps}'
+        super().__init__(shape, eps, elementwise_affine, bias, device, dtype)
 
     def forward(self, x):
         "`x`, whose last dimensions are `shape`, normalised over them."
-        _check(x, self.weight, self.shape, -len(self.shape))
-        x_hat = _standardized(x, -len(self.shape), self.eps)
+        first = -len(self.normalized_shape)
+        _check(x, self.normalized_shape, first)
+        x_hat = _standardized(x, first, self.eps)
         if self.weight is not None: x_hat = x_hat*self.weight
         if self.bias is not None: x_hat = x_hat + self.bias
         return x_hat.to(x.dtype)
 
 # %% ../nbs/11_batchnorm.ipynb #1b05b8cb
+@register
 class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
-    "Mean 0 and variance 1 over each map of each item, then scale and shift (Ulyanov et al. 2016, 1607.08022); as `nn.InstanceNorm2d`."
+    """Mean 0 and variance 1 over each map of each item, then scale and shift, as `nn.InstanceNorm2d`
+    (Ulyanov et al. 2016, 1607.08022)."""
     def __init__(self,
         nf: int,              # channels
         eps: float = 1e-5,    # added to the variance
         affine: bool = True,  # learn a scale and a shift per channel?
         device=None, dtype=None,  # of parameters
     ):
-        nf, eps = check_int(nf=nf, least=1), check_real(eps=eps, least=0)
         super().__init__(nf, eps, affine=affine, device=device, dtype=dtype)
-
-    nf = _also('num_features')
-    def extra_repr(self): return f'{self.nf}, eps={self.eps}, affine={self.affine}'
 
     def forward(self, x):
         "`x` (n×c×l, n×c×h×w or n×c×d×h×w), each map by its own statistics, in training and evaluation alike."
-        _check(x, self.weight, (self.nf,), 1, 2)
+        _check(x, (self.num_features,), 1, 2)
         return _affine(_standardized(x, 2, self.eps, least=2), self.weight, self.bias).to(x.dtype)
 
 # %% ../nbs/11_batchnorm.ipynb #2659aaa2
+@register
 class GroupNorm(nn.GroupNorm):
-    "Mean 0 and variance 1 over each group of channels of each item, then scale and shift (Wu & He 2018, 1803.08494); as `nn.GroupNorm`."
+    """Mean 0 and variance 1 over each group of channels of each item, then scale and shift, as `nn.GroupNorm`
+    (Wu & He 2018, 1803.08494)."""
     def __init__(self,
         groups: int,          # how many groups of channels; divides nf
         nf: int,              # channels
@@ -151,16 +140,12 @@ class GroupNorm(nn.GroupNorm):
         affine: bool = True,  # learn a scale and a shift per channel?
         device=None, dtype=None,  # of parameters
     ):
-        groups, nf = check_int(groups=groups, nf=nf, least=1)
-        super().__init__(groups, nf, check_real(eps=eps, least=0), affine, device, dtype)
-
-    groups, nf = _also('num_groups'), _also('num_channels')
-    def extra_repr(self): return f'{self.groups}, {self.nf}, eps={self.eps}'
+        super().__init__(groups, nf, eps, affine, device, dtype)
 
     def forward(self, x):
         "`x` (n×c or n×c×…), each group of channels of each item by its own statistics."
-        _check(x, self.weight, (self.nf,), 1, 2)
-        x_hat = _standardized(x.unflatten(1, (self.groups, -1)), 2, self.eps).flatten(1, 2)
+        _check(x, (self.num_channels,), 1, 2)
+        x_hat = _standardized(x.unflatten(1, (self.num_groups, -1)), 2, self.eps).flatten(1, 2)
         return _affine(x_hat, self.weight, self.bias).to(x.dtype)
 
 # %% ../nbs/11_batchnorm.ipynb #7047b2b4
@@ -184,10 +169,12 @@ def _without(x, mean, var, share):
     "The running statistics as they were before `x` entered them with this share."
     gone = share/(1 - share).clamp_min(1e-6)
     old_mean = mean + gone*(mean - _exact_mean(x))
-    return old_mean, var + gone*(var - _mean((x - _per_channel(mean, x)).square())) - (old_mean - mean).square()
+    old_var = var + gone*(var - _mean((x - _per_channel(mean, x)).square())) - (old_mean - mean).square()
+    return old_mean, old_var
 
 def _now(buffer):
-    "What `buffer` holds, in float32 at least. A cumulative sum (of one) is kept by compiled code, which else reads buffers again in the backward pass."
+    """What `buffer` holds, in float32 at least. A cumulative sum (of one) is kept by compiled code, which
+    else reads buffers again in the backward pass."""
     return widen(buffer[None].cumsum(0)[0] if torch.compiler.is_compiling() else buffer)
 
 @fx.wrap
@@ -200,8 +187,8 @@ def _running_norm(x, weight, bias, running_mean, running_var, counts, items, mom
         new = 1 if mom is None else 1 - kept
         if n == 0:
             raise ValueError(f'x has shape {tuple(x.shape)}; there is nothing to enter the statistics')
-        again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1   # in a backward pass: for a checkpoint
-        if not again:
+        again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        if not again:   # in a backward pass, activation checkpointing runs the forward pass a second time
             counts.mul_(kept).add_(new*n)
             items.add_(x.shape[0])
         share = new*n/_now(counts)
@@ -218,17 +205,18 @@ def _running_norm(x, weight, bias, running_mean, running_var, counts, items, mom
     return _affine(distance, scale if weight is None else scale*weight, bias)
 
 # %% ../nbs/11_batchnorm.ipynb #9b511d16
+@register
 class RunningBatchNorm(BatchNorm):
-    "Batch norm by running statistics that the batch enters before it is normalised, in training and evaluation alike (fast.ai 2019); for small batches."
+    """Batch norm by running statistics that the batch enters before it is normalised, in training and
+    evaluation alike (fast.ai 2019); for small batches."""
     def __init__(self,
         nf: int,                  # channels
-        mom: float|None = 0.1,    # share of a new batch of two in the running statistics, above 0 to 1; larger batches have more: 1 − (1 − mom)/√(bs − 1); None: all count alike
+        mom: float|None = 0.1,    # share of a new batch of two in the running statistics; larger batches
+                                  # have more, 1 − (1 − mom)/√(bs − 1); None: all count alike
         eps: float = 1e-5,        # added to the variance
         affine: bool = True,      # learn a scale and a shift per channel?
         device=None, dtype=None,  # of parameters and buffers
     ):
-        if mom == 0:
-            raise ValueError('mom is 0, so that no batch would enter the statistics; it should be above 0')
         super().__init__(nf, mom, eps, affine, device=device, dtype=dtype)
         del self.num_batches_tracked   # instead:
         for name in ('counts', 'items'):
@@ -241,21 +229,19 @@ class RunningBatchNorm(BatchNorm):
     def renew_state(self, state_dict, prefix=''):
         "Let `state_dict` have the keys of today: `counts` and `items` were once one `_extra_state`."
         old = state_dict.pop(prefix + '_extra_state', None)
-        if old is not None: state_dict[prefix + 'counts'], state_dict[prefix + 'items'] = old.to(self.counts.dtype).split(1)
+        if old is None: return
+        state_dict[prefix + 'counts'], state_dict[prefix + 'items'] = old.to(self.counts.dtype).split(1)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         self.renew_state(state_dict, prefix)
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
 
     def forward(self, x):
-        "`x` (n×c, n×c×l, n×c×h×w or n×c×d×h×w) by the running statistics, which a batch in training enters first."
-        _check(x, self.weight, (self.nf,), 1, 2)
-        y = _running_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.counts, self.items, self.mom, self.eps,
-                          self.training and self.track_running_stats)
+        "`x` (n×c or n×c×…) by the running statistics, which a batch in training enters first."
+        _check(x, (self.num_features,), 1, 2)
+        y = _running_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.counts,
+                          self.items, self.momentum, self.eps, self.training and self.track_running_stats)
         return y.to(x.dtype)
-
-# %% ../nbs/11_batchnorm.ipynb #ee8e2f28
-for _norm in (BatchNorm, LayerNorm, InstanceNorm, GroupNorm, RunningBatchNorm): register(_norm)
 
 # %% ../nbs/11_batchnorm.ipynb #12e8b120
 @exercise('11.1')

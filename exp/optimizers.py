@@ -15,9 +15,9 @@ from numbers import Real
 import torch
 from torch.optim.optimizer import required
 
-from .core import did_you_mean, exercise, listify, patch
+from .core import did_you_mean, exercise, listify, patch, tree_map
 from .fused import Planner, fused_adam, fused_adamw, fused_lamb, fused_nesterov, fused_sgd
-from .schedules import check_hyper
+from .schedules import BETAS, HYPERS, check_hyper
 
 # %% ../nbs/14_optimizers.ipynb #b8ab22f3
 def sgd_step(ps, grads, lr):
@@ -85,142 +85,121 @@ def momentum_step(ps, grad_avg, lr):
 
 # %% ../nbs/14_optimizers.ipynb #d9ba3cd7
 def _needs(f):
-    "The names of what `f` needs, and their defaults. `TypeError` for anything but a function of named parameters."
+    "The names of what `f` needs, and their defaults. What stands behind a `*` is its own option."
     params = inspect.signature(f).parameters.values()
-    for p in params:
-        if p.kind is not p.POSITIONAL_OR_KEYWORD:
-            raise TypeError(f'{f} takes {p}; it should name each thing that it needs')
-    return {p.name: required if p.default is p.empty else p.default for p in params}
-
-# %% ../nbs/14_optimizers.ipynb #fa79acd6
-_LISTS = ('ps', 'grads')
-
-def _owners(stats):
-    "Which stat writes which key."
-    owners = {}
-    for stat in stats:
-        if not isinstance(stat, Stat):
-            raise TypeError(f'a stat should be an instance of a subclass of Stat, not {stat!r}')
-        if stat.key in (None, *_LISTS, *owners):
-            raise ValueError(f'{stat!r} has the key {stat.key!r}; it needs one of its own')
-        owners[stat.key] = stat
-    return owners
+    return {p.name: required if p.default is p.empty else p.default
+            for p in params if p.kind is not p.KEYWORD_ONLY}
 
 # %% ../nbs/14_optimizers.ipynb #51388aac
 def _in_order(steppers, owners):
     "Steppers and stats as they run: (function, the names of what it needs, its stat or None)."
-    parts, placed = [], set()
+    parts, read = [], set()
     def place(f, stat=None):
         for name in (needs := _needs(f)):
             other = owners.get(name)
-            if other not in (None, stat) and not other.late and other not in placed:
-                placed.add(other)
-                place(other.update, other)
+            if other in (None, stat) or other in read: continue
+            read.add(other)
+            if not other.late: place(other.update, other)
         parts.append((f, tuple(needs), stat))
     for f in steppers: place(f)
-    read = {name for _, names, stat in parts for name in names if owners.get(name) is not stat}
     for stat in owners.values():
-        if stat.key not in read:
+        if stat not in read:
             raise ValueError(f'no stepper reads {stat.key!r}; take {stat!r} out, or add the stepper')
         if stat.late: place(stat.update, stat)
     return parts
 
 # %% ../nbs/14_optimizers.ipynb #3811530e
-def _known(parts, owners):
-    "The hyper-parameters that the parts name, with their defaults."
-    known = {}
-    for f, _, stat in sorted(parts, key=lambda part: part[2] is not None):
+def _known(steppers, owners):
+    "The hyper-parameters that steppers and stats name, with their defaults."
+    known, others = {}, {'ps', 'grads', *owners}
+    for f in [*steppers, *(stat.update for stat in owners.values())]:
         for name, default in _needs(f).items():
-            if name not in _LISTS and name not in owners and known.get(name, required) is required: known[name] = default
+            if name not in others and known.get(name, required) is required: known[name] = default
     return known
 
 # %% ../nbs/14_optimizers.ipynb #4f6b47b1
-_KEYS = dict(lr='lr', mom='momentum', sqr_mom='alpha', eps='eps', wd='weight_decay')   # our names, PyTorch's keys
-
 def _places(names):
     "Where a parameter group keeps each hyper-parameter: (key,), or (key, place in its tuple)."
-    places = {name: (_KEYS.get(name, name),) for name in names}
-    both = dict(mom=('betas', 0), sqr_mom=('betas', 1))
+    places = {name: (HYPERS.get(name, name),) for name in names}
+    both = {name: ('betas', place) for name, place in BETAS.items()}
     return {**places, **both} if both.keys() <= places.keys() else places
 
 # %% ../nbs/14_optimizers.ipynb #1637223a
 class Optimizer(torch.optim.Optimizer):
-    """Moves parameters by `steppers`, in their order, with what `stats` remember. Each parameter group may have values of its own, under our names or PyTorch's.
+    """Moves parameters by `steppers`, in their order, with what `stats` remember. Each parameter group may
+    have values of its own, under our names or PyTorch's.
 
-    Steppers are functions on lists of tensors that name what they need: `ps`, `grads`, the stats' keys, hyper-parameters. They change `ps` in place; what they return
-    replaces `grads` for those that follow. `ValueError` for two stats that write one key, a stat that nobody reads, and a hyper-parameter that nobody knows, is missing
-    or out of its range. A hyper-parameter that is a tensor is read once a step, which on an accelerator waits for it."""
+    Steppers are functions on lists of tensors that name what they need: `ps`, `grads`, the stats' keys,
+    hyper-parameters. They change `ps` in place; what they return replaces `grads` for those that follow.
+    `ValueError` for two stats that write one key, a stat that nobody reads, and a hyper-parameter that nobody
+    knows, is missing or out of its range. A hyper-parameter that is a tensor is read once a step, which on an
+    accelerator waits for it."""
     def __init__(self,
         params,      # parameters, (name, parameter) pairs, or dicts with 'params'
         steppers,    # a function, or several
         stats=None,  # a `Stat`, or several
-        **hypers,    # values of what steppers and stats name; those without are the defaults of their signatures
+        **hypers,    # values of what steppers and stats name; else the defaults of their signatures
     ):
         self.steppers, self.stats = listify(steppers), listify(stats)
-        if not self.steppers: raise ValueError('an optimizer needs a stepper, such as sgd_step')
-        self._owners = _owners(self.stats)
+        if not all(isinstance(stat, Stat) for stat in self.stats):
+            raise TypeError(f'each of {self.stats} should be an instance of a subclass of Stat')
+        self._owners = {stat.key: stat for stat in self.stats}
+        if len(self._owners) < len(self.stats):
+            raise ValueError(f'each of {self.stats} needs a key of its own')
         self._parts, self._fused = _in_order(self.steppers, self._owners), []
         self._planner = Planner(self.stats)
-        super().__init__(params, self._defaults(hypers))
-
-    def __repr__(self): return f'{" → ".join(_part_name(part) for part in self._parts)}\n{super().__repr__()}'
-
-def _part_name(part):
-    return getattr(part[0], '__name__', repr(part[0])) if part[2] is None else repr(part[2])
-
-# %% ../nbs/14_optimizers.ipynb #dfddbfaa
-@patch
-def _defaults(self: Optimizer, hypers):
-    "The defaults of parameter groups, under PyTorch's keys."
-    known = _known(self._parts, self._owners)
-    for name in hypers:
-        if name not in known:
+        known = _known(self.steppers, self._owners)
+        for name in hypers.keys() - known:
             hint = did_you_mean(name, known, cutoff=0.5) or '.'
-            raise ValueError(f'no stepper or stat knows {name!r}{hint} They know {", ".join(known)}')
-    self._places, values = _places(known), {**known, **hypers}
-    defaults = {self._places[name][0]: value for name, value in values.items()}
-    if 'betas' in defaults: defaults['betas'] = values['mom'], values['sqr_mom']
-    return defaults
+            raise ValueError(f'no stepper or stat knows {name!r}{hint} They know {list(known)}')
+        self._places = _places(known)
+        super().__init__(params, self._under_keys({**known, **hypers}, {}))
+
+    def __repr__(self):
+        names = [getattr(f, '__name__', f) if stat is None else stat for f, _, stat in self._parts]
+        return f'{" → ".join(map(str, names))}\n{super().__repr__()}'
 
 # %% ../nbs/14_optimizers.ipynb #91866742
-_USUAL = {*_KEYS, *_KEYS.values(), 'betas', 'dampening', 'nesterov', 'maximize', 'amsgrad'}
+_USUAL = {*HYPERS, *HYPERS.values(), 'betas', 'dampening', 'nesterov', 'maximize', 'amsgrad'}
+
+@patch
+def _under_keys(self: Optimizer, group, defaults):
+    "A copy of `group` with PyTorch's keys in place of our names."
+    group = dict(group)
+    for name, (key, *place) in self._places.items():
+        if name not in group: continue
+        value = group.pop(name)
+        both = group.get(key, defaults.get(key, (None, None)))
+        group[key] = tuple(value if i in place else v for i, v in enumerate(both)) if place else value
+    return group
 
 @patch
 def hypers(self: Optimizer,
     group: dict, # one of `param_groups`
 ) -> dict:
     "The group's hyper-parameters by our names, as numbers."
-    values = {name: group[key][place[0]] if place else group[key] for name, (key, *place) in self._places.items()}
-    return {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+    values = {name: group[key][place[0]] if place else group[key]
+              for name, (key, *place) in self._places.items()}
+    return {name: v.item() if isinstance(v, torch.Tensor) else v for name, v in values.items()}
 
 @patch
 def _check_group(self: Optimizer, group):
     "`ValueError` for a value that nobody knows, is missing or out of its range."
-    used = {key for key, *_ in self._places.values()}
-    if 'betas' in used and len(group['betas']) != 2:
-        raise ValueError(f"betas are {group['betas']!r}; they should be two numbers")
-    for key in _USUAL.intersection(group) - used:
+    for key in _USUAL.intersection(group) - {key for key, *_ in self._places.values()}:
         if group[key]:
-            raise ValueError(f'no stepper or stat knows {key}={group[key]!r}; they know {", ".join(self._places)}')
+            raise ValueError(f'no stepper or stat knows {key}={group[key]!r}; they know {list(self._places)}')
     for name, value in self.hypers(group).items():
         if value is required:
-            asks = next(_part_name(part) for part in self._parts if name in part[1])
-            raise ValueError(f'{asks} needs {name}, and no stat keeps it; give {name}=… (or add the stat that does)')
-        if name in _KEYS: check_hyper(name, value)
+            raise ValueError(f'{name} is missing; give {name}=…, or add the stat that keeps it')
+        if name in HYPERS: check_hyper(name, value)
 
 # %% ../nbs/14_optimizers.ipynb #24755b72
 @patch
 def add_param_group(self: Optimizer,
-    group: dict, # 'params', and values of its own: our names, PyTorch's keys, or others (such as `layer`), which are kept
+    group: dict, # 'params', and values of its own: our names, PyTorch's keys, or others (such as `layer`)
 ):
-    "One more group of parameters. `ValueError` for a value that nobody knows, that comes twice, is missing or out of its range."
-    group, given = dict(group), set(group)
-    for name, (key, *place) in self._places.items():
-        if name == key or name not in given: continue
-        if key in given:
-            raise ValueError(f'a group has both {name} and {key}, which are the same; give one of them')
-        value, both = group.pop(name), group.get(key, self.defaults[key])
-        group[key] = tuple(value if i in place else v for i, v in enumerate(both)) if place else value
+    "Add a group. `ValueError` for a value that nobody knows, is missing, or out of its range."
+    group = self._under_keys(group, self.defaults)
     self._check_group({**self.defaults, **group})
     super(Optimizer, self).add_param_group(group)
 
@@ -228,75 +207,65 @@ def add_param_group(self: Optimizer,
 @patch
 def _run(self: Optimizer, chunk, grads, hypers, idle):
     "All parts in turn on one chunk."
-    memory = {key: grads if stat in idle else [s[key] for s in chunk.states] for key, stat in self._owners.items()}
-    numbers = [key for key, values in memory.items() if isinstance(values[0], Real)]
-    names = {**hypers, **memory, **{key: memory[key][0] for key in numbers}, 'ps': chunk.ps, 'grads': grads}
+    memory = {key: grads if stat in idle else [s[key] for s in chunk.states]
+              for key, stat in self._owners.items()}
+    numbers = {key: ns[0] for key, ns in memory.items() if isinstance(ns[0], Real)}   # alike in a chunk
+    names = {**hypers, **memory, **numbers, 'ps': chunk.ps, 'grads': grads}
     if chunk.ps[0].is_complex():
-        lists = {n: v for n, v in names.items() if isinstance(v, list)}
-        names.update((n, [torch.view_as_real(t.resolve_conj()) for t in v]) for n, v in lists.items())
+        names = tree_map(lambda t: torch.view_as_real(t.resolve_conj()), names)
     for f, needs, stat in self._fused if chunk.fused else self._parts:
-        new = names['grads'] if stat in idle else f(*[names[n] for n in needs])
+        new = names['grads'] if stat in idle else f(**{n: names[n] for n in needs})
         if new is not None: names['grads' if stat is None else stat.key] = new
-    for key in numbers:
-        for s in chunk.states: s[key] = names[key]
+    for s in chunk.states: s.update((key, names[key]) for key in numbers)
 
 # %% ../nbs/14_optimizers.ipynb #6e3ee9e4
 @patch
+@torch.no_grad()
 def step(self: Optimizer,
     closure: Callable|None = None, # computes the loss and its gradients anew
-):                                 # what `closure` answers
-    "One step of all parameters that have a gradient. `ValueError` for a sparse gradient, before anything has moved."
-    loss = None
-    if closure is not None:
-        with torch.enable_grad(): loss = closure()
-    with torch.no_grad():
-        for work in self._planner(self): self._run(*work)
+):                                 # what `closure` returns
+    "One step of all parameters that have a gradient. `ValueError` for a sparse one, before anything moves."
+    with torch.enable_grad(): loss = closure and closure()
+    for work in self._planner(self): self._run(*work)
     return loss
 
 # %% ../nbs/14_optimizers.ipynb #8e6efe11
-_TORCHS = dict(momentum_buffer='grad_avg', exp_avg='grad_avg', exp_avg_sq='sqr_avg')   # keys of PyTorch's SGD and Adam
+_TORCHS = dict(momentum_buffer='grad_avg', exp_avg='grad_avg', exp_avg_sq='sqr_avg')   # PyTorch's SGD, Adam
 
 @patch
 def load_state_dict(self: Optimizer,
-    state_dict: dict, # of an optimizer with the same stats, for parameters of the same shapes; or of PyTorch's SGD or Adam
+    state_dict: dict, # of an optimizer with the same stats and parameters; or of PyTorch's SGD or Adam
 ):
-    """Go on from a copy of `state_dict`, after the pre-hooks. `ValueError` if it is another optimizer's or another model's.
+    """Go on from a copy of `state_dict`, after the pre-hooks. `ValueError` if it is another optimizer's.
 
-    A value that its groups do not have stays as it is here. Tensors of a stat have the type that `init` gives them."""
+    A value that its groups do not have stays as it is here. What a stat keeps gets the type of its `init`."""
     fitted = []
-    last = self.register_load_state_dict_pre_hook(lambda opt, state: fitted.extend(opt._fitted(state)))
-    try: super(Optimizer, self).load_state_dict(copy.deepcopy(state_dict))
-    finally: last.remove()
+    with self.register_load_state_dict_pre_hook(lambda opt, state: fitted.extend(opt._fitted(state))):
+        super(Optimizer, self).load_state_dict(copy.deepcopy(state_dict))
     for p, kept in fitted:
-        for key in self._owners.keys() & kept.keys():
-            if isinstance(kept[key], torch.Tensor) and kept[key].dtype != p.dtype:   # PyTorch has made it the parameter's
-                self.state[p][key] = kept[key].to(p.device, self._owners[key].init(p).dtype)
+        for key in self._owners.keys() & kept:
+            first = self._owners[key].init(p)
+            self.state[p][key] = type(first)(kept[key]) if isinstance(first, Real) else kept[key].to(first)
 
 @patch
 def _fitted(self: Optimizer, state_dict):
-    "(parameter, what is kept of it) pairs, in our terms, with the gaps in the groups filled. `ValueError` for what does not fit."
+    """(parameter, what is kept of it) pairs, in our terms, with the gaps in the groups filled.
+    `ValueError` for what does not fit."""
     fitted = []
     for group, saved in zip(self.param_groups, state_dict['param_groups']):
-        missing = [name for name, (key, *_) in self._places.items() if key not in saved]
-        if missing and saved.keys() - group.keys():
-            raise ValueError(f'the state has no {missing[0]}; it is of another optimizer')
+        state = state_dict['state']
         saved.update({**group, **saved})
         self._check_group(saved)
         hypers = self.hypers(saved)
         needed = {key for key, stat in self._owners.items() if not stat.idle(hypers)}
-        fitted += [(p, state_dict['state'].get(i, {}), needed) for p, i in zip(group['params'], saved['params'])]
-    for p, kept, needed in fitted:
-        for theirs, ours in _TORCHS.items():
-            if ours in self._owners and kept.get(theirs) is not None: kept[ours] = kept.pop(theirs)
-        if isinstance(kept.get('step'), torch.Tensor) and isinstance(self._owners.get('step'), StepCount): kept['step'] = int(kept['step'])
-        own = self._owners.keys() & kept.keys()
-        if own and needed - own:
-            raise ValueError(f'the state keeps {", ".join(kept)} of a parameter; this optimizer keeps {", ".join(self._owners)}')
-        for key in own:
-            shape = getattr(kept[key], 'shape', p.shape)
-            if shape != p.shape and self._owners[key].init(p).shape == p.shape:
-                raise ValueError(f'the {key} of a parameter of shape {tuple(p.shape)} is {tuple(shape)}; the state is of another model')
-    return [(p, kept) for p, kept, _ in fitted]
+        for p, i in zip(group['params'], saved['params']):
+            if i not in state: continue
+            state[i] = {_TORCHS.get(key, key): value for key, value in state[i].items() if value is not None}
+            own = self._owners.keys() & state[i]
+            if own and needed - own:
+                raise ValueError(f'the state keeps {[*state[i]]}; this optimizer keeps {[*self._owners]}')
+            fitted.append((p, state[i]))
+    return fitted
 
 # %% ../nbs/14_optimizers.ipynb #c8ae519d
 @patch
@@ -463,17 +432,19 @@ _IN_ONE_PASS = (   # steppers, stats, and the steppers that do the work of all
 
 @patch
 def fuse(self: Optimizer) -> Optimizer:
-    """From now on the work of all parts is done in one pass, by PyTorch's fused kernels; the same steps up to rounding. Answers the optimizer itself.
+    """From now on the work of all parts is done in one pass, by PyTorch's fused kernels; the same steps up to
+    rounding. Returns the optimizer itself.
 
-    Parameters that the kernels cannot take (complex ones, views with gaps, and half-precision ones with SGD on the CPU) go on part by part. `ValueError` where PyTorch has no kernel."""
-    kinds = lambda stats: {stat.key: (type(stat), vars(stat)) for stat in stats}
+    Parameters that the kernels cannot take (complex ones, views with gaps, and half-precision ones with SGD
+    on the CPU) go on part by part. `ValueError` where PyTorch has no kernel."""
+    def kinds(stats): return {stat.key: (type(stat), vars(stat)) for stat in stats}
     for steppers, stats, fused in _IN_ONE_PASS:
         if steppers == self.steppers and kinds(stats) == kinds(self.stats):
-            counts = [part for part in self._parts if isinstance(part[2], StepCount)]
-            self._fused = counts + [(f, tuple(_needs(f)), None) for f in fused]
+            self._fused = [part for part in self._parts if isinstance(part[2], StepCount)]
+            self._fused += [(f, tuple(_needs(f)), None) for f in fused]
             self._planner = Planner(self.stats, fused[0])
             return self
-    raise ValueError('PyTorch has no kernel for these parts; it has them for those of sgd_opt, adam_opt and lamb_opt')
+    raise ValueError('PyTorch has no kernel for these parts; it has one for sgd_opt, adam_opt and lamb_opt')
 
 # %% ../nbs/14_optimizers.ipynb #76248ec9
 @exercise('14.1')

@@ -8,13 +8,13 @@ __all__ = ['MixedPrecision', 'GradAccumulation', 'ChannelsLast', 'Compile']
 # %% ../nbs/19_mixed_precision.ipynb #6ac04c80
 import math, warnings
 from contextlib import suppress
+from unittest import mock
 
 import torch
 from torch import nn
 
-from .augmentation import check_within
-from .callbacks import (Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, Runner,
-                           count_items)
+from .callbacks import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
+                           CancelStepException, Runner, count_items)
 from .core import check_choice, check_int, check_real, exercise, near, patch, tree_map, widen
 from .learner import Learner
 from .losses import is_sum
@@ -24,32 +24,34 @@ from .mixup import check_resumed
 _HALVES = torch.float16, torch.bfloat16
 
 class _Stepping:
-    "The optimizer as a `GradScaler` sees it: its step is the runner's, and is noted."
-    def __init__(self, opt, step): self.opt, self._step, self.taken = opt, step, False
+    "The optimizer as a `GradScaler` sees it: its step is the runner's."
+    def __init__(self, opt, step): self.opt, self._step = opt, step
     param_groups = property(lambda self: self.opt.param_groups)
     def step(self):
-        self.taken = True
         self._step()
+        return True   # it was taken
 
 # %% ../nbs/19_mixed_precision.ipynb #67354927
 class MixedPrecision(Callback):
-    """Forward pass and loss in fp16 or bf16 where that is safe (`torch.autocast`), weights in float32, the loss scaled for fp16.
+    """Forward pass and loss in fp16 or bf16 where that is safe, weights in float32, the loss scaled for fp16.
 
-    Predictions come back as float32; gradients are without the scale from `after_backward` on. A step with infinite or NaN gradients is
-    left out and counted in `skipped`. With a scale it waits for the device once a step, as `GradScaler` does; without, never."""
+    That is `torch.autocast`. Predictions come back as float32; gradients are without the scale from
+    `after_backward` on. A step with infinite or NaN gradients is left out and counted in `skipped`. With a
+    scale it waits for the device once a step, as `GradScaler` does; without, never."""
     order, evaluates = -30, True
     def __init__(self,
         dtype=torch.float16, # or torch.bfloat16
         *,
-        loss_scale='dynamic',       # for fp16: 'dynamic', one number for good, or None; bf16 needs none, and 'dynamic' is None there
+        loss_scale='dynamic',       # 'dynamic' (bf16 needs none: there it is None), one number, or None
         init_scale: float = 2.**16, # where 'dynamic' begins
         growth_interval: int = 2000, # after so many good steps 'dynamic' doubles it
     ):
         self.dtype, self.skipped = check_choice(_HALVES, dtype=dtype), 0
         self.loss_scale = None if dtype == torch.bfloat16 and loss_scale == 'dynamic' else loss_scale
-        self._first, self._interval = check_real(init_scale=init_scale), check_int(growth_interval=growth_interval, least=1)
-        if loss_scale not in (None, 'dynamic'): self.loss_scale = self._first = check_real(loss_scale=loss_scale)
-        check_within(2.**-126, below=2.**127, **{'init_scale' if loss_scale == 'dynamic' else 'loss_scale': self._first})   # float32's
+        self._first = check_real(init_scale=init_scale, least=1e-37)   # above float32's least
+        self._interval = check_int(growth_interval=growth_interval, least=1)
+        if loss_scale not in (None, 'dynamic'):
+            self.loss_scale = self._first = check_real(loss_scale=loss_scale, least=1e-37)
         self._scaler, self._stepping, self._unscaled = None, None, False
 
     @property
@@ -62,15 +64,16 @@ class MixedPrecision(Callback):
 # %% ../nbs/19_mixed_precision.ipynb #4858a7bc
 def only_one(cb):
     "`ValueError` if two callbacks of a fit are of this one's kind."
-    if sum(isinstance(o, type(cb)) for o in cb.run.cbs) > 1: raise ValueError(f'two callbacks of this fit are {type(cb).__name__}; take one off')
+    if sum(isinstance(o, type(cb)) for o in cb.run.cbs) > 1:
+        raise ValueError(f'two callbacks of this fit are {type(cb).__name__}; take one off')
 
 # %% ../nbs/19_mixed_precision.ipynb #7c72eee3
 @patch
 def before_fit(self: MixedPrecision):
     only_one(self)
-    named = [named for m in self.run.modules for named in m.named_parameters()]
-    half = next((f'{name} is {p.dtype}' for name, p in named if p.requires_grad and p.dtype in _HALVES), None)
-    if half: raise ValueError(f'{half}; weights that learn stay in float32, and their copies are cast; call model.float()')
+    for name, p in (named for m in self.run.modules for named in m.named_parameters()):
+        if p.requires_grad and p.dtype in _HALVES:
+            raise ValueError(f'{name} is {p.dtype}; weights that learn stay in float32: call model.float()')
     device = next(self.model.parameters(), torch.empty(0)).device.type   # the batches' too
     def cast(part): return torch.autocast(device, dtype=self.dtype)(part)
     run, pred = self.run, cast(self.run.get_pred)
@@ -102,28 +105,27 @@ def _scale_steps(self: MixedPrecision, device):
 
 @patch
 def _new_scaler(self: MixedPrecision, device):
-    old = self._scaler
-    if old is not None and self._device == device: return
-    self._scaler, self._device = torch.amp.GradScaler(device, init_scale=self._first, growth_interval=self._interval), device
+    old, self._scaler = self._scaler, torch.amp.GradScaler(
+        device, init_scale=self._first, growth_interval=self._interval)
     if old is not None: self._scaler.load_state_dict(old.state_dict())
 
 # %% ../nbs/19_mixed_precision.ipynb #e3ac1c15
-def _gradients(opt): return [p.grad for group in opt.param_groups for p in group['params'] if p.grad is not None]
+def _gradients(opt):
+    return [p.grad for group in opt.param_groups for p in group['params'] if p.grad is not None]
 
 @patch
 def after_backward(self: MixedPrecision):
-    if self.loss_scale is None or any(cb.holding for cb in self._others): return   # gradients that wait for others stay scaled
+    if self.loss_scale is None or any(cb.holding for cb in self._others): return   # what waits stays scaled
     self._unscaled = bool(_gradients(self.opt))
     if self._unscaled: self._scaler.unscale_(self._stepping)   # which refuses to look at nothing
 
 @patch
 def _step(self: MixedPrecision):
     if not self._unscaled: return self._stepping.step()   # without gradients there is nothing to skip
-    self._stepping.taken = False
-    self._scaler.step(self._stepping)   # waits for the device: is there an infinite gradient?
+    taken = bool(self._scaler.step(self._stepping))   # waits for the device: is there an infinite gradient?
     self._scaler.update(None if self.loss_scale == 'dynamic' else self.loss_scale)
-    self.skipped += not self._stepping.taken
-    return self._stepping.taken
+    self.skipped += not taken
+    return taken
 
 # %% ../nbs/19_mixed_precision.ipynb #32d1a354
 def _multiply(opt, factor):
@@ -166,8 +168,7 @@ def after_fit(self: MixedPrecision): self._stepping = None
 # %% ../nbs/19_mixed_precision.ipynb #0e71f621
 @patch
 def exchange_cb(self: Learner, kind, cb):
-    "Let `cb`, or nothing, be the learner's callback of this kind. `RuntimeError` within a fit."
-    if self.fitting: raise RuntimeError(f'{kind.__name__} cannot be exchanged within a fit; do it before or after')
+    "Let `cb`, or nothing, be the learner's callback of this kind."
     self.remove_cbs([o for o in self.cbs if isinstance(o, kind)])
     if cb is not None: self.add_cbs(cb)
     return self
@@ -180,9 +181,14 @@ def to_fp16(self: Learner,
     return self.exchange_cb(MixedPrecision, MixedPrecision(torch.float16, loss_scale=loss_scale))
 
 @patch
-def to_bf16(self: Learner) -> Learner: "Compute in bf16 where that is safe, in training and in answers."; return self.exchange_cb(MixedPrecision, MixedPrecision(torch.bfloat16))
+def to_bf16(self: Learner) -> Learner:
+    "Compute in bf16 where that is safe, in training and in answers."
+    return self.exchange_cb(MixedPrecision, MixedPrecision(torch.bfloat16))
+
 @patch
-def to_fp32(self: Learner) -> Learner: "Compute in float32 again."; return self.exchange_cb(MixedPrecision, None)
+def to_fp32(self: Learner) -> Learner:
+    "Compute in float32 again."
+    return self.exchange_cb(MixedPrecision, None)
 
 # %% ../nbs/19_mixed_precision.ipynb #6104ba5a
 def _at_least(x, low): return x.clamp(min=low) if isinstance(x, torch.Tensor) else max(x, low)
@@ -274,56 +280,56 @@ def load_state_dict(self: GradAccumulation,
 def _last(t): return t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t
 
 class ChannelsLast(Callback):
-    """Keeps the model and batches of images in the memory order n, h, w, c, which many processors' convolutions prefer.
+    """Keeps model and batches of images in the memory order n, h, w, c, which many convolutions prefer.
 
-    Shapes and values stay. The model stays in that order after the fit, as it stays on its device, and so its checkpoints, the optimizer's state
-    and the next fit agree; `model.to(memory_format=torch.contiguous_format)` is the way back. A `view` of a kernel may have to be a `reshape`."""
+    Shapes and values stay. The model stays in that order after the fit, as it stays on its device, and so
+    its checkpoints, the optimizer's state and the next fit agree;
+    `model.to(memory_format=torch.contiguous_format)` is the way back. A `view` of a kernel may have to be
+    a `reshape`."""
     order, evaluates = -75, True
     def before_fit(self):
         self.model.to(memory_format=torch.channels_last)
-        for p, state in ({} if self.opt is None else self.opt.state).items():
-            for k, v in state.items():
-                if isinstance(v, torch.Tensor) and v.shape == p.shape: state[k] = _last(v)
+        if self.opt is not None: self.opt.state.update(tree_map(_last, dict(self.opt.state)))
     def before_batch(self): self.run.xb = tree_map(_last, self.xb)
 
 @patch
-def channels_last(self: Learner) -> Learner: "Keep model and image batches in the memory order n, h, w, c from now on."; return self.exchange_cb(ChannelsLast, ChannelsLast())
+def channels_last(self: Learner) -> Learner:
+    "Keep model and image batches in the memory order n, h, w, c from now on."
+    return self.exchange_cb(ChannelsLast, ChannelsLast())
 
 # %% ../nbs/19_mixed_precision.ipynb #adc16724
 _COMPILERS = 'torch._dynamo', 'torch._inductor', 'torch._functorch', 'torch.fx'
 
-def _n_hooks(model): return sum(len(hooks) for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks))
+def _n_hooks(model):
+    return sum(len(hooks) for m in model.modules()
+               for hooks in (m._forward_hooks, m._forward_pre_hooks,
+                             m._backward_hooks, m._backward_pre_hooks))
 
 # %% ../nbs/19_mixed_precision.ipynb #fb799226
 class Compile(Callback):
-    """Runs the model's forward pass, and the backward pass that belongs to it, as code made by `torch.compile`.
+    """Runs the model's forward pass, and the backward pass that belongs to it, as `torch.compile` makes it.
 
-    The first batches of each kind take seconds to a minute. Where it fails, as without a C++ compiler (CPU) or Triton (CUDA), it warns, and the
-    training goes on uncompiled; `failed` says why. A single batch outside of training, and a batch seen through new hooks, run uncompiled.
-    PyTorch keeps eight versions of one class's code and goes on uncompiled after that: `torch.compiler.reset()` between many models."""
+    The first batches of each kind take seconds to a minute. Where it fails, as without a C++ compiler
+    (CPU) or Triton (CUDA), it warns, and the training goes on uncompiled; `failed` says why. A single
+    batch outside of training, and a batch seen through new hooks, run uncompiled. PyTorch keeps eight
+    versions of one class's code and goes on uncompiled after that: `torch.compiler.reset()` between many
+    models."""
     order, evaluates = -40, True
-    plain = {'mode': None, 'dynamic': None, 'fullgraph': False, 'backend': 'inductor'}   # what needs no mention
     def __init__(self,
-        mode=None,             # None, 'default', 'reduce-overhead', 'max-autotune' or 'max-autotune-no-cudagraphs'
+        mode=None,             # 'default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'
         *,
-        dynamic=None,          # code for any size at once (True), for each size its own (False); None: for any size from the second on
+        dynamic=None,          # code for any size (True), for each (False); None: for any from the second
         fullgraph=False,       # fail where the model cannot be one graph
-        backend='inductor',    # which compiler: a name that `torch.compile` knows, or a function of (graph, inputs)
+        backend='inductor',    # the compiler: a name that PyTorch knows, or a function of (graph, inputs)
     ):
-        check_choice((None, 'default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'), mode=mode)
-        check_choice((None, True, False), dynamic=dynamic)
-        if not callable(backend) and backend != 'inductor':
-            check_choice(torch.compiler.list_backends(exclude_tags=()), backend=backend)
         self.options = {'mode': mode, 'dynamic': dynamic, 'fullgraph': fullgraph, 'backend': backend}
         self.failed, self._made = None, (None, None)
 
-    def __repr__(self): return f'Compile({", ".join(f"{k}={v!r}" for k, v in self.options.items() if v != self.plain[k])})'
-    def __getstate__(self): return {**self.__dict__, '_made': (None, None)}   # the code is bound to this model; a copy's model needs its own
+    def __getstate__(self): return {**self.__dict__, '_made': (None, None)}   # a copy makes its own
 
 # %% ../nbs/19_mixed_precision.ipynb #9eda1081
 @patch
 def before_fit(self: Compile):
-    only_one(self)
     if self._made[0] is not self.model and not self.failed:
         try: self._made = self.model, torch.compile(self.model.forward, **self.options)
         except RuntimeError as e: self._give_up(e)   # this Python or this system is not supported
@@ -334,23 +340,21 @@ def before_fit(self: Compile):
 @patch
 def _give_up(self: Compile, e):
     e = getattr(e, 'inner_exception', None) or e   # what the compiler itself said
-    self.failed = f'{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else "no reason given"}'
-    warnings.warn(f'torch.compile failed ({self.failed}); it goes on uncompiled. The CPU needs a C++ compiler, CUDA needs Triton', stacklevel=2)
+    self.failed = f'{type(e).__name__}: {(str(e).strip().splitlines() or ["no reason given"])[0]}'
+    warnings.warn(f'torch.compile failed ({self.failed}); it goes on uncompiled. '
+                  'The CPU needs a C++ compiler, CUDA needs Triton', stacklevel=2)
 
 # %% ../nbs/19_mixed_precision.ipynb #3860f963
 @patch
 def _pred(self: Compile, inner):
     "The prediction, compiled where that is right."
-    single, own = not self.in_train and self.iters == 1, vars(self.model).get('forward')
+    single = not self.in_train and self.iters == 1
     if self.failed or single or _n_hooks(self.model) != self._hooks: return inner()
-    self.model.forward = self._made[1]   # the model's forward for one prediction
-    try: return inner()
+    try:
+        with mock.patch.object(self.model, 'forward', self._made[1]): return inner()
     except Exception as e:
         if not any(c.__module__.startswith(_COMPILERS) for c in type(e).__mro__): raise
         failed = e.with_traceback(None)
-    finally:
-        if own is None: del self.model.forward
-        else: self.model.forward = own
     pred = inner()   # where the model is at fault, it says so here
     self._give_up(failed)
     return pred

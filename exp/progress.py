@@ -6,137 +6,101 @@
 __all__ = ['quiet', 'progress_bar', 'Progress', 'CSVLog']
 
 # %% ../nbs/15_progress.ipynb #3c803f6f
-import base64, csv, io, json, math, os, sys, tempfile, threading, time, uuid, warnings
-from array import array
-from collections.abc import Iterable
+import base64, csv, io, json, math, os, sys, tempfile, time, uuid, warnings
 from contextlib import contextmanager, suppress
 from html import escape
-from numbers import Integral, Real
 from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
+from tqdm.std import EMA, tqdm
 
 from .callbacks import AvgStats, Callback, Runner
 from .faults import DelayedRead
-from .core import atomic_path, check_bool, check_real, exercise, near, patch, user_path
+from .core import atomic_path, check_bool, exercise, near, patch, user_path
 from .dataloader import DataLoader, Dataset
 
 # %% ../nbs/15_progress.ipynb #94495706
-_FIRST, _PAUSE, _LONGEST = 0.3, 0.1, 5.   # seconds: before the first drawing; between two, at least and at most
+_FIRST, _PAUSE, _LONGEST = 0.3, 0.1, 5.   # seconds: before the first drawing; between two, least and most
 
 def _next(start, end):
-    "When to draw again after a drawing from `start` to `end`: up to 25 ms each, drawing takes at most half a hundredth of the time."
+    "When to draw again after a drawing from `start` to `end`: it takes half a hundredth of the time."
     return end + min(max(_PAUSE, 200*(end - start)), _LONGEST)
 
-# %% ../nbs/15_progress.ipynb #58193ccb
-class _Smooth:
-    "The debiased moving mean of `smoothed`, number by number; it starts again after NaN and infinity."
-    def __init__(self, beta=0.9): self.beta, self.avg, self.n = beta, 0., 0
-
-    def __call__(self, v):
-        if not math.isfinite(self.avg): self.avg, self.n = 0., 0
-        self.n += 1
-        self.avg = self.beta*self.avg + (1 - self.beta)*v
-        return self.value
-
-    @property
-    def value(self): return self.avg/(1 - self.beta**self.n) if self.n else None
-
 # %% ../nbs/15_progress.ipynb #a91b8419
-_hushed, _hush_lock = 0, threading.Lock()
+_hushed = []   # an entry for each `quiet` block that runs; threads may add and take away
 
 @contextmanager
 def quiet():
-    "A `with` block in which fits and loops that begin show no bar, table or plot, in any thread. Log files are written all the same."
-    global _hushed
-    with _hush_lock: _hushed += 1
+    "A block in which fits and loops that begin show nothing, in any thread. Log files are written."
+    _hushed.append(True)
     try: yield
-    finally:
-        with _hush_lock: _hushed -= 1
+    finally: _hushed.pop()
 
 def _first_rank(): return os.environ.get('RANK', '0') in ('', '0')
-def _is_quiet(): return _hushed > 0 or not _first_rank()
 
 # %% ../nbs/15_progress.ipynb #d3a77cd0
 def _shell():
     "IPython's shell if this runs in one, else None; IPython is not imported for it."
-    get_ipython = getattr(sys.modules.get('IPython'), 'get_ipython', None)
-    return None if get_ipython is None else get_ipython()
-
-def _is_terminal(f):
-    try: return f is not None and f.isatty()
-    except (AttributeError, ValueError): return False   # replaced by something else, or closed
+    return getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
 
 # %% ../nbs/15_progress.ipynb #31c9e8b3
 def _place():
-    "Where things are shown: 'notebook', 'once', 'terminal', 'lines', or None for nowhere."
-    if _is_quiet(): return None
+    "Where things are shown: 'notebook', 'terminal', 'lines', or None for nowhere."
+    if _hushed or not _first_rank() or None in (sys.stdout, sys.stderr): return None   # without a window
     shell = _shell()
-    if shell is not None and not any('Terminal' in c.__name__ for c in type(shell).__mro__):
-        live = getattr(shell, 'kernel', None) is not None and 'Capturing' not in type(shell.display_pub).__name__
-        return 'notebook' if live else 'once'
-    return 'terminal' if _is_terminal(sys.stderr) else 'lines'
+    if hasattr(shell, 'kernel') and 'Capturing' not in type(shell.display_pub).__name__: return 'notebook'
+    return 'terminal' if sys.stderr.isatty() else 'lines'
 
 # %% ../nbs/15_progress.ipynb #99b1b30f
 class _Display:
     "One output of a notebook, which can be shown again in its place."
-    def __init__(self): self.id, self.shown, self.shell = uuid.uuid4().hex, False, _shell()
+    def __init__(self): self.id, self.shown = uuid.uuid4().hex, False
 
     def show(self, data):
-        self.shell.display_pub.publish(data=data, metadata={}, transient={'display_id': self.id}, update=self.shown)
+        _shell().display_pub.publish(data, transient={'display_id': self.id}, update=self.shown)
         self.shown = True
 
 # %% ../nbs/15_progress.ipynb #43be7dcf
-class _Panel:
-    "A table and bars in one output of a notebook, drawn again in its place; not `live`: only at the end."
-    def __init__(self, live=True):
-        self.display, self.live, self.rows, self.bars = _Display(), live, [], []
-        self.due = time.perf_counter() + _FIRST
+class _Panel(_Display):
+    "A table and bars in one output of a notebook, drawn again in its place."
+    def __init__(self):
+        super().__init__()
+        self.rows, self.bars = [], []
 
-    def add(self, row):
-        self.rows.append(row)
-        self.draw()
+    def add(self, row): self.rows.append(row)
 
-    def draw(self, now=False):
-        start = time.perf_counter()
-        if not self.live or start < self.due and not now: return
-        self.show(self.rows[-20:])
-        self.due = _next(start, time.perf_counter())
-
-    def end(self):
-        if self.rows or self.bars or self.display.shown: self.show(self.rows)
-
-    def show(self, rows):
+    def draw(self):
+        if not (self.rows or self.bars or self.shown): return
         names = list(dict.fromkeys(name for row in self.rows for name in row))
-        lines, bars = [_cells(names, row) for row in rows], [str(bar) for bar in self.bars]
-        text = [_text_line(names, cells) for cells in [names, *lines]] if rows else []
-        html = ['<table>', _html_line('th', names), *(_html_line('td', cells) for cells in lines), '</table>'] if rows else []
+        lines, bars = [_cells(names, row) for row in self.rows], [str(bar) for bar in self.bars]
+        text, html = [], []
+        if lines:
+            text = [_text_line(names, cells) for cells in [names, *lines]]
+            html = ['<table>', _html_line('th', names), *(_html_line('td', c) for c in lines), '</table>']
         html += [f'<pre>{escape(bar)}</pre>' for bar in bars]
-        self.display.show({'text/html': '\n'.join(html), 'text/plain': '\n'.join(text + bars)})
+        self.show({'text/html': '\n'.join(html), 'text/plain': '\n'.join(text + bars)})
 
 # %% ../nbs/15_progress.ipynb #673ece1b
 class _NotebookBar(tqdm):
-    "tqdm's arithmetic and words, drawn on a panel: its owner's, or one of its own."
+    "tqdm's arithmetic and words, drawn on a panel."
     monitor_interval = 0   # no thread that watches over it
-    panel = None
 
     def __init__(self, *args, panel=None, **kwargs):
         super().__init__(*args, gui=True, ncols=80, **kwargs)   # gui: tqdm writes nothing itself
-        self.owned, self.panel = panel is not None, panel or _Panel()
+        self.panel = panel or _Panel()
         self.panel.bars.append(self)
 
-    def display(self, *_, **__):
-        if self.panel is not None and not self.owned: self.panel.draw()
+    def display(self, msg=None, pos=None):
+        if self is self.panel.bars[-1]: self.panel.draw()
 
-    def clear(self, *_, **__): pass
+    def clear(self, nolock=False): pass
 
     def close(self):
         if self.disable: return
         super().close()
         if not self.leave: self.panel.bars = []
-        if not self.owned: self.panel.end()
+        self.panel.draw()
 
 # %% ../nbs/15_progress.ipynb #4d5c6283
 class _TerminalBar(tqdm):
@@ -149,29 +113,24 @@ def _new_bar(place, *args, panel=None, **kwargs):
 
 # %% ../nbs/15_progress.ipynb #15190cf7
 def progress_bar(
-    iterable: Iterable,     # what to go through
+    iterable,               # what to go through
     total: int|None = None, # how many items; None: its length, where it has one
     desc: str = '',         # words in front
     leave: bool = False,    # let the bar stand when the loop has ended
 ) -> tqdm:                  # gives the same items
-    """A bar for any loop, in a terminal or a notebook; none where output goes to a file, in a `quiet` block, and in ranks other than 0.
-
-    `TypeError` for what cannot be gone through, `ValueError` for a total below 0."""
-    if not isinstance(iterable, Iterable):
-        raise TypeError(f'progress_bar needs an iterable, as a list or range(n), not {iterable!r}')
-    if total is not None: check_real(total=total, least=0)
-    return _new_bar(_place(), iterable, total=total, desc=desc, leave=leave)
+    "A bar for any loop, in a terminal or a notebook; none in a file, a `quiet` block, other ranks than 0."
+    return _new_bar(_place(), iterable, total=total, desc=desc, leave=leave, delay=_FIRST)
 
 # %% ../nbs/15_progress.ipynb #d03bdfae
 def _cell(name, v):
     "A value of the table, as text."
-    if isinstance(v, (bool, Integral)) or not isinstance(v, Real): return str(v)
+    if not isinstance(v, float): return str(v)
     if name == 'seconds': return f'{v:.1f}'
     return f'{v:.4f}' if v == 0 or not math.isfinite(v) or 1e-3 <= abs(v) < 1e5 else f'{v:.2e}'
 
-def _cells(names, row): return [_cell(name, row[name]) if name in row else '' for name in names]
-def _text_line(names, cells): return '  '.join(cell.rjust(max(len(name), 6)) for name, cell in zip(names, cells))
-def _html_line(tag, cells): return '<tr>' + ''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells) + '</tr>'
+def _cells(names, row): return [_cell(name, row.get(name, '')) for name in names]
+def _text_line(names, cells): return '  '.join(c.rjust(max(len(name), 6)) for name, c in zip(names, cells))
+def _html_line(tag, cells): return '<tr>' + ''.join(f'<{tag}>{escape(c)}</{tag}>' for c in cells) + '</tr>'
 
 # %% ../nbs/15_progress.ipynb #0c8db280
 class _TextTable:
@@ -179,19 +138,21 @@ class _TextTable:
     def __init__(self): self.names = None
 
     def add(self, row):
-        if sys.stdout is None: return   # a program without a window, on Windows
-        lines = [_cells(row, row)] if list(row) == self.names else [list(row), _cells(row, row)]
-        self.names = list(row)
-        for cells in lines: tqdm.write(_text_line(self.names, cells), file=sys.stdout)
-        sys.stdout.flush()
+        names, cells = list(row), _cells(row, row)
+        lines = [cells] if names == self.names else [names, cells]
+        self.names = names
+        with tqdm.external_write_mode(sys.stdout):
+            print(*(_text_line(names, line) for line in lines), sep='\n', file=sys.stdout, flush=True)
 
 # %% ../nbs/15_progress.ipynb #4e4a636c
 class Progress(Callback):
-    """Shows how a fit goes: a bar for the fit and one for the pass, a table with a row for each epoch (from `AvgStats`), and on demand a plot of the losses.
+    """Shows how a fit goes: two bars, a table (from `AvgStats`), and on demand a plot of the losses.
 
-    The bars show the loss of lesson 07's `smoothed` and the time left; nothing waits for the device but once an epoch. Drawing takes at most a
-    hundredth of the time (where one drawing takes under 50 ms), and the plot another. A fit within another one shows bars alone. Without `AvgStats` there is no table. Where output goes to a file, there
-    are only the table's rows; in a `quiet` block and in ranks other than 0 there is nothing. The plot is drawn in notebooks alone."""
+    One bar is the fit's, the other the pass's. They show the loss of lesson 07's `smoothed` and the time
+    left; nothing waits for the device but once an epoch. Drawing takes at most a hundredth of the time
+    (where one drawing takes under 50 ms), and the plot another. Without `AvgStats` there is no table.
+    Where output goes to a file, there are only the table's rows; in a `quiet` block and in ranks other
+    than 0 there is nothing. The plot is drawn in notebooks alone."""
     order, rank_zero = 70, True
     def __init__(self,
         show: bool = True,  # False: nothing at all
@@ -201,144 +162,117 @@ class Progress(Callback):
         plot: bool = False, # the plot
     ):
         self.show, self.bars, self.table, self.plot = check_bool(show=show, bars=bars, table=table, plot=plot)
-        self.rows, self._loaded = [], None   # rows: dicts, those of the table
+        self.rows, self._loaded = [], []   # rows: dicts, those of the table
         self._forget()
 
     def _forget(self):
-        self._entered, self._due, self._collects = False, math.inf, False
-        self._table = self._panel = self._fit_bar = self._pass_bar = self._picture = self._first = self._skipped = None
-        self._seen, self._asked, self._read, self._loss = [], False, DelayedRead(0.), _Smooth()
-
-    def __repr__(self): return f'Progress({"" if self.show else "False"})'
+        self._running, self._live, self._due = False, False, math.inf
+        self._table = self._panel = self._picture = None
+        self._bars, self._seen, self._loss, self._read = [], [], EMA(1 - 0.9), DelayedRead(0.)
 
 # %% ../nbs/15_progress.ipynb #0dfe9e4e
-_live = threading.local()   # of this thread: `fits`, how many run, one in another
-
 @patch
 def before_fit(self: Progress):
-    self._forget()
-    self.rows, rows, self._loaded = [], self._loaded or [], None
-    self._stats = next((cb for cb in self.run.cbs if isinstance(cb, AvgStats)), None)
-    place, nested = _place() if self.show else None, getattr(_live, 'fits', 0)
-    self._entered, _live.fits = True, nested + 1
-    if place in ('notebook', 'once'): self._panel = _Panel(live=place == 'notebook')
-    if place and not nested:
-        if self.table and self._stats is not None: self._table = self._panel or _TextTable()
-        if self.plot and self._panel is not None: self._picture = _Picture(live=place == 'notebook')
-    if place in ('notebook', 'terminal') and self.bars and self.epochs: self._start_bars(place)
-    self._collects = self._pass_bar is not None or self._picture is not None
-    if self._collects: self._due = time.perf_counter() + _FIRST
-    for row in rows: self._add_row(row)
+    place = _place() if self.show else None
+    self._running, self._live = True, place in ('notebook', 'terminal')
+    if place == 'notebook':
+        self._panel = _Panel()
+        if self.plot: self._picture = _Picture()
+    if place and self.table and self.run.find(AvgStats) is not None: self._table = self._panel or _TextTable()
+    if self._live:
+        self._due = time.perf_counter() + _FIRST
+        self._read(torch.empty(0))
+        if self.bars: self._start_bars(place)
+    self._show_loaded()
 
 # %% ../nbs/15_progress.ipynb #5fb8b722
 @patch
 def _start_bars(self: Progress, place):
     self._per_epoch = sum(len(dl) for dl in (self.data.train_dl, self.data.valid_dl) if dl is not None)
     ours = dict(leave=False, panel=self._panel, mininterval=0, miniters=0, delay=1e-9)   # delay: not yet
-    self._fit_bar = _new_bar(place, total=self.epochs*self._per_epoch, smoothing=0,
-                             bar_format='{desc} {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]', **ours)
-    counts = '{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]'
-    self._pass_bar = _new_bar(place, total=1, smoothing=0.05, bar_format='{desc} {percentage:3.0f}%|{bar}| ' + counts, **ours)
+    head, left = '{desc} {percentage:3.0f}%|{bar}| ', '[{elapsed}<{remaining}'
+    self._bars = [
+        _new_bar(place, total=self.epochs*self._per_epoch, smoothing=0, bar_format=f'{head}{left}]', **ours),
+        _new_bar(place, total=1, smoothing=0.05,
+                 bar_format=head + '{n_fmt}/{total_fmt} ' + left + ', {rate_fmt}{postfix}]', **ours)]
 
 # %% ../nbs/15_progress.ipynb #348c57d2
 @patch
-def before_train(self: Progress):
-    self._pass_began = time.time()   # tqdm's clock
-    if self._first is None: self._first = self.run.epoch
-
-@patch
-def before_validate(self: Progress): self._pass_began = time.time()
+def before_train(self: Progress): self._began, self._first = time.time(), None   # of this pass; tqdm's clock
+Progress.before_validate = Progress.before_train
 
 @patch
 def after_loss(self: Progress):
-    if self._collects and self.run.in_train: self._seen.append(self.run.loss)
+    if self._live and self.run.in_train: self._seen.append(self.run.loss)
 
 @patch
 def after_batch(self: Progress):
+    if self._first is None: self._first = self.run.iter
     if time.perf_counter() >= self._due: self._refresh()
 
 # %% ../nbs/15_progress.ipynb #79a19712
 @patch
 def _refresh(self: Progress):
     start = time.perf_counter()
-    if self._skipped is None: self._find_the_start()
-    if self._seen:
-        first, self._asked = not self._asked, True
-        arrived = self._read(torch.stack(self._seen))
-        if arrived is not None or first: self._seen = []   # they were taken; else they are offered again
-        self._add_losses(arrived or [])
-    if self._pass_bar is not None: self._draw_bars()
+    arrived = self._read(torch.stack(self._seen)) if self._seen else None
+    if arrived is not None:
+        self._seen = []
+        self._add_losses(arrived)
+    if self._bars: self._draw_bars()
+    elif self._panel is not None: self._panel.draw()
     self._due = _next(start, time.perf_counter())
     if self._picture is not None: self._picture.draw()
 
 @patch
 def _add_losses(self: Progress, losses):
     for v in losses:
+        if not math.isfinite(self._loss()): self._loss = EMA(1 - 0.9)
         smooth = self._loss(v)
         if self._picture is not None: self._picture.losses.append(smooth)
 
 # %% ../nbs/15_progress.ipynb #e31daf50
 @patch
-def _find_the_start(self: Progress):
-    self._skipped = max(0, self.run.iter + 1 - len(self._seen)) if self.run.in_train else 0
-    if self._fit_bar is not None:
-        self._fit_bar.n = self._fit_bar.initial = (self._first - self.run.first_epoch)*self._per_epoch + self._skipped
-
-# %% ../nbs/15_progress.ipynb #d768f5eb
-@patch
 def _draw_bars(self: Progress):
-    run, bar, fit = self.run, self._pass_bar, self._fit_bar
-    earlier = (run.epoch - run.first_epoch)*self._per_epoch + (0 if run.in_train else len(run.data.train_dl))
-    try:
-        bar.desc, fit.desc = 'training  ' if run.in_train else 'validation', f'epoch {run.epoch}'.ljust(10)
-        bar.postfix = '' if self._loss.value is None else f'loss {self._loss.value:.4f}'
-        if bar.start_t != self._pass_began:   # another pass than when it was last drawn
-            bar.reset(run.iters)
-            bar.start_t = bar.last_print_t = self._pass_began
-            bar.n = bar.last_print_n = bar.initial = self._skipped if fit.n == fit.initial else 0
-        fit.update(earlier + run.iter + 1 - fit.n)
-        bar.update(run.iter + 1 - bar.n)
-        if self._panel is not None: self._panel.draw(now=True)
-    except (OSError, ValueError): self._lost()
-
-@patch
-def _lost(self: Progress):
-    "What we wrote to is gone."
-    for bar in (self._pass_bar, self._fit_bar):
-        if bar is not None: bar.disable = True
-    self._pass_bar = self._fit_bar = self._table = None
+    run, (fit, bar) = self.run, self._bars
+    before = (run.epoch - run.first_epoch)*self._per_epoch + (0 if run.in_train else len(run.data.train_dl))
+    if fit.n == 0: fit.n = fit.initial = before + self._first
+    if bar.start_t != self._began:   # another pass than when it was last drawn
+        bar.reset(run.iters)
+        bar.start_t = bar.last_print_t = self._began
+        bar.n = bar.last_print_n = bar.initial = self._first
+    bar.desc, fit.desc = 'training  ' if run.in_train else 'validation', f'epoch {run.epoch}'.ljust(10)
+    if self._loss.calls: bar.postfix = f'loss {self._loss():.4f}'
+    fit.update(before + run.iter + 1 - fit.n)
+    bar.update(run.iter + 1 - bar.n)
 
 # %% ../nbs/15_progress.ipynb #e8442818
 @patch
 def after_epoch(self: Progress):
     if self.over != 'epoch': return
-    if self._collects:
+    if self._live:
         last = torch.stack(self._seen).tolist() if self._seen else []   # here we wait
         self._add_losses((self._read(torch.empty(0)) or []) + last)
-        self._seen, self._asked, self._read = [], False, DelayedRead(0.)
-    history = getattr(self._stats, 'history', [])
-    if not history or history[-1]['epoch'] != self.epoch: return
-    if self._picture is not None: self._picture.end_epoch(history[-1])
-    self._add_row(history[-1])
+        self._seen = []
+    stats = self.run.find(AvgStats)
+    if stats is None or not stats.history or stats.history[-1]['epoch'] != self.epoch: return
+    row, picture = stats.history[-1], self._picture
+    self._add_row(row)
+    if picture is not None and 'valid_loss' in row:
+        picture.valid.append((len(picture.losses), row['valid_loss']))
 
 @patch
 def _add_row(self: Progress, row):
     self.rows.append(dict(row))
-    try:
+    with suppress(OSError, ValueError):
         if self._table is not None: self._table.add(self.rows[-1])
-    except (OSError, ValueError): self._lost()
 
 # %% ../nbs/15_progress.ipynb #eb5ff758
 @patch
 def after_fit(self: Progress):
-    if not self._entered: return
-    _live.fits -= 1
-    bars = [bar for bar in (self._pass_bar, self._fit_bar) if bar is not None]
-    panel, picture = self._panel, self._picture
+    bars, panel, picture = self._bars, self._panel, self._picture
     self._forget()
-    for bar in bars:
-        with suppress(OSError, ValueError): bar.close()
-    if panel is not None: panel.end()
+    for bar in reversed(bars): bar.close()
+    if panel is not None: panel.draw()
     if picture is not None: picture.draw(last=True)
 
 # %% ../nbs/15_progress.ipynb #16b32729
@@ -352,34 +286,31 @@ def load_state_dict(self: Progress,
     state, # what `state_dict` answered
 ):
     "Show these rows again, in the fit that runs or in the next."
-    rows = [dict(row) for row in state['rows']]
-    if not self._entered: self._loaded = rows
-    else:
-        self.rows = []
-        for row in rows: self._add_row(row)
+    self._loaded = state['rows']
+    if self._running: self._show_loaded()
+
+@patch
+def _show_loaded(self: Progress):
+    self.rows, loaded, self._loaded = [], self._loaded, []
+    for row in loaded: self._add_row(row)
 
 # %% ../nbs/15_progress.ipynb #c1f3e3db
-class _Picture:
+class _Picture(_Display):
     "A picture of the losses, drawn again in its place."
-    def __init__(self, live):
-        self.display, self.live, self.losses, self.valid = _Display(), live, array('d'), []
-        self.began, self.spent, self.cost = time.perf_counter(), 0., 0.1   # cost: of the next one, as we guess
-
-    def end_epoch(self, row):
-        if 'valid_loss' in row: self.valid.append((len(self.losses), row['valid_loss']))
-        self.draw()
+    def __init__(self):
+        super().__init__()
+        self.losses, self.valid, self.due = [], [], time.perf_counter() + 10
 
     def draw(self, last=False):
         start = time.perf_counter()
-        affordable = self.live and start - self.began >= 100*(self.spent + self.cost)
-        if not self.losses or not (last or affordable): return
-        self.display.show({'image/png': self.png(), 'text/plain': 'a plot of the losses'})
-        self.cost = time.perf_counter() - start
-        self.spent += self.cost
+        if not self.losses or start < self.due and not last: return
+        self.show({'image/png': self.png(), 'text/plain': 'a plot of the losses'})
+        end = time.perf_counter()
+        self.due = end + 100*(end - start)
 
     def png(self):
         from matplotlib.figure import Figure
-        fig = Figure(figsize=(5, 2.4), dpi=72, layout='constrained')   # one of our own, that no other plot gets into
+        fig = Figure(figsize=(5, 2.4), dpi=72, layout='constrained')   # one of our own
         ax, every = fig.subplots(), max(1, len(self.losses)//500)
         ax.plot(range(1, len(self.losses) + 1, every), self.losses[::every], label='training, smoothed')
         if self.valid: ax.plot(*zip(*self.valid), 'o-', ms=4, label='validation')
@@ -390,19 +321,18 @@ class _Picture:
 
 # %% ../nbs/15_progress.ipynb #58ef75a2
 class CSVLog(Callback):
-    """Writes a row for each epoch to a CSV file, the rows of `AvgStats`; each is on the disk when its epoch ends. In rank 0 alone.
+    """Writes the rows of `AvgStats` to a CSV file; each is on the disk when its epoch ends. In rank 0 alone.
 
-    `append=True` adds to the file; else the first row of a fit replaces it. A row that cannot be written is kept, with a warning, and
-    written later. In `before_fit`: `ValueError` without `AvgStats` and for a file of other columns, `OSError` where nothing can be written."""
+    `append=True` adds to the file; else the first row of a fit replaces it. A row that cannot be written
+    is kept, with a warning, and written with the next. In `before_fit`: `ValueError` without `AvgStats`,
+    `OSError` where nothing can be written."""
     order, rank_zero = 60, True
     def __init__(self,
         path,                 # the file; its folder is made if need be
         append: bool = False, # add to the file
     ):
         self.path, self.append, self._loaded = user_path(path), check_bool(append=append), None
-        self._rows, self._before, self._active = [], [], False   # rows of this fit, and earlier ones in the file
-
-    def __repr__(self): return f'CSVLog({str(self.path)!r}{", append=True" if self.append else ""})'
+        self._rows, self._before = [], []   # rows of this fit, and earlier ones in the file
 
     def state_dict(self):
         "This fit's rows, and how many were in the file before."
@@ -410,87 +340,47 @@ class CSVLog(Callback):
 
     def load_state_dict(self, state):
         "Go on from there, in the fit that runs or in the next: later rows are taken out of the file."
-        if self._active: self._open(state)
-        else: self._loaded = state
+        self._loaded = state
+        if self.run is not None and self.run.fitting: self._take_up()
 
 # %% ../nbs/15_progress.ipynb #71cff060
 @patch
-def _read_file(self: CSVLog):
-    "(header, rows, is its end whole?) of the file; ([], [], True) if there is none."
-    text = self.path.read_text('utf-8-sig') if self.path.exists() else ''
-    whole = text[:text.rfind('\n') + 1]
-    reader = csv.DictReader(io.StringIO(whole))
-    return list(reader.fieldnames or []), list(reader), whole == text
-
-@patch
-def _writer(self: CSVLog, f): return csv.DictWriter(f, self._names, extrasaction='ignore', lineterminator='\n')
-
-@patch
-def _rewrite(self: CSVLog):
-    "Write the whole file beside, and rename it."
-    self._names = list(dict.fromkeys([*self._names, *(name for row in self._rows for name in row)]))
-    with atomic_path(self.path) as beside, open(beside, 'w', newline='', encoding='utf-8') as f:
-        writer = self._writer(f)
-        writer.writeheader()
-        writer.writerows([*self._before, *self._rows])
-    self._behind = False
-
-# %% ../nbs/15_progress.ipynb #495e92f0
-@patch
 def before_fit(self: CSVLog):
     if not _first_rank(): return
-    self._stats = next((cb for cb in self.run.cbs if isinstance(cb, AvgStats)), None)
-    if self._stats is None:
-        raise ValueError('CSVLog writes the rows of AvgStats, and this runner has none; add AvgStats(…)')
-    which = ('train',) if self.data.valid_dl is None else ('train', 'valid')
-    self._names = ['epoch', *(f'{w}_{name}' for w in which for name in self._stats.columns), 'seconds']
-    self._rows, self._before, loaded, self._loaded = [], [], self._loaded, None
-    try: self._open(loaded)
-    except OSError as e:
-        raise OSError(e.errno, f'{self.path} cannot be written ({e.strerror}); give CSVLog a file in a folder that can') from e
-    self._active = True
+    if self.run.find(AvgStats) is None:
+        raise ValueError('CSVLog writes the rows of AvgStats, which this runner lacks: add AvgStats(…)')
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=self.path.parent): pass   # can we write here?
+    self._take_up()
 
 @patch
-def _open(self: CSVLog, state):
-    "Take up the file, up to where a loaded `state` was. `ValueError` for one of other columns."
-    self._behind = state is None and self.path.is_file() and not self.append   # the first row replaces the file
-    if self._behind: return tempfile.TemporaryFile(dir=self.path.parent).close()   # can we write here?
-    head, rows, whole = self._read_file()
-    added = [] if state is None else [dict(row) for row in state['rows']]
-    before = rows if state is None else rows[:state['before']]
-    names = list(dict.fromkeys([*self._names, *(name for row in added for name in row)]))
-    fits = head == names if state is None else not before or head == names[:len(head)]
-    if head and not fits:
-        raise ValueError(f'{self.path} has other columns, {", ".join(head)}; give another path, or append=False')
-    self._before, self._rows = before, added
-    if state is not None or not head or not whole: return self._rewrite()
-    with open(self.path, 'a'): pass
+def _take_up(self: CSVLog):
+    "Take the rows from the file that stay, up to where a loaded state was."
+    state = self._loaded or {'rows': [], 'before': None if self.append else 0}
+    self._rows, self._before, self._loaded = [dict(row) for row in state['rows']], [], None
+    if not self.path.exists(): return
+    with open(self.path, newline='', encoding='utf-8-sig') as f:
+        self._before = list(csv.DictReader(f))[:state['before']]
 
 # %% ../nbs/15_progress.ipynb #46d7d7ba
 @patch
 def after_epoch(self: CSVLog):
-    history = self._stats.history if self._active else []
+    history = self.run.find(AvgStats).history if _first_rank() else []
     if self.over != 'epoch' or not history or history[-1]['epoch'] != self.epoch: return
     self._rows.append(dict(history[-1]))
     self._write()
 
 @patch
 def _write(self: CSVLog):
-    row = self._rows[-1]
+    rows = [*self._before, *self._rows]
+    names = list(dict.fromkeys(name for row in rows for name in row))
     try:
-        if self._behind or list(row) != self._names or not self.path.exists(): return self._rewrite()
-        with open(self.path, 'a', newline='', encoding='utf-8') as f:
-            self._writer(f).writerow(row)
-            f.flush()
-            os.fsync(f.fileno())
+        with atomic_path(self.path) as beside, open(beside, 'w', newline='', encoding='utf-8') as f:
+            writer = csv.DictWriter(f, names, lineterminator='\n')
+            writer.writeheader()
+            writer.writerows(rows)
     except OSError as e:
-        self._behind = True
-        warnings.warn(f'{self.path} could not be written ({e.strerror}); its rows are kept and tried again', stacklevel=2)
-
-@patch
-def after_fit(self: CSVLog):
-    if self._active and self._behind and self._rows: self._write()
-    self._active = False
+        warnings.warn(f'{self.path} could not be written ({e.strerror}); its rows are kept', stacklevel=2)
 
 # %% ../nbs/15_progress.ipynb #21c7f500
 @exercise('15.1')

@@ -23,9 +23,8 @@ def k_fold(
     k: int,              # how many parts, from 2 to n
     seed: int|None = None, # of the shuffle; None: the setting `seed`
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: # k pairs (train, valid) of indices, int64
-    "Cut n shuffled items into k parts whose sizes differ by at most one; each part is `valid` once, the others `train`."
+    "Cut n shuffled items into k parts, equal to within one; each is `valid` once, the others `train`."
     n, k = check_int(n=n, k=k, least=2)
-    if k > n: raise ValueError(f'{n} items cannot be cut into {k} parts; k should be at most {n}')
     rng = Rng(settings().seed if seed is None else seed, 'k_fold')
     parts = torch.randperm(n, generator=rng.generator()).tensor_split(k)
     return ((torch.cat([*parts[:i], *parts[i+1:]]), parts[i]) for i in range(k))
@@ -52,14 +51,14 @@ def _dropped(x, p):
 
 @register
 class Dropout(nn.Module):
-    "In training, zero each element with probability `p` and divide the rest by 1 − p; in evaluation, nothing (Srivastava et al. 2014)."
+    """In training, zero each element with probability `p` and divide the rest by 1 − p; else nothing.
+
+    Srivastava et al. 2014."""
     def __init__(self,
         p: float = 0.5, # the share that falls out, from 0 to 1
     ):
         super().__init__()
-        if check_real(p=p, least=0) > 1:
-            raise ValueError(f'p is {p}; a share that falls out lies between 0 and 1')
-        self.p = p
+        self.p = check_real(p=p, least=0)
 
     def forward(self, x):
         "`x` with some elements dropped, in training; `x` itself in evaluation, or if p is 0."
@@ -91,8 +90,9 @@ def init_xavier(
     uniform: bool = False, # uniform on an interval, else normal
     generator: torch.Generator|None = None, # None: the global one
 ) -> torch.Tensor:         # `w`
-    "Deviation gain·√(2/(fan-in + fan-out)): the middle between what signals and gradients need (Glorot & Bengio 2010)."
-    gain = check_real(gain=gain, least=0)
+    """Standard deviation gain·√(2/(fan-in + fan-out)): the middle between what signals and gradients need.
+
+    Glorot & Bengio 2010."""
     return _fill(w, gain*math.sqrt(2/sum(fans(w))), uniform, generator)
 
 # %% ../nbs/06_mlp.ipynb #13d2dccb
@@ -117,14 +117,14 @@ def init_kaiming(
 def _gradients(params): return [p.grad for p in _each_once(params) if p.grad is not None]
 
 def grad_norm(
-    params: Iterable[torch.Tensor]|torch.Tensor, # `model.parameters()`, or one tensor; those without a gradient are left out
+    params: Iterable[torch.Tensor]|torch.Tensor, # `model.parameters()`, or one; some without a gradient
     norm_type: float = 2., # which norm; math.inf: the largest absolute value
 ) -> torch.Tensor:         # a number, on the device of the first gradient
     "The norm of all gradients as one vector; a shared parameter counts once."
-    if norm_type != math.inf: check_real(norm_type=norm_type, least=1)
     grads = _gradients(params)
     if not grads: return torch.tensor(0.)
-    wide = functools.reduce(torch.promote_types, {g.dtype for g in grads}, torch.float32)   # in float16 a sum of squares overflows early
+    # in float16 a sum of squares overflows early
+    wide = functools.reduce(torch.promote_types, {g.dtype for g in grads}, torch.float32)
     norms = torch._foreach_norm(grads, norm_type, dtype=wide)
     return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]), norm_type)
 
@@ -135,14 +135,13 @@ def clip_grads(
     norm_type: float = 2., # which norm; math.inf: the largest absolute value
     error_if_nonfinite: bool = False, # raise if the norm is infinite or NaN; waits for the device
 ) -> torch.Tensor:         # the norm before
-    "Scale the gradients of all `params` in place by one factor so that their common norm is at most `max_norm` (1211.5063)."
-    if max_norm != math.inf: check_real(max_norm=max_norm, least=0)
+    """Scale the gradients of all `params` in place by one factor, to a common norm of at most `max_norm`.
+
+    Pascanu et al. 2012, 1211.5063."""
     params = _each_once(params)
     norm, grads = grad_norm(params, norm_type), _gradients(params)
     if error_if_nonfinite and not norm.isfinite():
-        bad = sum(not g.isfinite().all() for g in grads)
-        why = f'{bad} of {len(grads)} gradients hold NaN or infinity' if bad else 'all are finite, but too large for a norm'
-        raise FloatingPointError(f'the norm of the gradients is {norm.item()}; {why}; lower the rate?')
+        raise FloatingPointError(f'the norm of the gradients is {norm.item()}; lower the rate?')
     scale = (max_norm/(norm + 1e-6)).clamp(max=1.)
     for device in {g.device for g in grads}:
         torch._foreach_mul_([g for g in grads if g.device == device], scale.to(device))
@@ -154,7 +153,6 @@ def clip_grad_values(
     max_value: float, # each number of a gradient is brought into −max_value … max_value
 ):
     "Limit each number of the gradients of `params` by itself, in place; this changes their direction."
-    if max_value != math.inf: check_real(max_value=max_value, least=0)
     for g in _gradients(params): g.clamp_(-max_value, max_value)
 
 # %% ../nbs/06_mlp.ipynb #859f5de1

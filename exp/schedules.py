@@ -11,23 +11,13 @@ __all__ = ['sched_lin', 'sched_cos', 'sched_exp', 'sched_no', 'combine_scheds', 
 import copy, itertools, math, statistics, warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from numbers import Real
 
 import numpy as np
 import torch
 
-from .callbacks import AvgStats, Callback, CancelFitException, Runner, smoothed
-from .core import (check_choice, check_int, check_real, did_you_mean, exercise, load_state, patch, tree_map, user_path,
-                      widen)
+from .callbacks import AvgStats, Callback, CancelFitException, Runner, labelled_axes, smoothed
+from .core import check_choice, check_int, check_real, exercise, load_state, patch, tree_map, user_path, widen
 from .snapshots import Snapshot, set_epoch, undisturbed
-
-# %% ../nbs/08_schedules.ipynb #40b5ca4a
-def _checked(sched):
-    "The schedule `sched`, which refuses a position that is none."
-    def checked(pos):
-        if not 0 <= pos <= 1: raise ValueError(f'the position is {pos}; it runs from 0, the beginning, to 1, the end')
-        return sched(pos)
-    return checked
 
 # %% ../nbs/08_schedules.ipynb #58fcb069
 def sched_lin(
@@ -35,20 +25,18 @@ def sched_lin(
     end: float,   # value at 1
 ) -> Callable:    # a function of the position, 0…1
     "A straight line from `start` to `end`."
-    start, end = check_real(start=start, end=end)
-    return _checked(lambda pos: (1 - pos)*start + pos*end)
+    return lambda pos: (1 - pos)*start + pos*end
 
 # %% ../nbs/08_schedules.ipynb #a7a64f4a
 def sched_cos(
     start: float, # value at 0
     end: float,   # value at 1
 ) -> Callable:    # a function of the position, 0…1
-    "Half a wave of the cosine from `start` to `end`: flat at both ends (Loshchilov & Hutter 2016, 1608.03983)."
-    start, end = check_real(start=start, end=end)
+    "Half a wave of the cosine from `start` to `end`, flat at both (Loshchilov & Hutter 2016, 1608.03983)."
     def sched(pos):
         way = (1 - math.cos(math.pi*pos))/2
         return (1 - way)*start + way*end
-    return _checked(sched)
+    return sched
 
 # %% ../nbs/08_schedules.ipynb #3984f9e6
 def sched_exp(
@@ -56,41 +44,30 @@ def sched_exp(
     end: float,   # value at 1; more than 0
 ) -> Callable:    # a function of the position, 0…1
     "From `start` to `end` by the same factor in each step. `ValueError` unless both are more than 0."
-    start, end = check_real(start=start, end=end)
-    if min(start, end) <= 0: raise ValueError(f'sched_exp goes from {start} to {end}; both should be more than 0')
-    return _checked(lambda pos: start**(1 - pos) * end**pos)
+    if min(start, end) <= 0: raise ValueError(f'start is {start}, end is {end}; both should be more than 0')
+    return lambda pos: start**(1 - pos) * end**pos
 
-# %% ../nbs/08_schedules.ipynb #d2f66900
 def sched_no(
     start: float, # value everywhere
     end: float,   # not used, so that it can stand where another annealer does
 ) -> Callable:    # a function of the position, 0…1
     "No change: `start` everywhere."
-    start, end = check_real(start=start, end=end)
-    return _checked(lambda pos: start)
+    return lambda pos: start
 
 # %% ../nbs/08_schedules.ipynb #58ec8ce9
 def combine_scheds(
     fractions: Sequence[float],  # the share of the way that each takes; their sum is 1
     scheds: Sequence[Callable],  # as many schedules
 ) -> Callable:                   # a function of the position, 0…1
-    "One schedule after the other. `ValueError` if the numbers differ, or the fractions are not positive or do not sum to 1."
-    fractions, scheds = list(fractions), _check_scheds(scheds)
-    if len(fractions) != len(scheds):
-        raise ValueError(f'{len(fractions)} fractions for {len(scheds)} schedules; give one for each')
-    if not all(f > 0 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f'the fractions {fractions} sum to {sum(fractions):.6g}; they should be more than 0, and sum to 1')
-    borders = [0., *itertools.accumulate(fractions[:-1]), 1.]   # the last is 1, whatever rounding makes of the sum
+    "One schedule after the other. `ValueError` unless the fractions are as many, more than 0, and sum to 1."
+    add_up = all(f > 0 for f in fractions) and abs(sum(fractions) - 1) < 1e-6
+    if len(fractions) != len(scheds) or not add_up:
+        raise ValueError(f'{len(scheds)} schedules have the fractions {fractions}; give each one, 1 in all')
+    borders = [0., *itertools.accumulate(fractions[:-1]), 1.]   # the last is 1, whatever the rounding
     def sched(pos):
         i = max(i for i, start in enumerate(borders[:-1]) if start <= pos)   # the one whose turn it is
         return scheds[i]((pos - borders[i])/(borders[i + 1] - borders[i]))
-    return _checked(sched)
-
-# %% ../nbs/08_schedules.ipynb #1e42fba4
-def _check_scheds(scheds):
-    for s in scheds:
-        if not callable(s): raise TypeError(f'a schedule should be a function of the position, not {s!r}')
-    return list(scheds)
+    return sched
 
 # %% ../nbs/08_schedules.ipynb #10bdbe6c
 def cos_1cycle(
@@ -103,46 +80,38 @@ def cos_1cycle(
     return combine_scheds([pct_start, 1 - pct_start], [sched_cos(start, high), sched_cos(high, end)])
 
 # %% ../nbs/08_schedules.ipynb #c969cd37
-_HYPERS = dict(lr=[('lr',)], mom=[('momentum',), ('betas', 0)], sqr_mom=[('betas', 1), ('alpha',)], eps=[('eps',)],
-               wd=[('weight_decay',)])
-_TORCHS = dict(momentum='mom', betas='mom', beta1='mom', beta2='sqr_mom', alpha='sqr_mom', weight_decay='wd',
-               learning_rate='lr', epsilon='eps')
+# our names, PyTorch's keys
+HYPERS = dict(lr='lr', mom='momentum', sqr_mom='alpha', eps='eps', wd='weight_decay')
+BETAS  = dict(mom=0, sqr_mom=1)   # the place in `betas`, in groups that have it
 
 def _find(group, name):
-    "Where a parameter group has `name`: (key,) or (key, place); None if it has not."
-    for key, *place in _HYPERS[name]:
-        if key == 'alpha' and 'eps' not in group: continue   # ASGD's alpha is something else
-        value = group.get(key)
-        if place: value = value[place[0]] if isinstance(value, (tuple, list)) and len(value) > place[0] else None
-        if type(value) is float: return key, *place   # which is usual, and the quickest to ask
-        if isinstance(value, (Real, torch.Tensor)) and not isinstance(value, bool): return key, *place
+    "Where a parameter group has `name`: (key,) or ('betas', place); None if it has not."
+    if name in BETAS and 'betas' in group: return 'betas', BETAS[name]
+    return (HYPERS[name],) if HYPERS[name] in group else None
 
 # %% ../nbs/08_schedules.ipynb #01d60336
 def _where(opt, name):
     "Where each parameter group has `name`. `ValueError` for a name that there is not, or not here."
-    if name not in _HYPERS:
-        hint = f'; did you mean {_TORCHS[name]!r}?' if name in _TORCHS else did_you_mean(str(name), _HYPERS) or '.'
-        raise ValueError(f'there is no hyper-parameter {name!r}{hint} There are {", ".join(_HYPERS)}')
+    check_choice(HYPERS, hyper=name)
     found = [_find(group, name) for group in opt.param_groups]
     if None not in found: return found
-    here = [n for n in _HYPERS if all(_find(group, n) for group in opt.param_groups)]
+    here = [n for n in HYPERS if all(_find(group, n) for group in opt.param_groups)]
     raise ValueError(f'{type(opt).__name__} has no {name}; it has {", ".join(here)}')
 
 def get_hyper(
     opt,       # a `torch.optim.Optimizer`
     name: str, # lr, mom, sqr_mom, eps or wd
 ) -> list:     # one value for each parameter group
-    "A hyper-parameter by our name, wherever PyTorch keeps it. `ValueError` for a name that there is not, or not here."
+    "A hyper-parameter by our name, wherever PyTorch keeps it. `ValueError` for a name that is not there."
     found = zip(opt.param_groups, _where(opt, name))
     return [group[key][place[0]] if place else group[key] for group, (key, *place) in found]
 
 # %% ../nbs/08_schedules.ipynb #fd96a40a
 def check_hyper(name, value):
-    "The value of a hyper-parameter as Python's float, or a tensor as it is. `ValueError` if it is out of its range."
-    if type(value) is float and 0 <= value < 1: return value   # the usual, at once
+    "The value of a hyper-parameter as a float, or a tensor as it is. `ValueError` if it is out of its range."
     if isinstance(value, torch.Tensor): return value   # to look at it could mean to wait for the device
     value = check_real(**{name: value}, least=0)
-    if name in ('mom', 'sqr_mom') and value >= 1: raise ValueError(f'{name} is {value}; it should be less than 1')
+    if name in BETAS and value >= 1: raise ValueError(f'{name} is {value}; it should be less than 1')
     return value
 
 # %% ../nbs/08_schedules.ipynb #ac4eb815
@@ -151,31 +120,30 @@ def set_hyper(
     name: str, # lr, mom, sqr_mom, eps or wd
     values,    # one number for all parameter groups, or one for each
 ):
-    "Set a hyper-parameter by our name, wherever PyTorch keeps it. `ValueError` as `get_hyper`, and for a value out of its range."
+    "Set a hyper-parameter by our name. `ValueError` as `get_hyper`, and for a value out of its range."
     found, groups = _where(opt, name), opt.param_groups
     several = isinstance(values, (list, tuple)) or getattr(values, 'ndim', 0)
     values = list(values) if several else [values]*len(groups)
     if len(values) != len(groups):
-        raise ValueError(f'{len(values)} values of {name} for {len(groups)} parameter groups; give one number, or one for each')
+        raise ValueError(f'{len(values)} values of {name} for {len(groups)} parameter groups; give as many')
     values = [check_hyper(name, value) for value in values]
     for group, (key, *place), value in zip(groups, found, values):
         old = group[key]
         if place: value = (*old[:place[0]], value, *old[place[0] + 1:])
-        elif type(old) is not float and isinstance(old, torch.Tensor) and not isinstance(value, torch.Tensor):
+        elif isinstance(old, torch.Tensor) and not isinstance(value, torch.Tensor):
             value = torch.full_like(old, value)
         group[key] = value
 
 # %% ../nbs/08_schedules.ipynb #ba70dfca
 class ParamScheduler(Callback):
-    """Sets a hyper-parameter before each training batch, by the share of the fit that is done (`pct_fit`); after the fit it is what it was before.
+    """Sets a hyper-parameter before each training batch, by the share of the fit that is done (`pct_fit`).
 
-    The last of n batches gets the schedule's value at (n − 1)/n. `ValueError` in `before_fit` if the optimizer has no such
-    hyper-parameter, another number of groups, or the schedule begins or ends out of its range."""
+    The last of n batches gets the schedule's value at (n − 1)/n; after the fit it is what it was before.
+    `ValueError` in `before_fit` without such a hyper-parameter, or for another number of groups."""
     def __init__(self,
         name: str, # lr, mom, sqr_mom, eps or wd
         sched,     # a function of the position, 0…1; or a list of them, one for each parameter group
     ):
-        _check_scheds(sched if isinstance(sched, (list, tuple)) else [sched])
         self.hyper, self.sched, self._before = name, sched, None
 
     def before_fit(self):
@@ -195,18 +163,11 @@ class ParamScheduler(Callback):
         several = isinstance(self.sched, (list, tuple))
         set_hyper(self.opt, self.hyper, [s(pos) for s in self.sched] if several else self.sched(pos))
 
-    def state_dict(self): "The values from before the fit."; return {'before': self._before}
-    def load_state_dict(self, state): "Go on from a `state_dict`."; self._before = state['before']
+    def state_dict(self): return {'before': self._before}   # the values from before the fit
+    def load_state_dict(self, state): self._before = state['before']
     def __repr__(self): return f'ParamScheduler({self.hyper!r})'
 
 # %% ../nbs/08_schedules.ipynb #b7927f9d
-def _fits(o, own, state):
-    "Is a state of the kind that `o` has? Attributes may be None here or there, as before the first batch."
-    shapes, others = ({k: getattr(v, 'shape', None) for k, v in s.items()} for s in (own, state))
-    if isinstance(o, torch.nn.Module): return shapes == others
-    if hasattr(o, 'state_dict'): return True   # it may hold what it likes
-    return o is not None and all(vars(o).get(k, o) is None or shapes.get(k) == shape for k, shape in others.items())
-
 @patch
 def loss_state(self: Runner) -> dict:
     "The states of the loss's parts, by their place in `stateful`; those that are empty are left out."
@@ -215,23 +176,21 @@ def loss_state(self: Runner) -> dict:
     return {i: state for i, state in enumerate(states) if i > 0 and state}
 
 @patch
-def load_loss_state(self: Runner,
-    states, # what `loss_state` returned
-):
-    "Put them back. `ValueError` if they are of another loss; nothing has changed then."
+def load_loss_state(self: Runner, states):
+    "Put back what `loss_state` returned. `ValueError` if it is of another loss; nothing has changed then."
     parts, own = dict(enumerate(self.stateful)), self.loss_state()
     for i in own.keys() | states.keys():
-        if _fits(parts.get(i), own.get(i, {}), states.get(i, {})): continue
-        raise ValueError(f'the state is of another loss; this one has {", ".join(own.get(i, ())) or "none"} in place {i}')
+        o, state = parts.get(i), states.get(i, {})
+        fits = hasattr(o, 'state_dict') or all(hasattr(o, k) for k in state)   # some come late
+        if isinstance(o, torch.nn.Module): fits = own.get(i, {}).keys() == state.keys()
+        if not fits: raise ValueError(f'the state is of another loss, with {", ".join(state) or "none"}')
     for i, state in states.items():
-        o = parts[i]
-        if hasattr(o, 'load_state_dict'):
-            o.load_state_dict(state)
-            continue
-        for k, v in state.items():
-            mine = vars(o).get(k)
-            if isinstance(mine, torch.nn.Parameter): mine.data.copy_(v)   # the optimizer knows this very object
-            else: vars(o)[k] = v.to(getattr(mine, 'device', v.device), copy=True)
+        if hasattr(parts[i], 'load_state_dict'): parts[i].load_state_dict(state)
+        else:
+            for k, v in state.items():
+                mine = getattr(parts[i], k)
+                if isinstance(mine, torch.nn.Parameter): mine.data.copy_(v)   # the optimizer knows it
+                else: setattr(parts[i], k, v.to(getattr(mine, 'device', v.device), copy=True))
 
 # %% ../nbs/08_schedules.ipynb #b7c01582
 def trial(run):
@@ -265,16 +224,13 @@ class Endless:
         return getattr(self.dl, name)
 
 # %% ../nbs/08_schedules.ipynb #a0ed6ce1
-_RULES = 'valley', 'steep', 'rise'   # or a function, or None
-
 class LRFinder(Callback):
-    """Tries rates from `min_lr` to `max_lr`, a higher one for each batch, and suggests one: `run.fit(1, cbs=(finder := LRFinder()))`.
+    """Tries rates from `min_lr` to `max_lr`, and suggests one: `run.fit(1, cbs=(finder := LRFinder()))`.
 
-    The rate grows by the same factor, in all parameter groups, which keep their proportion (Smith 2015, 1506.01186). The fit
-    ends after `max_iter` batches, over as many epochs as they take and without validation, or when the smoothed loss is ten
-    times its best, or NaN. Model, loss, optimizer, callbacks with a `state_dict`, counts, data order and random states are then
-    what they were, to the bit, also if the fit fails. It waits for the device at each batch. `ValueError` for arguments that
-    make no sense."""
+    In each batch all rates grow by the same factor (Smith 2015, 1506.01186). The fit ends after `max_iter`
+    batches, without validation, or when the smoothed loss is ten times its best, or NaN. Model, loss,
+    optimizer, callbacks with a `state_dict`, counts, data order and random states are then what they were, to
+    the bit, also if the fit fails. It waits for the device at each batch."""
     order = -200   # the first to see the state of things
     def __init__(self,
         max_iter: int = 100,   # batches; at least 10
@@ -282,16 +238,13 @@ class LRFinder(Callback):
         max_lr: float = 10,    # rate of the last batch
         rule=None,             # of `suggestion`: as `suggest` takes it
     ):
-        if not (rule is None or callable(rule)): check_choice(_RULES, rule=rule)
         self.max_iter, self.rule = check_int(max_iter=max_iter, least=10), rule
         self.min_lr, self.max_lr = check_real(min_lr=min_lr, max_lr=max_lr)
-        if not 0 < self.min_lr < self.max_lr: raise ValueError(f'the rate should rise from more than 0; it goes from {min_lr} to {max_lr}')
         self.lrs, self.losses = [], []
 
     def __repr__(self): return f'LRFinder({self.max_iter}, {self.min_lr:g}, {self.max_lr:g})'
 
     def before_fit(self):
-        get_hyper(self.opt, 'lr')   # raises if there is none
         self.lrs, self.losses = [], []
         last = Callback()
         last.order, last.after_fit = 10**7, trial(self.run).close   # when all others have ended
@@ -317,11 +270,11 @@ def after_loss(self: LRFinder):
     if len(smooth) == self.max_iter or not smooth[-1] <= limit < math.inf: raise CancelFitException
 
 @patch
-def after_train(self: LRFinder): raise CancelFitException   # other callbacks cancelled batches; still, no epoch ends
+def after_train(self: LRFinder): raise CancelFitException   # where batches were cancelled; no epoch ends
 
 # %% ../nbs/08_schedules.ipynb #11541964
 def _valley(smooth):
-    "(first, last) index of the longest run of falling values that ends below all before it; (0, 0) if there is none."
+    "(first, last) index of the longest run of falling values that ends below all before it; else (0, 0)."
     runs, first = [], 0
     for i in range(1, len(smooth) + 1):
         if i == len(smooth) or not smooth[i] < smooth[i - 1]:
@@ -343,19 +296,19 @@ def _before_rise(lrs, losses):
     middle = statistics.median_low(smooth)
     last = max(i for i, v in enumerate(smooth) if v <= middle)
     flat, rest = smooth[:last + 1][_FEW:] or smooth[:last + 1], smooth[last + 1:]
-    return lrs[last]/10 if rest and max(rest) - middle > max(0.02*abs(middle), 2.5*(max(flat) - min(flat))) else None
+    least = max(0.02*abs(middle), 2.5*(max(flat) - min(flat)))
+    return lrs[last]/10 if rest and max(rest) - middle > least else None
 
 # %% ../nbs/08_schedules.ipynb #ece08cbb
 @patch
 def suggest(self: LRFinder,
-    rule=None, # 'valley' (95 % of the way into the longest fall), 'steep' (where it falls most), 'rise' (a tenth of the last
-               # rate before the loss rises), or a function of (lrs, losses); None: the valley or, where there is none worth
-               # the name, the rise
+    rule=None, # 'valley' (95 % into the longest fall), 'steep' (where it falls most), 'rise' (a tenth of the
+               # last rate before it rises), or a function of (lrs, losses); None: valley, else rise
 ) -> float|None:
-    "A rate by a rule; None, with a warning, where it finds none. `ValueError` before any rate was tried, and for an unknown rule."
-    if not (rule is None or callable(rule)): check_choice(_RULES, rule=rule)
-    if not self.losses: raise ValueError('this finder has tried no rate yet; use run.fit(1, cbs=finder) first')
-    lrs, losses = list(self.lrs), list(self.losses)
+    "A rate by a rule; None, with a warning, where it finds none. `ValueError` before any rate was tried."
+    if not (rule is None or callable(rule)): check_choice(('valley', 'steep', 'rise'), rule=rule)
+    if not self.losses: raise ValueError('it has tried no rate yet; use run.fit(1, cbs=finder) first')
+    lrs, losses = self.lrs, self.losses
     smooth, valley = _falling(losses)
     if rule is None:
         noise = statistics.median_low(abs(v - s) for v, s in zip(losses, smooth))
@@ -368,60 +321,57 @@ def suggest(self: LRFinder,
     elif rule == 'valley':  found = lrs[round(valley[0] + 0.95*(len(valley) - 1))]
     else:                   found = lrs[max(valley[1:], key=lambda i: smooth[i - 1] - smooth[i])]
     if found is not None: return float(found)
-    warnings.warn('these losses suggest no rate: look at plot(). The network may start badly, or the rates begin too high', stacklevel=2)
+    warnings.warn('these losses suggest no rate: look at plot(); the network may start badly', stacklevel=2)
 
-LRFinder.suggestion = property(lambda self: self.suggest(self.rule), doc="The rate by the finder's own rule (`suggest`).")
-LRFinder.steepest = property(lambda self: self.suggest('steep'),
-                             doc="The rate at which the smoothed loss falls most; None, with a warning, if it does not fall.")
+LRFinder.suggestion = property(lambda self: self.suggest(self.rule), doc="The rate by the finder's own rule.")
+LRFinder.steepest = property(lambda self: self.suggest('steep'), doc='The rate where the loss falls most.')
 
 # %% ../nbs/08_schedules.ipynb #4e5c10b8
 @patch
-def plot(self: LRFinder,
-    ax=None, # matplotlib axes; None: a new figure
-):           # the axes
-    "The losses against the rates, smoothed too, with the valley, the suggestion and the steepest slope, as far as there are such."
+def plot(self: LRFinder, ax=None):
+    "The losses against the rates, smoothed too, with the valley, the suggestion and the steepest slope."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')   # a picture without a point says it too
         found = {'steepest': self.steepest, 'suggestion': self.suggestion}
     smooth, valley = _falling(self.losses)
-    import matplotlib.pyplot as plt
-    if ax is None: _, ax = plt.subplots(figsize=(6, 3))
+    ax = labelled_axes(ax, xlabel='learning rate', ylabel='loss')
     ax.semilogx(self.lrs, self.losses, lw=0.6, alpha=0.5, label='loss')
     ax.semilogx(self.lrs, smooth, c='C0', label='smoothed')
     if valley:
         low, high, part = min(self.losses), max(smooth[:valley[-1] + 1]), slice(valley[0], valley[-1] + 1)
         ax.semilogx(self.lrs[part], smooth[part], c='C1', lw=3, alpha=0.7, label='valley')
         ax.set_ylim(low - 0.1*(high - low), high + 0.3*(high - low))
-    for (name, lr), style in zip(found.items(), (dict(marker='s', ms=13, mfc='none', mew=2), dict(marker='o', ms=8))):
-        if lr is not None: ax.plot(lr, np.interp(lr, self.lrs, smooth), ls='none', label=f'{name}: {lr:.2g}', **style)
-    ax.set(xlabel='learning rate', ylabel='loss')
+    styles = dict(marker='s', ms=13, mfc='none', mew=2), dict(marker='o', ms=8)
+    for (name, lr), style in zip(found.items(), styles):
+        if lr is None: continue
+        ax.plot(lr, np.interp(lr, self.lrs, smooth), ls='none', label=f'{name}: {lr:.2g}', **style)
     ax.legend(fontsize=8)
     return ax
 
 # %% ../nbs/08_schedules.ipynb #524015a0
-_LESS = ('loss', 'error', 'err', 'mse', 'mae', 'rmse', 'perplexity', 'hamming')
-_MORE = ('accuracy', 'acc', 'precision', 'recall', 'f', 'fbeta', 'iou', 'dice', 'map', 'auc', 'r', 'matthews', 'pearson')
+_LESS = {'loss', 'error', 'err', 'mse', 'mae', 'rmse', 'perplexity', 'hamming'}
+_MORE = {'accuracy', 'acc', 'precision', 'recall', 'f', 'fbeta', 'iou', 'dice', 'map', 'auc', 'r', 'matthews',
+         'pearson'}
 
-def _mode(monitor, mode):
-    "'min' or 'max': as given, or as the words of the name say; None if they do not."
-    if mode is not None: return check_choice(('min', 'max'), mode=mode)
+def _mode(monitor):
+    "'min' or 'max', as the words of the name say; None if they do not."
     words = {w.rstrip('0123456789') for w in monitor.lower().split('_')}
-    less, more = bool(words.intersection(_LESS)), bool(words.intersection(_MORE))
-    if less != more: return 'min' if less else 'max'
+    if bool(words & _LESS) != bool(words & _MORE): return 'min' if words & _LESS else 'max'
 
 # %% ../nbs/08_schedules.ipynb #9991eb24
 class Tracker(Callback):
-    "What the next three share: a number of `AvgStats.history`, read once an epoch, its best and the epochs without a better one."
+    "What the next three share: a number of `AvgStats.history`, its best, and the epochs since."
     order = 60   # after AvgStats has its row
     def __init__(self,
         monitor: str = 'valid_loss', # a column of AvgStats' history
         min_delta: float = 0.,       # what is better must be so by more than this
         patience: int = 3,           # epochs without improvement that are borne
-        mode: str|None = None,       # 'min' or 'max' is better; None: as the name says ('loss': min, 'accuracy': max, …)
+        mode: str|None = None,       # 'min' or 'max' is better; None: as the name says ('loss': min, …)
         reset_on_fit: bool = True,   # False: the next fit goes on with the best and the patience of this one
     ):
-        self.monitor, self.mode = monitor, _mode(monitor, mode)
-        self.min_delta, self.patience = check_real(min_delta=min_delta, least=0), check_int(patience=patience, least=1)
+        self.monitor, self.mode = monitor, check_choice(('min', 'max', None), mode=mode or _mode(monitor))
+        self.min_delta = check_real(min_delta=min_delta, least=0)
+        self.patience = check_int(patience=patience, least=1)
         self.best, self.best_epoch, self.bad = None, None, 0
         self.reset_on_fit, self._loaded = reset_on_fit, False
 
@@ -429,9 +379,7 @@ class Tracker(Callback):
 
     def after_epoch(self):
         if self.over != 'epoch': return   # it was broken off
-        row = self.find(AvgStats).history[-1]
-        if self.monitor not in row: raise ValueError(f'{self.monitor} was not measured in this epoch; monitor one of {", ".join(row)}')
-        value = row[self.monitor]
+        value = self.find(AvgStats).history[-1][self.monitor]
         if self.best is None: better = value == value   # NaN is never better
         elif self.mode == 'min': better = value < self.best - self.min_delta
         else: better = value > self.best + self.min_delta
@@ -447,13 +395,13 @@ class Tracker(Callback):
 # %% ../nbs/08_schedules.ipynb #62ffac1b
 def _check_monitor(cb):
     stats, which = cb.find(AvgStats), ('train', 'valid') if cb.data.valid_dl is not None else ('train',)
-    if stats is None: raise ValueError(f'{type(cb).__name__} reads {cb.monitor} from AvgStats, which is not there; add AvgStats(…)')
+    if stats is None: raise ValueError(f'{cb!r} reads from AvgStats, which is not there; add AvgStats(…)')
     check_choice([f'{w}_{name}' for w in which for name in stats.metrics[w]], monitor=cb.monitor)
 
 @patch
 def before_fit(self: Tracker):
     _check_monitor(self)
-    if self.mode is None: raise ValueError(f"{self.monitor}: its name does not tell; give mode='min' or mode='max'")
+    if self.mode is None: raise ValueError(f'{self.monitor}: the name does not tell; give mode as min or max')
     if self.reset_on_fit and not self._loaded: self.best, self.best_epoch, self.bad = None, None, 0
 
 @patch
@@ -474,17 +422,16 @@ def load_state_dict(self: Tracker, state):
 class EarlyStopping(Tracker):
     """Ends the fit when the monitored number has not improved for `patience` epochs in a row.
 
-    Each fit begins anew, unless a state was loaded or `reset_on_fit` is False. `ValueError` in `before_fit` without `AvgStats`,
-    for an unknown column, or a mode that its name does not tell."""
+    Each fit begins anew, unless a state was loaded or `reset_on_fit` is False. `ValueError` in `before_fit`
+    without `AvgStats`, for an unknown column, or a mode that its name does not tell."""
     def waited(self): raise CancelFitException
 
 # %% ../nbs/08_schedules.ipynb #1e185c16
 class SaveBest(Tracker):
-    """Writes the model's `state_dict` to `path` whenever the monitored number improves: beside it first, then renamed.
+    """Writes the model's `state_dict` to `path`, first beside it, whenever the monitored number improves.
 
-    `load_best` puts the best weights of the fit back at its end, also after an error or Ctrl-C, and the state that the loss had
-    with them. Each fit begins anew, unless a state was loaded or `reset_on_fit` is False. `ValueError` in `before_fit` as
-    `EarlyStopping`; `IsADirectoryError` if `path` is a folder."""
+    `load_best` puts the best weights back at the end, also after an error, with the state of the loss.
+    Each fit begins anew, unless a state was loaded or `reset_on_fit` is False."""
     def __init__(self,
         path,                        # the file; `exp.core.load_state` reads it
         monitor: str = 'valid_loss', # a column of AvgStats' history
@@ -495,10 +442,6 @@ class SaveBest(Tracker):
     ):
         super().__init__(monitor, min_delta, 1, mode, reset_on_fit)
         self.path, self.load_best, self._loss = user_path(path), load_best, {}
-
-    def before_fit(self):
-        if self.path.is_dir(): raise IsADirectoryError(f'{self.path} is a folder; SaveBest needs the path of a file')
-        super().before_fit()
 
     def improved(self):
         self.run.write_state(self.path, self.model.state_dict())
@@ -514,33 +457,32 @@ class SaveBest(Tracker):
         "The best value, its epoch, the number of epochs since, and the loss's state then."
         return {**super().state_dict(), 'loss': self._loss}
     def load_state_dict(self, state):
-        "Go on from a `state_dict`, in the fit that runs or in the next."
         super().load_state_dict(state)
         self._loss = state.get('loss', {})
 
 # %% ../nbs/08_schedules.ipynb #6d8f389d
 class EMA(Callback):
-    """Keeps an exponential moving average of the parameters that the optimizer moves; validation and `SaveBest` see it, training does not.
+    """Keeps a moving average of the parameters that the optimizer moves; validation and `SaveBest` see it.
 
-    It moves after each real step, and is debiased: the n-th step's weights count (1 − decay)/(1 − decayⁿ), the first ones fully. Buffers are
-    the model's own. Averages of halves are kept in float32. Each fit begins anew, unless a state was loaded."""
+    It moves after each real step, debiased: the n-th step's weights count (1 − decay)/(1 − decayⁿ). Buffers
+    are the model's own. Averages of halves are float32. Each fit begins anew, unless a state was loaded."""
     order = 70   # after SaveBest, before checkpoints
     def __init__(self,
         decay: float = 0.999,       # weight of the past in each step; 0 up to, not including, 1
-        load_average: bool = False, # at the end of the fit the model has the averages, also after an error; False: its raw weights
+        load_average: bool = False, # at the end of the fit, also after an error, the model has the averages
     ):
         self.decay, self.load_average = check_real(decay=decay, least=0), load_average
-        if self.decay >= 1: raise ValueError(f'decay is {decay}; the weight of the past should be less than 1')
+        if self.decay >= 1: raise ValueError(f'decay is {decay}; it should be less than 1')
         self.n, self.averages, self._loaded = 0, [], False
         self._params, self._raw = [], None
 
     def before_fit(self):
-        if sum(isinstance(cb, EMA) for cb in self.cbs) > 1: raise ValueError('two callbacks of this fit are EMA; take one off')
+        if self.run.find(EMA) is not self: raise ValueError('this fit has two EMA; take one off')
         self._params = [p for group in self.opt.param_groups for p in group['params']]
         if not self._loaded: self.n, self.averages = 0, []
 
     def before_epoch(self):
-        self.averages = [a.to(p.device) for a, p in zip(self.averages, self._params)]   # where a loaded state was elsewhere
+        self.averages = [a.to(p.device) for a, p in zip(self.averages, self._params)]   # a loaded state's
 
     @torch.no_grad()
     def after_step(self):
@@ -549,41 +491,42 @@ class EMA(Callback):
         now = [p.to(a.dtype) for a, p in zip(self.averages, self._params)]
         torch._foreach_lerp_(self.averages, now, (1 - self.decay)/(1 - self.decay**self.n))
 
-    def before_validate(self): self._swap_in()
-    def after_fit(self):
-        self._loaded = False
-        if self.load_average and not any(isinstance(cb, SaveBest) and cb.load_best for cb in self.run.cbs): self._swap_in()
-        self._raw = None
-
-    def __repr__(self): return f'EMA({self.decay:g})'
-
     @torch.no_grad()
-    def _swap_in(self):
+    def before_validate(self):
         if not self.averages: return   # no step yet
         self._raw = [p.detach().clone() for p in self._params]
         torch._foreach_copy_(self._params, self.averages)
+
     @torch.no_grad()
     def after_epoch(self):
         if self._raw is not None: torch._foreach_copy_(self._params, self._raw)
         self._raw = None
+
+    def after_fit(self):
+        self._loaded = False
+        best = any(isinstance(cb, SaveBest) and cb.load_best for cb in self.run.cbs)
+        if self.load_average and not best: self.before_validate()
+        self._raw = None
+
+    def __repr__(self): return f'EMA({self.decay:g})'
+
     def state_dict(self):
         "The averages, in the optimizer's order, and the steps so far."
         return {'n': self.n, 'averages': self.averages}
     def load_state_dict(self, state):
-        "Go on from there, in the fit that runs or in the next."
         self.n, self.averages, self._loaded = state['n'], [a.clone() for a in state['averages']], True
 
 # %% ../nbs/08_schedules.ipynb #0b0c01f7
 def _check_alone(cb):
     "`ValueError` beside a callback that would undo what this one does to the rates."
     if any(isinstance(o, ParamScheduler) and o.hyper == 'lr' for o in cb.cbs):
-        raise ValueError(f'a ParamScheduler of lr would undo what {type(cb).__name__} does to the rate; use one of them')
+        raise ValueError(f'a ParamScheduler of lr would undo what {cb!r} does to the rate; use one of them')
 
 class ReduceLROnPlateau(Tracker):
-    """Multiplies the rates by `factor` when the monitored number has not improved for `patience` epochs in a row, and again after as many.
+    """Multiplies the rates by `factor` when the monitored number has not improved for `patience` epochs.
 
-    The rates hold for this fit; `fit` sets its own at the beginning of each. A loaded state brings back the rates it was saved with.
-    `ValueError` in `before_fit` as `EarlyStopping`, or beside a `ParamScheduler` of lr, which would undo it."""
+    The rates hold for this fit; `fit` sets its own at the beginning. A loaded state brings its rates back.
+    `ValueError` as for `EarlyStopping`, and beside a `ParamScheduler` of lr, which would undo it."""
     def __init__(self,
         monitor: str = 'valid_loss', # a column of AvgStats' history
         min_delta: float = 0.,       # what is better must be so by more than this
@@ -593,16 +536,15 @@ class ReduceLROnPlateau(Tracker):
         min_lr: float = 0.,          # no rate falls below this
     ):
         super().__init__(monitor, min_delta, patience, mode)
-        self.factor, self.min_lr, self._rates = *check_real(factor=factor, min_lr=min_lr, least=0), None
-        if not 0 < self.factor < 1: raise ValueError(f'factor is {factor}; it should lie between 0 and 1')
+        self.factor, self.min_lr, self._rates = factor, min_lr, None
 
     def before_fit(self):
         _check_alone(self)
-        get_hyper(self.opt, 'lr')
         super().before_fit()
 
     def waited(self):
-        set_hyper(self.opt, 'lr', [min(lr, max(lr*self.factor, self.min_lr)) for lr in get_hyper(self.opt, 'lr')])
+        lower = [min(lr, max(lr*self.factor, self.min_lr)) for lr in get_hyper(self.opt, 'lr')]
+        set_hyper(self.opt, 'lr', lower)
         self.bad = 0
 
     def before_epoch(self):
@@ -612,48 +554,44 @@ class ReduceLROnPlateau(Tracker):
         "The best value, its epoch, the number of epochs since, and the rates."
         return {**super().state_dict(), 'rates': [float(lr) for lr in get_hyper(self.opt, 'lr')]}
     def load_state_dict(self, state):
-        "Go on from a `state_dict`, in the fit that runs or in the next."
         super().load_state_dict(state)
         self._rates = list(state['rates'])
 
 # %% ../nbs/08_schedules.ipynb #1b322c1d
-_LEFT = 'initial_lr', 'max_lr', 'min_lr', 'max_momentum', 'base_momentum'   # what PyTorch's schedulers leave in groups
+_LEFT = 'initial_lr', 'max_lr', 'min_lr', 'max_momentum', 'base_momentum'   # by schedulers, in groups
 
 class TorchScheduler(Callback):
-    """Moves the rates by a scheduler of PyTorch's, after each training batch or each epoch; after the fit they are what they were before.
+    """Moves the rates by a scheduler of PyTorch's, after each training batch or each epoch, for one fit.
 
-    `ReduceLROnPlateau` is given the monitored number after each epoch. `ValueError` in `before_fit` where there is no such number,
-    or beside a `ParamScheduler` of lr, as `fit_one_cycle` has, which would undo it."""
+    `ReduceLROnPlateau` is given the monitored number after each epoch. `ValueError` in `before_fit`
+    without such a number, or beside a `ParamScheduler` of lr, as `fit_one_cycle` has, which would undo it."""
     order, keeps_records = 60, True   # after AvgStats has its row
     def __init__(self,
         make, # make(opt) returns the scheduler; called when a fit begins
         per: str = 'batch',           # or 'epoch'
         monitor: str = 'valid_loss',  # a column of AvgStats' history, for ReduceLROnPlateau
     ):
-        if not callable(make): raise TypeError(f'make should be a function of the optimizer, not a {type(make).__name__}')
+        if not callable(make): raise TypeError(f'make is {make!r}; give a function of the optimizer')
         self.make, self.per, self.monitor = make, check_choice(('batch', 'epoch'), per=per), monitor
         self.sched, self._before, self._loaded = None, [], None
 
     def before_fit(self):
         _check_alone(self)
-        for group in self.opt.param_groups: group.pop('initial_lr', None)   # of another scheduler; ours would go on from it
         self._before = [{k: copy.deepcopy(group[k]) for k in ('lr', 'momentum', 'betas') if k in group}
                         for group in self.opt.param_groups]
         self.sched = self.make(self.opt)
-        self.opt._opt_called = True   # else PyTorch warns where the first step is called off, as for a group of batches
+        self.opt._opt_called = True   # else PyTorch warns where the first step is called off
         self._watches = isinstance(self.sched, torch.optim.lr_scheduler.ReduceLROnPlateau)
         if self._watches: _check_monitor(self)
         if self._loaded is not None: self.sched.load_state_dict(self._loaded)
         self._loaded = None
 
     def after_batch(self):
-        if self.in_train and self.per == 'batch' and self.over == 'batch' and not self._watches: self.sched.step()
+        if self.in_train and self.over == self.per == 'batch' and not self._watches: self.sched.step()
     def after_epoch(self):
-        if self.over != 'epoch': return   # it was broken off
-        if self._watches: self.sched.step(self.find(AvgStats).history[-1][self.monitor])
-        elif self.per == 'epoch': self.sched.step()
-
-    def __repr__(self): return f'TorchScheduler({getattr(self.make, "__name__", self.make)!r}, per={self.per!r})'
+        whole = self.over == 'epoch'   # not broken off
+        if whole and self._watches: self.sched.step(self.find(AvgStats).history[-1][self.monitor])
+        elif whole and self.per == 'epoch': self.sched.step()
 
     def after_fit(self):
         for group, before in zip(self.opt.param_groups, self._before):
@@ -662,10 +600,8 @@ class TorchScheduler(Callback):
             for k in _LEFT: group.pop(k, None)
         self._before = []
     def state_dict(self):
-        "The scheduler's state."
         return {'scheduler': None if self.sched is None else self.sched.state_dict()}
     def load_state_dict(self, state):
-        "Go on from a `state_dict`, in the fit that runs or in the next."
         if self._before: self.sched.load_state_dict(state['scheduler'])
         else: self._loaded = state['scheduler']
 
@@ -674,7 +610,8 @@ class TorchScheduler(Callback):
 def _check_08_1(answer):
     sched = answer(1., 0.1, [0.5, 0.75])
     for pos, value in ((0., 1.), (0.49, 1.), (0.5, 0.1), (0.74, 0.1), (0.75, 0.01), (1., 0.01)):
-        if abs(sched(pos)/value - 1) > 1e-6: return f'with factor 0.1 at 0.5 and 0.75, from 1, it is {sched(pos):.4g} at {pos}; {value:g} is right'
+        if abs(sched(pos)/value - 1) < 1e-6: continue
+        return f'with factor 0.1 at 0.5 and 0.75, from 1, it is {sched(pos):.4g} at {pos}; {value:g} is right'
     if abs(answer(2., 0.5, [])(0.7) - 2.) > 1e-9: return 'without positions nothing should change'
     if abs(answer(1., 0.5, [0.6, 0.3])(0.5) - 0.5) > 1e-9: return 'the positions may come in any order'
 
@@ -682,8 +619,10 @@ def _check_08_1(answer):
 @exercise('08.2')
 def _check_08_2(answer):
     sched = answer(1., 0.1, [1, 2, 4])
-    for pos, value in ((0., 1.), (0.5/7, 0.55), (2/7, 0.55), (0.999999/7, 0.1), (1.000001/7, 1.), (3.000001/7, 1.), (5/7, 0.55), (1., 0.1)):
-        if abs(sched(pos) - value) > 1e-3: return f'with lengths 1, 2, 4 from 1 to 0.1 it is {sched(pos):.4g} at {pos:.4f}; {value:g} is right'
+    right = {0.: 1., 0.5: 0.55, 0.999999: 0.1, 1.000001: 1., 2.: 0.55, 3.000001: 1., 5.: 0.55, 7.: 0.1}
+    for pos, value in right.items():
+        if abs(sched(pos/7) - value) < 1e-3: continue
+        return f'with lengths 1, 2, 4 from 1 to 0.1 it is {sched(pos/7):.4g} at {pos:g}/7; {value:g} is right'
     if abs(answer(1., 0., [3])(0.5) - 0.5) > 1e-6: return 'with a single length it should be sched_cos'
 
 # %% ../nbs/08_schedules.ipynb #fb8115dd
@@ -692,8 +631,10 @@ def _check_08_3(answer):
     lrs = [10**(-6 + 7*i/99) for i in range(100)]
     clean = [2.3 - 1.5*math.exp(-(i - 70)**2/200) for i in range(100)]
     noisy = [v + (0. if i != 30 else -2.) for i, v in enumerate(clean)]
-    for losses, what in ((clean, 'a smooth valley'), (noisy, 'a valley and one low batch far before it'), ([*clean[:90], math.inf, math.nan], 'losses that end in infinity and NaN')):
+    cases = {'a smooth valley': clean, 'a valley and one low batch far before it': noisy,
+             'losses that end in infinity and NaN': [*clean[:90], math.inf, math.nan]}
+    for what, losses in cases.items():
         smooth = smoothed(losses)
-        right = lrs[min((i for i in range(len(losses)) if smooth[i] == smooth[i]), key=lambda i: smooth[i])]/10
+        right = lrs[min((i for i, v in enumerate(smooth) if v == v), key=smooth.__getitem__)]/10
         got = float(answer(lrs[:len(losses)], losses))
         if not abs(got/right - 1) < 1e-6: return f'for {what} it answers {got:.3g}; {right:.3g} is right'

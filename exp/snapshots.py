@@ -8,13 +8,14 @@ __all__ = []
 # %% ../nbs/07c_snapshots.ipynb #77fe7b81
 import copy, functools, inspect
 from collections.abc import Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import torch
 from torch import nn
 
-from .core import generator_state, global_generators, set_generator, set_global_generators, tree_map
+from .core import (generator_state, global_generators, set_generator, set_global_generators, tree_children,
+                      tree_map)
 from .workers import loader_generators, loader_parts
 
 # %% ../nbs/07c_snapshots.ipynb #e9d84b18
@@ -30,20 +31,20 @@ def with_state(
     if id(o) in seen or isinstance(o, (type, *skip)): return []
     seen.add(id(o))
     if isinstance(o, nn.Module) or hasattr(o, 'state_dict') and hasattr(o, 'load_state_dict'): return [o]
-    if   isinstance(o, functools.partial): inside = [o.func, *o.args, *o.keywords.values()]
-    elif isinstance(o, Mapping):           inside = list(o.values())
-    elif isinstance(o, (list, tuple)):     inside = o
+    if isinstance(o, functools.partial): inside = [o.func, *o.args, *o.keywords.values()]
+    elif isinstance(o, (list, tuple, Mapping)): inside = tree_children(o)
     elif inspect.isfunction(o):
         used = inspect.getclosurevars(o)   # what surrounds it, and what it names of its own module
-        named = [v for v in used.globals.values() if not inspect.isfunction(v) or v.__globals__ is o.__globals__]
-        inside = [*used.nonlocals.values(), *(o.__defaults__ or ()), *(o.__kwdefaults__ or {}).values(), *named]
+        own = [v for v in used.globals.values() if getattr(v, '__globals__', o.__globals__) is o.__globals__]
+        own += [*(o.__defaults__ or ()), *(o.__kwdefaults__ or {}).values()]
+        inside = [*used.nonlocals.values(), *own]
     else: inside = list(getattr(o, '__dict__', {}).values())
     own = [o] if getattr(o, '__dict__', None) else []
     return own + [part for v in inside for part in with_state(v, skip, seen)]
 
 # %% ../nbs/07c_snapshots.ipynb #267d4abb
 class Snapshot:
-    "A copy of what an object holds: a module's tensors and extra state, else its `state_dict` or tensors; and plain attributes."
+    "A copy of what an object holds: plain attributes; a module's tensors, else a `state_dict` or tensors."
     def __init__(self, o):
         parts, slots, states = [o], [vars(o)], []
         self.o, self.names = o, set(vars(o))
@@ -54,24 +55,22 @@ class Snapshot:
             states = [(m.set_extra_state, m.get_extra_state()) for m in own]
         elif hasattr(o, 'state_dict'):
             slots = []
-            with suppress(AttributeError): states = [(o.load_state_dict, o.state_dict())]   # it may have none before a fit
+            with suppress(AttributeError): states = [(o.load_state_dict, o.state_dict())]   # if it has one
         self.states = [(load, copy.deepcopy(tree_map(torch.Tensor.detach, state))) for load, state in states]
         self.tensors = [(s, name, t, None if t is None else t.detach().clone())
                         for s in slots for name, t in s.items() if t is None or isinstance(t, torch.Tensor)]
-        plain = lambda m: {k: v for k, v in vars(m).items() if v is None or type(v) in (bool, int, float, str)}
-        own = lambda m: {k: v for k, v in plain(m).items() if k[0] != '_'}   # the others are PyTorch's
-        self.plain = [(m, own(m) if isinstance(m, nn.Module) else plain(m)) for m in parts]
+        plain = (bool, int, float, str, type(None))
+        self.plain = [(m, {k: v for k, v in vars(m).items() if type(v) in plain}) for m in parts]
 
     def restore(self):
         "Put it back, into the tensors that are there."
         for load, state in self.states: load(state)
         for o, values in self.plain: vars(o).update(values)
         with torch.no_grad():
-            for slots, name, t, saved in self.tensors:
+            for slots, name, t, old in self.tensors:
                 now = slots.get(name)
-                if now is t and t is not None: t.copy_(saved)
-                elif now is not t: slots[name] = saved if now is None or saved is None else saved.to(now.device)
-        if isinstance(self.o, nn.Module): return
+                if now is t and t is not None: t.copy_(old)
+                elif now is not t: slots[name] = old if now is None or old is None else old.to(now.device)
         for name in vars(self.o).keys() - self.names: del vars(self.o)[name]
 
 # %% ../nbs/07c_snapshots.ipynb #a9e5be0d
@@ -86,21 +85,17 @@ def undisturbed(
     *loaders, # whose epochs, samplers and generators count too; None is none
 ):
     "A `with` block after which all random states, and where these loaders stand, are as before."
-    generators, held, counts, lists = global_generators(), [], [], []
-    def column(v):
+    def column(v):   # which a sampler may shuffle in place
         if isinstance(v, np.ndarray): return v.flags.writeable
         return isinstance(v, list) or isinstance(v, torch.Tensor) and v.ndim == 1
-    for dl in loaders:
-        if dl is None: continue
-        held += [(g, generator_state(g)) for g in loader_generators(dl)]
-        for o in loader_parts(dl):
-            if not hasattr(o, '__dict__'): continue
-            sampler = not hasattr(o, '__getitem__') and not hasattr(o, 'num_workers')   # else a data set, or a loader
-            counts.append((o, {k: v for k, v in vars(o).items() if sampler or k in ('epoch', '_next')}))
-            if sampler: lists += [(v, copy.deepcopy(v)) for v in vars(o).values() if column(v)]   # to be shuffled in place
-    try: yield
-    finally:
-        for o, values in counts: vars(o).update(values)
-        for o, was in lists: o[:] = was
-        for g, state in held: set_generator(g, state)
-        set_global_generators(generators)
+    with ExitStack() as undo:
+        undo.callback(set_global_generators, global_generators())
+        for g in (g for dl in loaders for g in loader_generators(dl)):
+            undo.callback(set_generator, g, generator_state(g))
+        for o in (o for dl in loaders for o in loader_parts(dl) if hasattr(o, '__dict__')):
+            sampler = not hasattr(o, '__getitem__') and not hasattr(o, 'num_workers')   # no data, no loader
+            undo.callback(vars(o).update, {k: v for k, v in vars(o).items()
+                                           if sampler or k in ('epoch', '_next')})
+            for v in vars(o).values():
+                if sampler and column(v): undo.callback(v.__setitem__, slice(None), copy.deepcopy(v))
+        yield

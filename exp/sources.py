@@ -20,13 +20,12 @@ from .core import did_you_mean, is_clutter, load_state, mask_places, read_text, 
 
 # %% ../nbs/13d_sources.ipynb #9093e2cf
 def list_of(items, is_one=lambda array: False):
-    "A list of the items in a list, array, tensor, column or iterator, as Python's own; anything else is one item."
+    "A list of the items in a list, array, tensor, column or iterator; anything else is one item."
     if items is None: return []
     if getattr(items, 'ndim', 0) == 2 and hasattr(items, 'to_numpy'): items = items.to_numpy()   # rows of a table
-    several = isinstance(items, Iterable) and not hasattr(items, 'read')
-    one = not several or isinstance(items, (str, bytes, bytearray, Mapping))
+    one = isinstance(items, (str, bytes, bytearray, Mapping)) or hasattr(items, 'read')
     array = isinstance(items, (np.ndarray, torch.Tensor))
-    if one or array and (items.ndim == 0 or is_one(items)): return [items]
+    if one or not isinstance(items, Iterable) or array and (items.ndim == 0 or is_one(items)): return [items]
     return items.tolist() if getattr(items, 'ndim', 0) == 1 else list(items)
 
 # %% ../nbs/13d_sources.ipynb #644f1b1b
@@ -75,23 +74,18 @@ def get_files(
     recurse: bool = True, # its folders too
     include=None,         # of the folders in `path`, only those of these names
 ) -> list[Path]:          # by name, folder by folder
-    "The files below `path`; hidden ones and a system's own are left out. `FileNotFoundError` for a missing folder."
+    "The files below `path` but hidden ones and a system's own. `FileNotFoundError` for a missing folder."
     path = user_path(path)
     wanted = None if extensions is None else endings_of(extensions)
     folders = [path] if include is None else [path/name for name in list_of(include)]
-    if include is not None and (missing := [f.name for f in folders if not f.is_dir()]):
-        here = sorted(p.name for p in path.iterdir() if p.is_dir())
-        raise FileNotFoundError(f'{path} has no folder {missing[0]!r}{did_you_mean(missing[0], here)} '
-                                f'({", ".join(here[:8]) or "none"})')
     return [file for f in folders for file in _walk(f, wanted, recurse, {os.path.realpath(f)})]
 
 # %% ../nbs/13d_sources.ipynb #b8ae9c73
 def relative_to(path, root):
     "`path` from the folder `root`, if it lies there."
-    path, above = user_path(path, root), Path(root).parts
-    if path.parts[:len(above)] == above: return Path(*path.parts[len(above):])
-    try: return Path(os.path.abspath(path)).relative_to(os.path.abspath(root))
-    except ValueError: return path
+    path = user_path(path, root)
+    full, above = Path(os.path.abspath(path)), os.path.abspath(root)
+    return full.relative_to(above) if full.is_relative_to(above) else path
 
 def listed_path(name, folder='', suffix=''):
     "The path that a list or table names, perhaps on Windows, between a folder and an ending."

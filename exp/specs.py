@@ -35,15 +35,14 @@ def register(
 def _record_arguments(cls):
     "Let `cls.__init__` note its arguments in `_spec_args`, for `to_spec`."
     init = cls.__init__
-    signature = inspect.signature(init)
-    needs_places = any(p.kind in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY) for p in list(signature.parameters.values())[1:])
+    parameters = list(inspect.signature(init).parameters.values())[1:]
+    by_place = any(p.kind in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY) for p in parameters)
     @functools.wraps(init)
     def __init__(self, *args, **kwargs):
         init(self, *args, **kwargs)
         if type(self) is not cls: return
-        bound = signature.bind(self, *args, **kwargs)
-        given = {'*': bound.args[1:]} if needs_places else dict(zip(list(signature.parameters)[1:], bound.args[1:]))
-        object.__setattr__(self, '_spec_args', {**given, **bound.kwargs})
+        given = {'*': args} if by_place else {p.name: v for p, v in zip(parameters, args)}
+        object.__setattr__(self, '_spec_args', {**given, **kwargs})
     cls.__init__ = __init__
 
 # %% ../nbs/00b_specs.ipynb #52b40659
@@ -66,8 +65,8 @@ def _name_of(o):
     return getattr(o, '__dict__', {}).get('_spec_name') or _torch_names().get(id(o))
 
 def _recurrent(m, *more):
-    names = 'input_size', 'hidden_size', 'num_layers', 'bias', 'batch_first', 'dropout', 'bidirectional', *more
-    return {k: getattr(m, k) for k in names}
+    return {k: getattr(m, k) for k in ('input_size', 'hidden_size', 'num_layers', 'bias', 'batch_first', 'dropout',
+                                       'bidirectional', *more)}
 
 def _attending(m):
     return dict(d_model=m.linear1.in_features, nhead=m.self_attn.num_heads, dim_feedforward=m.linear1.out_features,

@@ -31,10 +31,9 @@ def broadcast_shape(
 
 # %% ../nbs/02_tensors.ipynb #7b8c6b5b
 def _check_matrices(a, b):
-    "`ValueError` or `TypeError` unless `a` and `b` are matrices of one dtype that can be multiplied."
+    "`ValueError` unless `a` and `b` are matrices that can be multiplied."
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
-        raise ValueError(f'{tuple(a.shape)} and {tuple(b.shape)} cannot be multiplied: n×k and k×m are needed')
-    if a.dtype != b.dtype: raise TypeError(f'the matrices are of {a.dtype} and {b.dtype}; convert one of them')
+        raise ValueError(f'{tuple(a.shape)} and {tuple(b.shape)} cannot be multiplied; n×k and k×m can')
 
 # %% ../nbs/02_tensors.ipynb #efdc5f8c
 def matmul_loops(
@@ -42,7 +41,7 @@ def matmul_loops(
     b, # k×m
 ):     # n×m
     """Matrix product by three Python loops over single numbers.
-    `ValueError` for shapes that do not fit, `TypeError` for two dtypes."""
+    `ValueError` for shapes that do not fit."""
     _check_matrices(a, b)
     c = a.new_zeros(a.shape[0], b.shape[1])
     for i in range(a.shape[0]):
@@ -56,7 +55,7 @@ def matmul_elementwise(
     b, # k×m
 ):     # n×m
     """Matrix product by two Python loops: each number is a row times a column, summed.
-    `ValueError` for shapes that do not fit, `TypeError` for two dtypes."""
+    `ValueError` for shapes that do not fit."""
     _check_matrices(a, b)
     c = a.new_zeros(a.shape[0], b.shape[1])
     for i in range(a.shape[0]):
@@ -68,8 +67,8 @@ def matmul_broadcast(
     a, # n×k
     b, # k×m
 ):     # n×m
-    """Matrix product by one Python loop: each row is a column of `a`'s numbers, broadcast over `b` and summed.
-    `ValueError` for shapes that do not fit, `TypeError` for two dtypes."""
+    """Matrix product by one Python loop: each row is a column of `a`'s numbers, broadcast over `b`, summed.
+    `ValueError` for shapes that do not fit."""
     _check_matrices(a, b)
     c = a.new_zeros(a.shape[0], b.shape[1])
     for i in range(a.shape[0]): c[i] = (a[i, :, None]*b).sum(0)
@@ -81,60 +80,57 @@ def matmul_einsum(
     b, # k×m
 ):     # n×m
     """Matrix product in index notation, `ik,kj->ij`, without a Python loop.
-    `ValueError` for shapes that do not fit, `TypeError` for two dtypes."""
+    `ValueError` for shapes that do not fit."""
     _check_matrices(a, b)
     return torch.einsum('ik,kj->ij', a, b)
 
 # %% ../nbs/02_tensors.ipynb #2643e0da
 class Welford:
-    """Mean and variance of a stream, batch by batch, in one pass (Welford 1962; merging by Chan, Golub & LeVeque 1983).
-    `n` is how many items came so far, `mean` their mean: a float64 tensor of an item's shape, None before the first."""
-    def __init__(self): self.n, self.mean, self._m2 = 0, None, None
+    """Mean and variance of a stream, batch by batch, in one pass (Welford 1962; Chan, Golub & LeVeque 1983).
+    `n` is how many items came so far, `mean` their mean, in float64 and of an item's shape; 0 at first."""
+    def __init__(self): self.n, self.mean, self._m2 = 0, 0., 0.
 
     def update(self,
         x, # m×…: a batch; statistics are over its first dimension and have the shape of the rest
     ):     # the object itself
         "Take in the batch `x`. `ValueError` for items of another shape than before."
         if self.n and x.shape[1:] != self.mean.shape:
-            raise ValueError(f'items of shape {tuple(x.shape[1:])} came after items of shape {tuple(self.mean.shape)}')
+            raise ValueError(f'items of shape {tuple(x.shape[1:])} came after {tuple(self.mean.shape)}')
         if len(x) == 0: return self
-        x = x.detach().to(torch.float32 if x.device.type == 'mps' else torch.float64)   # mps, Apple's GPU, has no float64
+        x = x.detach().to(torch.float32 if x.device.type == 'mps' else torch.float64)   # mps has no float64
         mean = x.mean(0)
-        m2 = (x - mean).pow(2).sum(0)
-        if self.n == 0: self.n, self.mean, self._m2 = len(x), mean, m2
-        else:
-            n, d = self.n + len(x), mean - self.mean
-            self._m2 = self._m2 + m2 + d**2 * (self.n*len(x)/n)
-            self.mean = self.mean + d*(len(x)/n)
-            self.n = n
+        n, d = self.n + len(x), mean - self.mean
+        self._m2 = self._m2 + (x - mean).pow(2).sum(0) + d**2 * (self.n*len(x)/n)
+        self.mean = self.mean + d*(len(x)/n)
+        self.n = n
         return self
 
     def variance(self,
         correction=0, # 0: divide by n; 1: by n − 1
     ):
-        "The variance so far. `ValueError` when there are too few items for it."
-        if self.n <= correction: raise ValueError(f'a variance with correction {correction} needs more than {correction} items; there are {self.n}')
+        "The variance so far."
         return self._m2/(self.n - correction)
 
 # %% ../nbs/02_tensors.ipynb #2b4af2d6
-def _real(x, what):
-    "`x`, in float32 if it is half precision. `TypeError` for anything but a tensor of floating-point numbers."
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-        kind = getattr(x, 'dtype', type(x).__name__)
-        raise TypeError(f'{what} needs a tensor of floating-point numbers, not {kind}; convert with .float()')
+def _real(x):
+    "`x`, in float32 if it is half precision. `TypeError` for what is no tensor of floating-point numbers."
+    if not (isinstance(x, torch.Tensor) and x.is_floating_point()):
+        raise TypeError(f'{getattr(x, "dtype", type(x))} is no floating-point type; convert with .float()')
     return widen(x)
 
-def _reduced(x, dim, least=1):
-    "The dimensions that `dim` names, and how many numbers of `x` lie along them; `ValueError` if fewer than `least`."
-    dims = tuple(range(x.ndim)) if dim in (None, ()) else (dim,) if isinstance(dim, int) else tuple(dim)
-    n = math.prod(x.shape[d] for d in dims)
-    if n < least: raise ValueError(f'too few numbers to reduce: {n}; there should be at least {least}. The shape is {tuple(x.shape)}, dim {dim}')
-    return dims, n
+def _dims(x, dim):
+    "The dimensions that `dim` names, as a tuple."
+    if dim in (None, ()): return tuple(range(x.ndim))
+    return (dim,) if isinstance(dim, int) else tuple(dim)
 
 def _center(x, dim):
     "The deviations of `x` from its mean over `dim`, with the rounding of the mean taken out as well."
     d = x - x.mean(dim, keepdim=True)
     return d - d.mean(dim, keepdim=True)
+
+def _mean(x, dim, keepdim, correction=0):
+    "The sum of `x` over `dim`, divided by the number of the numbers less `correction`."
+    return x.sum(dim, keepdim=keepdim)/(math.prod(x.shape[d] for d in _dims(x, dim)) - correction)
 
 def variance(
     x,             # tensor of floating-point numbers
@@ -142,11 +138,10 @@ def variance(
     keepdim=False, # leave size 1 where `dim` was
     correction=0,  # 0: divide by n (population); 1: by n − 1 (sample)
 ):
-    """The mean squared deviation from the mean. Divides by n unless `correction` says otherwise; `torch.var` divides by n − 1.
-    `TypeError` for what is no tensor of floating-point numbers, `ValueError` for too few numbers."""
-    wide = _real(x, 'variance')
-    dims, n = _reduced(x, dim, correction + 1)
-    return (_center(wide, dims).pow(2).sum(dims, keepdim=keepdim)/(n - correction)).to(x.dtype)
+    """The mean squared deviation from the mean. Divides by n unless `correction` says otherwise;
+    `torch.var` divides by n − 1. `TypeError` for what is no tensor of floating-point numbers."""
+    squares = _center(_real(x), dim).pow(2)
+    return _mean(squares, dim, keepdim, correction).to(x.dtype)
 
 # %% ../nbs/02_tensors.ipynb #d7c3b049
 def mean_abs_deviation(
@@ -154,19 +149,16 @@ def mean_abs_deviation(
     dim=None,      # dimension, or tuple of them, to reduce; None: all
     keepdim=False, # leave size 1 where `dim` was
 ):
-    """The mean distance from the mean: a spread in the units of `x` that outliers pull less than the standard deviation.
-    `TypeError` for what is no tensor of floating-point numbers, `ValueError` for no numbers."""
-    wide = _real(x, 'mean_abs_deviation')
-    dims, _ = _reduced(x, dim)
-    return _center(wide, dims).abs().mean(dims, keepdim=keepdim).to(x.dtype)
+    """The mean distance from the mean: a spread that outliers pull less than the standard deviation.
+    `TypeError` for what is no tensor of floating-point numbers."""
+    return _center(_real(x), dim).abs().mean(dim, keepdim=keepdim).to(x.dtype)
 
 # %% ../nbs/02_tensors.ipynb #a4e1176f
-def _real_pair(x, y, what):
+def _real_pair(x, y):
     "`x` and `y` as `_real` gives them, and the dtype of their result. `ValueError` for two shapes."
-    wide = _real(x, what), _real(y, what)
     if x.shape != y.shape:
-        raise ValueError(f'{what} pairs each number with another; the shapes are {tuple(x.shape)} and {tuple(y.shape)}')
-    return *wide, torch.promote_types(x.dtype, y.dtype)
+        raise ValueError(f'numbers are paired; the shapes are {tuple(x.shape)} and {tuple(y.shape)}')
+    return _real(x), _real(y), torch.promote_types(x.dtype, y.dtype)
 
 def covariance(
     x,             # tensor of floating-point numbers
@@ -175,12 +167,11 @@ def covariance(
     keepdim=False, # leave size 1 where `dim` was
     correction=0,  # 0: divide by n (population); 1: by n − 1 (sample)
 ):
-    """The mean product of the deviations of `x` and `y` from their means. Divides by n unless `correction` says otherwise.
-    `TypeError` for what is no tensor of floating-point numbers, `ValueError` for two shapes or too few numbers."""
-    x, y, dtype = _real_pair(x, y, 'covariance')
-    dims, n = _reduced(x, dim, correction + 1)
-    dx, dy = _center(x, dims), y - y.mean(dims, keepdim=True)   # what rounding left in dy is multiplied by a sum of 0
-    return ((dx*dy).sum(dims, keepdim=keepdim)/(n - correction)).to(dtype)
+    """The mean product of the deviations of `x` and `y` from their means. Divides by n unless `correction`
+    says otherwise. `TypeError` for what are no floating-point tensors, `ValueError` for two shapes."""
+    x, y, dtype = _real_pair(x, y)
+    dy = y - y.mean(dim, keepdim=True)   # what rounding left in it is multiplied by a sum of 0
+    return _mean(_center(x, dim)*dy, dim, keepdim, correction).to(dtype)
 
 # %% ../nbs/02_tensors.ipynb #09bab4ab
 def pearson(
@@ -190,9 +181,9 @@ def pearson(
     keepdim=False, # leave size 1 where `dim` was
 ):
     """Pearson's correlation coefficient, in −1…1; NaN where `x` or `y` does not vary.
-    `TypeError` for what is no tensor of floating-point numbers, `ValueError` for two shapes or no numbers."""
-    x, y, dtype = _real_pair(x, y, 'pearson')
-    dims, _ = _reduced(x, dim)
+    `TypeError` for what is no tensor of floating-point numbers, `ValueError` for two shapes."""
+    x, y, dtype = _real_pair(x, y)
+    dims = _dims(x, dim)
     def direction(o):
         d = _center(o, dims)
         d = d/d.detach().abs().amax(dims, keepdim=True)   # its squares neither vanish nor overflow
@@ -200,20 +191,15 @@ def pearson(
     return (direction(x)*direction(y)).sum(dims, keepdim=keepdim).clamp(-1, 1).to(dtype)
 
 # %% ../nbs/02_tensors.ipynb #6e1c87b2
-def _peak(x, dim):
-    "The maximum of `x` over `dim`, as a constant; `ValueError` over nothing."
-    dims, _ = _reduced(x, dim)
-    return x.detach().amax(dims, keepdim=True)
-
 def logsumexp(
     x,             # tensor of floating-point numbers
     dim=-1,        # dimension, or tuple of them, to sum over
     keepdim=False, # leave size 1 where `dim` was
 ):
     """log Σ exp(x) without overflow; −∞ where all of `x` is. Half precision is computed in float32.
-    `TypeError` for what is no tensor of floating-point numbers, `ValueError` where `dim` holds no numbers."""
-    wide = _real(x, 'logsumexp')
-    m = _peak(wide, dim)
+    `TypeError` for what is no tensor of floating-point numbers."""
+    wide = _real(x)
+    m = wide.detach().amax(dim, keepdim=True)
     m = torch.where(m.isfinite(), m, 0.)
     result = m + (wide - m).exp().sum(dim, keepdim=True).log()
     return (result if keepdim else result.squeeze(dim)).to(x.dtype)
@@ -224,34 +210,22 @@ def log_softmax(
     dim=-1, # the dimension over which probabilities sum to 1
 ):
     """The logarithms of `softmax`, accurate where the probabilities themselves are too small to hold.
-    `TypeError` for what is no tensor of floating-point numbers, `ValueError` where `dim` holds no numbers."""
-    wide = _real(x, 'log_softmax')
-    d = wide - _peak(wide, dim)
+    `TypeError` for what is no tensor of floating-point numbers."""
+    wide = _real(x)
+    d = wide - wide.detach().amax(dim, keepdim=True)
     return (d - d.exp().sum(dim, keepdim=True).log()).to(x.dtype)
 
 def softmax(
     x,      # logits: tensor of floating-point numbers
     dim=-1, # the dimension over which probabilities sum to 1
 ):
-    """Probabilities from logits: exp(x) over its sum along `dim`. Adding a constant to all logits changes nothing.
-    `TypeError` for what is no tensor of floating-point numbers, `ValueError` where `dim` holds no numbers."""
-    wide = _real(x, 'softmax')
-    e = (wide - _peak(wide, dim)).exp()
+    """Probabilities from logits: exp(x) over its sum along `dim`. A constant added to all changes nothing.
+    `TypeError` for what is no tensor of floating-point numbers."""
+    wide = _real(x)
+    e = (wide - wide.detach().amax(dim, keepdim=True)).exp()
     return (e/e.sum(dim, keepdim=True)).to(x.dtype)
 
 # %% ../nbs/02_tensors.ipynb #1994072d
-class _Watch(TorchFunctionMode):
-    "Within a `with` block, notes the names of the operations on tensors, and the size of the largest tensor that is made."
-    def __init__(self):
-        super().__init__()
-        self.names, self.largest = [], 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.names.append(getattr(func, '__name__', ''))
-        if isinstance(out, torch.Tensor): self.largest = max(self.largest, out.numel())
-        return out
-
 def _worst(got, true):
     "The place where `got` is furthest from `true`, NaN counting as furthest."
     gap = (got.detach().double() - true.double()).abs().nan_to_num(math.inf)
@@ -259,20 +233,37 @@ def _worst(got, true):
 
 @exercise('02.1')
 def _check_02_1(answer):
+    class Watch(TorchFunctionMode):
+        "Within a `with` block, notes the names of operations on tensors, and the largest tensor's size."
+        def __init__(self):
+            super().__init__()
+            self.names, self.largest = [], 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            self.names.append(getattr(func, '__name__', ''))
+            if isinstance(out, torch.Tensor): self.largest = max(self.largest, out.numel())
+            return out
+
     g = torch.Generator().manual_seed(1)
     a, b = (torch.randn(n, 50, generator=g, dtype=torch.float64) for n in (20, 30))
-    with _Watch() as watch: got = answer(a, b)
-    if tuple(got.shape) != (20, 30): return f'for 20×50 and 30×50 the shape is {tuple(got.shape)}; it should be (20, 30)'
+    with Watch() as watch: got = answer(a, b)
+    if tuple(got.shape) != (20, 30):
+        return f'for 20×50 and 30×50 the shape is {tuple(got.shape)}; it should be (20, 30)'
     true = torch.cdist(a, b).pow(2)
     if near(got, true.sqrt(), 1e-9): return 'these are the distances; their squares are asked for'
     if not near(got, true, 1e-9):
         i, j = _worst(got, true)
-        return f'row {i} of a and row {j} of b have the squared distance {true[i, j]:.4f}; it answers {got[i, j]:.4f}'
-    if watch.largest > 1500: return f'it builds a tensor of {watch.largest:,} numbers; 1,500, the larger input, are enough'
-    with _Watch() as fewer: answer(a[:10], b[:15])
+        return (f'row {i} of a and row {j} of b have the squared distance {true[i, j]:.4f}; '
+                f'it answers {got[i, j]:.4f}')
+    if watch.largest > 1500:
+        return f'it builds a tensor of {watch.largest:,} numbers; 1,500, the larger input, are enough'
+    with Watch() as fewer: answer(a[:10], b[:15])
     if len(watch.names) > len(fewer.names):
-        return f'it takes {len(fewer.names)} operations for 10 and 15 rows and {len(watch.names)} for 20 and 30: it loops over rows'
-    if {'tolist', 'numpy'} & {*watch.names}: return 'it takes the numbers out of the tensors to loop over them; stay with tensors'
+        return (f'it takes {len(fewer.names)} operations for 10 and 15 rows and {len(watch.names)} '
+                'for 20 and 30: it loops over rows')
+    if {'tolist', 'numpy'} & {*watch.names}:
+        return 'it takes the numbers out of the tensors to loop over them; stay with tensors'
 
 # %% ../nbs/02_tensors.ipynb #77c39860
 @exercise('02.2')

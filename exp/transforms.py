@@ -6,21 +6,21 @@
 __all__ = ['to_byte_tensor', 'Transform', 'MakeRGB', 'MakeGrey', 'ResizeFixed', 'ToByteTensor', 'ToFloatTensor', 'Normalize']
 
 # %% ../nbs/13c_transforms.ipynb #e3ce0392
-import copy, random
-from collections.abc import Callable
+import copy, random, re
 from functools import partial
 from numbers import Integral
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
-from .core import check_choice, check_int, exercise, get_grid, listify, patch, tree_children, is_items, tree_like
+from .core import (check_choice, check_int, exercise, get_grid, is_items, listify, patch,
+                      tree_children, tree_like)
 from .specs import from_spec, register, to_spec
 from .data_block import ImageList, ItemList, LabeledData, SplitData, run_processor
-from .dataloader import BatchContext, DataBunch, DataLoader, Rng, collate
+from .dataloader import BatchContext, DataBunch, DataLoader, Rng, as_bunch, collate
 from .image_cache import FAST, ImageError, ItemCache, as_mode, broken_file, resized, resized_together, upright
 from .snapshots import undisturbed
 
@@ -47,32 +47,30 @@ class Transform:
     role = None      # `transform` adds none of a role that is given: 'rgb', 'size', 'tensor', 'float'
 
     def draw(self, x, rng): "What all rules of an item share: random numbers, sizes. Of a batch `rng` is a list."
-    def decode(self, x): "The way back, for showing."; return x
+    def joined(self, later): "One transform for this one and `later`, which comes next; None: they stay two."
+    def decode(self, x): return x                                       # the way back, for showing
+    def apply(self, kind, x, draw): return getattr(self, kind)(x, draw)   # the rule of `kind`
     def has(self, kind):
         "Is there a rule for this kind?"
         return callable(getattr(self, kind, None)) and not hasattr(Transform, kind)
-    def apply(self, kind, x, draw): "The rule of `kind`."; return getattr(self, kind)(x, draw)
-    def joined(self, later): "One transform for this one and `later`, which comes next; None: they stay two."
+
+    def is_one(self, x, kind): return self.on == 'item'   # or a batch?
 
     def __call__(self, x, rng=None, kind='image'):
-        if isinstance(kind, BatchContext): return OnBatch(self, type(self).__name__)(x, rng, kind)   # by a DataBunch: (xb, yb, ctx)
+        if isinstance(kind, BatchContext):   # by a DataBunch: (xb, yb, ctx)
+            return OnBatch(self, type(self).__name__)(x, rng, kind)
         if self.random and rng is None:
             new = lambda: Rng(random.getrandbits(63))
-            rng = new() if self.on == 'item' else [new() for _ in x]
+            rng = new() if self.is_one(x, kind) else [new() for _ in x]
         return self.apply(kind, x, self.draw(x, rng))
 
 # %% ../nbs/13c_transforms.ipynb #9f024d3d
-def _short(v):
-    "Numbers with three digits."
-    if isinstance(v, torch.Tensor): v = v.tolist()
-    if isinstance(v, (list, tuple)): return type(v)(map(_short, v))
-    return float(f'{v:.3g}') if isinstance(v, float) else v
-
 @patch
 def __repr__(self: Transform):
-    given = dict(getattr(self, '_spec_args', {k: v for k, v in vars(self).items() if k[0] != '_'}))
-    words = [repr(_short(v)) for v in given.pop('*', ())]
-    return f'{type(self).__name__}({", ".join(words + [f"{k}={_short(v)!r}" for k, v in given.items()])})'
+    given = getattr(self, '_spec_args', {k: v for k, v in vars(self).items() if k[0] != '_'})
+    words = ', '.join(f'{k}={v!r}' for k, v in given.items() if k != '*')
+    short = re.sub(r'\d+\.\d{4,}', lambda m: f'{float(m[0]):.3g}', words)
+    return f'{type(self).__name__}({short})'
 
 # %% ../nbs/13c_transforms.ipynb #9f7495fa
 @register
@@ -131,42 +129,34 @@ class FuncTransform(Transform):
 def as_transform(t):
     "A transform as it is, a function as a `FuncTransform`. `TypeError` for anything else."
     if isinstance(t, Transform): return t
-    if callable(t) and not isinstance(t, type): return FuncTransform(t)
-    what = f'the class {t.__name__}; give an instance, {t.__name__}(…)' if isinstance(t, type) else repr(t)
-    raise TypeError(f'a transform should be a function or a Transform, not {what}')
+    if isinstance(t, type) or not callable(t):
+        raise TypeError(f'a transform should be a function or an instance of Transform, not {t!r}')
+    return FuncTransform(t)
 
 # %% ../nbs/13c_transforms.ipynb #e410d29b
-class Flow(NamedTuple):
-    "How items go through transforms."
-    rules: list   # for each transform the kind of x that it finds, and that of y, None where it leaves y alone
-    ends: tuple   # the kinds of x and y that come out
-    fixed: int    # how many transforms come before the first random one
+@patch
+def flow_from(self: LabeledData, tfms, kinds):
+    """How x and y of these `kinds` go through transforms. `TypeError` for a missing rule.
 
-def flow_of(tfms, kinds, follows, tfm_y):
-    "The `Flow` of x and y of these `kinds`; `follows`: y has to move with x. `TypeError` for a missing rule."
+    `rules` has for each transform the kinds of x and y that it finds, None where it leaves y alone, `ends`
+    the kinds that come out; `fixed` is the number of transforms before the first random one."""
     rules, (x, y) = [], kinds
+    follows = self.tfm_y and getattr(self.y, 'spatial', False)   # y has to move with x
     for t in tfms:
         if not t.has(x): raise TypeError(f'{t!r} has no rule for {x}; it should define {x}(self, x, draw)')
         rule = y is not None and t.targets and t.has(y)
         if follows and t.moves and not rule:
-            raise TypeError(f'{t!r} has no rule for {y}, which would stay behind; define {y}(self, y, draw), or tfm_y=False')
-        rules.append((x, y if rule and (tfm_y or not t.moves) else None))
+            raise TypeError(f'{t!r} has no rule for {y}, which would stay behind; define it, or tfm_y=False')
+        rules.append((x, y if rule and (self.tfm_y or not t.moves) else None))
         x, y = (new if old is None else t.makes.get(old, old) for old, new in zip(rules[-1], (x, y)))
     fixed = next((place for place, t in enumerate(tfms) if t.random), len(tfms))
-    return Flow(rules, (x, y), fixed)
+    return SimpleNamespace(rules=rules, ends=(x, y), fixed=fixed)
 
 @patch
 def flow(self: LabeledData):
-    "How items go through the transforms: made once. `TypeError` for a rule that is missing."
-    tfms, made = vars(self).get('_flow', (None, None))
-    if tfms is not self.tfms:
-        made = self._flow_from(self.tfms, (self.x.kind, self.kind))
-        self._flow = self.tfms, made
-    return made
-
-@patch
-def _flow_from(self: LabeledData, tfms, kinds):
-    return flow_of(tfms, kinds, self.tfm_y and getattr(self.y, 'spatial', False), self.tfm_y)
+    "How items go through the transforms: found out once."
+    if '_flow' not in vars(self): self._flow = self.flow_from(self.tfms, (self.x.kind, self.kind))
+    return self._flow
 
 LabeledData.x_kind = property(lambda self: self.flow().ends[0], doc='Of the items, as batches have them.')
 LabeledData.fixed = property(lambda self: self.flow().fixed, doc='Transforms before the first random one.')
@@ -241,22 +231,21 @@ class Normalize(Transform):
         mean, # a number for each channel
         std,  # likewise, greater than 0
     ):
-        self.mean, self.std, self._kept = list(map(float, mean)), list(map(float, std)), {}
+        self.mean, self.std = list(map(float, mean)), list(map(float, std))
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise ValueError(f'mean is {_short(self.mean)} and std {_short(self.std)}; one for each channel is expected, std > 0')
+            raise ValueError(f'mean is {mean} and std {std}; one for each channel is expected, std > 0')
 
     def stats(self, x):
-        "`mean` and `std` as tensors that fit x, made once for each device, since that means to wait."
+        "`mean` and `std` as tensors that fit x."
         if len(self.mean) != x.shape[-3]:
             raise ValueError(f'{self!r} is for {len(self.mean)} channels, and these images have {x.shape[-3]}')
-        if (key := (x.device, x.dtype)) not in self._kept:
-            self._kept[key] = [torch.tensor(t, dtype=x.dtype, device=x.device)[:, None, None] for t in (self.mean, self.std)]
-        return self._kept[key]
+        both = torch.tensor([self.mean, self.std], dtype=x.dtype)[..., None, None]
+        return both.to(x.device, non_blocking=True)
 
     def image(self, xb, draw):
-        mean, std = self.stats(floats := xb.float() if xb.dtype == torch.uint8 else xb)
-        if floats is xb: return (xb - mean).div_(std)
-        return floats.mul_(1/(255*std)).sub_(mean/std)   # x/255 and (x − mean)/std in two steps, in place
+        if xb.dtype == torch.uint8: xb = xb/255
+        mean, std = self.stats(xb)
+        return (xb - mean).div_(std)
 
     def decode(self, x):
         mean, std = self.stats(x)
@@ -267,13 +256,13 @@ class OnBatch:
     "A transform of batches, with its place among them, as `DataBunch.transform_batch` calls it."
     on = 'batch'
     def __init__(self, tfm, place, x_kind='image', y_kind=None):
-        self.tfm, self.order, self.place, self.x_kind, self.y_kind = tfm, tfm.order, place, x_kind, y_kind
-        self.pair = ()   # a list of two transforms: floats, and `Normalize`, which does both
+        self.tfm, self.order, self.place = tfm, tfm.order, place
+        self.x_kind, self.y_kind = x_kind, y_kind
 
     def __call__(self, xb, yb, ctx):
         draw = self.tfm.draw(xb, self.rngs(xb, ctx) if self.tfm.random else None)
         if yb is not None and self.y_kind is not None: yb = self.tfm.apply(self.y_kind, yb, draw)
-        return (xb if len(self.pair) == 2 else self.tfm.apply(self.x_kind, xb, draw)), yb
+        return self.tfm.apply(self.x_kind, xb, draw), yb
 
     def rngs(self, xb, ctx):
         if ctx.items is None: return [Rng(random.getrandbits(63)) for _ in xb]   # another's loader does not say
@@ -282,17 +271,12 @@ class OnBatch:
     def decode(self, xb): return self.tfm.decode(xb)
     def __repr__(self): return repr(self.tfm)
 
-@patch
-def on_batch(self: LabeledData, tfms):
-    "Transforms of batches, by place, with the kinds that they find in a batch of these items."
-    rules = self._flow_from(tfms, self.flow().ends).rules
-    return [OnBatch(t, place, *kinds) for place, (t, kinds) in enumerate(zip(tfms, rules))]
-
 # %% ../nbs/13c_transforms.ipynb #1103f17d
 @patch
 def default_tfms(self: ImageList, size):
     "RGB or grey, one size, bytes, and floats on the batch."
-    colours, sizes = MakeRGB() if self.mode == 'RGB' else MakeGrey(), [] if size is None else [ResizeFixed(size)]
+    colours = MakeRGB() if self.mode == 'RGB' else MakeGrey()
+    sizes = [] if size is None else [ResizeFixed(size)]
     return [colours, *sizes, ToByteTensor(), ToFloatTensor()]
 
 def arranged(tfms, added):
@@ -302,8 +286,8 @@ def arranged(tfms, added):
     for t in sorted([*tfms, *(t for t in added if t.role not in roles)], key=lambda t: t.order):
         before = places[check_choice(places, on=t.on)]
         both = before[-1].joined(t) if before else None   # two that move pixels need not interpolate twice
-        if both is not None: before.pop()
-        before.append(t if both is None else both)
+        if both is None: before.append(t)
+        else: before[-1] = both
     return places.values()
 
 # %% ../nbs/13c_transforms.ipynb #48b63682
@@ -317,19 +301,20 @@ def transform(self: SplitData,
 ) -> SplitData:            # itself
     "Say what happens to items and batches; what their kind needs besides is added. `TypeError` for a missing rule."
     self.expect_labels()
-    if not isinstance(tfms, tuple): tfms = tfms, tfms
-    if len(tfms) != 2: raise ValueError(f'tfms should be a list, or a tuple (train, valid); this tuple has {len(tfms)}')
-    self.cached, self.tfm_y, on_batch = cache, tfm_y, []
-    for mine, names in zip(tfms, (('train',), ('valid', 'test'))):
+    train, valid = tfms if isinstance(tfms, tuple) else (tfms, tfms)
+    self.cached, self.tfm_y, self.batch_tfms = cache, tfm_y, []
+    for mine, names in (train, ['train']), (valid, ['valid', 'test']):
         self.tfms, of_batches = arranged(mine, self.train.x.default_tfms(size))
-        on_batch.append(self._like(self.train).on_batch(of_batches))
-        for name in names:
-            if (part := getattr(self, name)) is not None: setattr(self, name, self._like(part))
-    self.batch_tfms = tuple(on_batch)
+        found = self._like(self.train)
+        rules = found.flow_from(of_batches, found.flow().ends).rules
+        self.batch_tfms.append([OnBatch(t, place, *kinds)
+                                for place, (t, kinds) in enumerate(zip(of_batches, rules))])
+        for name in names: setattr(self, name, self._like(getattr(self, name)))
     return self
 
 @patch
-def _like(self: SplitData, part): return LabeledData(part.x, part.y, self.tfms, self.tfm_y)
+def _like(self: SplitData, part):
+    return None if part is None else LabeledData(part.x, part.y, self.tfms, self.tfm_y)
 
 # %% ../nbs/13c_transforms.ipynb #3d68d6c0
 def _joined(x_join, y_join, samples):
@@ -367,14 +352,13 @@ def databunch(self: SplitData,
         if sampler is None: return DataLoader(ds, shuffle=train, **size, **how)
         batches = isinstance(next(iter(sampler), None), (list, tuple))
         return DataLoader(ds, **dict(batch_sampler=sampler) if batches else dict(sampler=sampler, **size), **how)
-    dls = loader(self.train, train=True), loader(self.valid), loader(self.test)
     own = tuple([copy.copy(t) for t in tfms] for tfms in self.batch_tfms)   # what a bunch changes is its own
-    loss_func = copy.deepcopy(self.train.loss_func)
-    data = DataBunch(*dls, batch_tfms=own, loss_func=loss_func, classes=copy.copy(self.classes))
+    data = DataBunch(loader(self.train, train=True), loader(self.valid), loader(self.test), batch_tfms=own,
+                     loss_func=copy.deepcopy(self.train.loss_func), classes=copy.copy(self.classes))
     data.item_data = self._like(self.train) if self.valid is None else self.valid   # with its transforms
     return data
 
-# %% ../nbs/13c_transforms.ipynb #85edb4bc
+# %% ../nbs/13c_transforms.ipynb #f1a57ba7
 def first_batch(dl):
     "The first batch of epoch 0 of a loader, which stays where it is: (batch, the copy that made it)."
     dl = copy.copy(dl)   # a pass of its own
@@ -390,11 +374,10 @@ def one_batch(self: DataBunch,
 ):                      # (xb, yb), on the CPU
     "The first batch of epoch 0, transformed; loaders and random states stay where they are."
     name = 'train_dl' if train else 'valid_dl'
-    dl, data = getattr(self, name), copy.copy(self)
-    if dl is None: raise ValueError(f'data has no {"training" if train else "validation"} loader')
-    with undisturbed(dl):   # its samplers are those of the loader that stays
-        batch, first = first_batch(dl)
-        setattr(data, name, first)
+    data = copy.copy(as_bunch(self, name))   # `ValueError` if it lacks this loader
+    with undisturbed(getattr(self, name)):
+        batch, dl = first_batch(getattr(self, name))
+        setattr(data, name, dl)
         return data.transform_batch(*batch, train=train, items=getattr(batch, 'items', None))
 
 @patch
@@ -411,11 +394,9 @@ def decode_batch(self: DataBunch,
 def first_rows(b, n):
     "The first `n` items of a batch: of tensors, or tuples or dicts of them."
     if b is None: return [None]*n
-    if isinstance(b, torch.Tensor): return list(b[:n])
     if isinstance(b, PackedSequence): return unpack_sequence(b)[:n]
-    if is_items(b): return b[:n]
-    rows = zip(*(first_rows(v, n) for v in tree_children(b)))
-    return list(rows) if isinstance(b, list) else [tree_like(b, row) for row in rows]
+    if isinstance(b, torch.Tensor) or is_items(b): return list(b[:n])
+    return [tree_like(b, row) for row in zip(*(first_rows(v, n) for v in tree_children(b)))]
 
 # %% ../nbs/13c_transforms.ipynb #585a19e1
 @patch
@@ -443,53 +424,41 @@ def normalize(self: DataBunch,
     stats=None, # (mean, std), a number for each channel; None: of the first training batch
 ) -> DataBunch: # itself
     "Let every batch of images be normalised, in both sets alike. `ValueError` if it is already."
-    both = self.batch_tfms
-    if any(isinstance(getattr(t, 'tfm', t), Normalize) for tfms in both for t in tfms):
+    if any(isinstance(getattr(t, 'tfm', t), Normalize) for tfms in self.batch_tfms for t in tfms):
         raise ValueError('these batches are normalised already')
     if stats is None:
         xb = self.one_batch()[0]
-        if getattr(xb, 'ndim', 0) != 4: raise ValueError('normalize is for batches of images, n×c×h×w')
         stats = xb.mean((0, 2, 3)).tolist(), xb.std((0, 2, 3)).clamp(min=1e-6).tolist()
     tfm = Normalize(*stats)
-    for tfms in both:
-        tfms.append(OnBatch(tfm, len(tfms)))
-        floats = isinstance(getattr(tfms[0], 'tfm', None), ToFloatTensor)
-        if floats and len(tfms) == 2: tfms[0].pair = tfms   # while nothing comes between
+    for tfms in self.batch_tfms: tfms.append(OnBatch(tfm, len(tfms)))
     return self
 
 # %% ../nbs/13c_transforms.ipynb #34dcfd88
-LabeledData._kept = None
-
 @patch
 def column(self: LabeledData):
-    "All targets in one tensor, kept; None where items or transforms have a say in them."
+    "All targets in one tensor; None where items or transforms have a say in them."
     changed = any(y is not None for _, y in self.flow().rules)
     if self.y is None or changed or type(self.y).relate is not ItemList.relate: return None
-    if self._kept is None or self._kept[0] is not self.y.items: self._kept = self.y.items, self.y.column()
-    return self._kept[1]
+    return self.y.column()
 
 @patch
 def stacked(self: LabeledData, items, rng_of=None):
     "A batch with its images resized in stacks; None where that, or anything, fails: alone, an item has its error."
-    stop, types = len(self.tfms) - 2, [type(t) for t in self.tfms]
+    stop = len(self.tfms) - 2
     moved = any(y is not None for _, y in self.flow().rules[-2:])
-    if not FAST or types[stop:] != [ResizeFixed, ToByteTensor] or MakeRGB not in types or moved: return None
-    column = self.column()
+    if not FAST or moved or [type(t) for t in self.tfms[-2:]] != [ResizeFixed, ToByteTensor]: return None
+    def before(i): return self.through(*self.opened(i), 0, stop, rng_of(i) if self.fixed < stop else None)
     try:
-        opened = self.opened if column is None else lambda i: (self.x.get(i), None)
-        pairs = [self.through(*opened(i), 0, stop, rng_of(i) if self.fixed < stop else None) for i in items]
-        ys = collate([(None, y) for _, y in pairs], items)[1] if column is None else column[list(items)]
-        ims = [x for x, _ in pairs]
-        del pairs
+        ims, ys = map(list, zip(*map(before, items)))
         if any(im.mode != 'RGB' for im in ims): return None
-        return resized_together(ims, self.tfms[stop].size), ys
+        return resized_together(ims, self.tfms[stop].size), collate([(None, y) for y in ys], items)[1]
     except Exception: return None
 
 @patch
 def get_many(self: LabeledData,
-    items,            # indices
-    rng_of: Callable, # the generator of an item, by its index
-):                    # (xb, yb), or None where there is no better way than one by one
+    items,  # indices
+    rng_of, # a function: the generator of an item, by its index
+):          # (xb, yb), or None where there is no better way than one by one
     "A batch of these items as collating them would make it, with the images resized in stacks."
     return self.stacked(items, rng_of) if self._cache is None else self._cache.get_many(items)
 
@@ -501,12 +470,8 @@ def cache(self: LabeledData,
     "Keep items in memory as they are before the first random transform. `MemoryError` if they do not fit."
     self._cache = ItemCache(self, shared)
 
-def _sliceable(self):
-    c = self._cache
-    if c is None or self.fixed < len(self.tfms) or c.y is None and self.y is not None: return False
-    return bool(c.done.all())
-
-LabeledData.sliceable = property(_sliceable, doc='Do indices give a batch? If the cache is full, and nothing random follows.')
+LabeledData.sliceable = property(lambda self: self._cache is not None and self._cache.is_full(),
+                                 doc='Do indices give a batch? If the cache is full, and all is fixed.')
 
 # %% ../nbs/13c_transforms.ipynb #14247632
 @patch

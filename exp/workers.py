@@ -6,7 +6,7 @@
 __all__ = ['Batch']
 
 # %% ../nbs/05b_workers.ipynb #27f7474e
-import operator, os, random, time, weakref
+import itertools, operator, os, random, time, warnings, weakref
 from contextlib import contextmanager
 from hashlib import blake2b
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.utils.data
 
-from .core import check_int, default_device, generator_state, mask_places, set_generator, to_device, tree_map
+from .core import default_device, generator_state, mask_places, set_generator, tree_children, tree_map
 
 # %% ../nbs/05b_workers.ipynb #7a040b0a
 class Makers:
@@ -25,29 +25,13 @@ class Makers:
         time.sleep(self.wait)
         return os.getpid(), i
 
-# %% ../nbs/05b_workers.ipynb #a96ad12a
-def _unchanged(batch): return batch
-
-class _Engine(torch.utils.data.DataLoader):
-    "PyTorch's loader around `fetch`, with the tasks of a pass as its sampler; its workers run one thread each."
-    def __init__(self, fetch, num_workers, generator, key):
-        super().__init__(fetch, batch_size=None, sampler=[], collate_fn=_unchanged, num_workers=num_workers,
-                         persistent_workers=True, generator=generator, pin_memory=default_device().type == 'cuda')
-        self.key = key
-
-    def exit_codes(self, wait=0.):
-        "The exit codes of the workers that are dead, after a moment of `wait` seconds for each to die."
-        workers = self._iterator._workers if self._iterator is not None else []
-        for w in workers: w.join(wait)
-        return [w.exitcode for w in workers if not w.is_alive()]
-
-    def stop(self):
-        "End the workers, if any were started."
-        if self._iterator is not None: self._iterator._shutdown_workers()
-
 # %% ../nbs/05b_workers.ipynb #b662a554
+def _end(engine):
+    "End the workers of PyTorch's loader, if any were started."
+    if engine._iterator is not None: engine._iterator._shutdown_workers()
+
 class Workers:
-    "Worker processes that stay when a pass ends, and end with this object; the loader that holds it copies without them."
+    "Worker processes that stay when a pass ends, and end with this object."
     def __init__(self): self.idle = None
 
     def run(self,
@@ -57,24 +41,23 @@ class Workers:
         generator,   # for the seeds of the workers' global generators
         key=None,    # for what the workers are started; idle ones with another key are ended
     ):
-        "The results, in the order of the tasks. `RuntimeError` when a worker dies; what `fetch` raises, otherwise."
-        if self.idle is not None and (self.idle.num_workers, self.idle.key) != (num_workers, key): self.close()
+        "The results, in the order of the tasks. Raises what `fetch` does; `RuntimeError` when a worker dies."
+        if self.idle is not None and (self.idle.num_workers, self.idle.key) != (num_workers, key):
+            self.close()
         engine, self.idle = self.idle, None
         if engine is None:
-            engine = _Engine(fetch, num_workers, generator, key)
-            engine.end = weakref.finalize(self, engine.stop)
+            engine = torch.utils.data.DataLoader(
+                fetch, batch_size=None, sampler=[], collate_fn=torch.nn.Identity(), num_workers=num_workers,
+                persistent_workers=True, generator=generator, pin_memory=default_device().type == 'cuda')
+            engine.key, engine.end = key, weakref.finalize(self, _end, engine)
         engine.sampler[:] = tasks
         try: yield from engine
-        except BaseException as e:
-            if isinstance(e, GeneratorExit): codes = []   # the loop was left early; the workers are well, as a rule
-            else:                                         # they may be dead, or busy with what nobody wants any more
-                codes = engine.exit_codes(wait=0.2 if isinstance(e, (ConnectionError, EOFError)) else 0.)
-                engine.end()
-            if not codes: raise
-            raise RuntimeError(f'a worker of the data loader exited unexpectedly (exit code {codes[0]}; -9: often out of '
-                               'memory); num_workers=0 shows where') from e
+        except (Exception, KeyboardInterrupt):   # they may be dead, or busy with what nobody wants any more
+            engine.end()
+            raise
         finally:
-            if self.idle is None and engine.end.alive and not engine.exit_codes(): self.idle = engine
+            well = engine.end.alive and all(w.is_alive() for w in engine._iterator._workers)
+            if well and self.idle is None: self.idle = engine
             else: engine.end()
 
     def close(self):
@@ -95,11 +78,7 @@ class Batch(tuple):
         self._items = items
         return self
 
-    items = property(lambda self: as_ints(self._items), doc="The indices; a tensor's list is made when somebody asks.")
-
-    def to(self, device) -> 'Batch':
-        "The same batch with its tensors on `device`, copied without waiting where the memory allows it."
-        return Batch(to_device(tuple(self), device), self._items)
+    items = property(lambda self: as_ints(self._items), doc='The indices; a list when asked for.')
 
     def pin_memory(self) -> 'Batch':
         "The same batch in memory from which a GPU can copy by itself."
@@ -110,18 +89,16 @@ def _held(o):
     "The values of an object's attributes, and those in short lists and dicts."
     for v in list(getattr(o, '__dict__', {}).values()):
         few = isinstance(v, (list, tuple, dict)) and len(v) <= 16
-        yield from (v.values() if isinstance(v, dict) else v) if few else (v,)
+        yield from tree_children(v) if few else [v]
 
 def loader_parts(dl):
     "A loader, or a sampler, and the samplers and data sets in it, at any depth."
-    found = {id(dl): dl}
-    for o in (todo := [dl]):
-        for v in _held(o):
-            if id(v) in found or isinstance(v, (type, torch.Tensor)) or not hasattr(v, '__dict__'): continue
-            if not (hasattr(v, '__iter__') or hasattr(v, '__getitem__')): continue
-            found[id(v)] = v
-            todo.append(v)
-    return todo
+    found = [dl]
+    for v in itertools.chain.from_iterable(map(_held, found)):   # which grows meanwhile
+        holds = hasattr(v, '__dict__') and (hasattr(v, '__iter__') or hasattr(v, '__getitem__'))
+        known = isinstance(v, (type, torch.Tensor)) or any(v is o for o in found)
+        if holds and not known: found.append(v)
+    return found
 
 _GENERATORS = torch.Generator, random.Random, np.random.Generator, np.random.RandomState
 
@@ -168,25 +145,14 @@ def order_fingerprint(order):
 def in_shares(dl):
     "Is this process alone, or does it get a part of its own of what `dl` gives?"
     group = torch.distributed
-    if dl.sharded or not (group.is_available() and group.is_initialized() and group.get_world_size() > 1): return True
-    return any(getattr(o, 'num_replicas', getattr(o, 'num_processes', 1)) > 1 for o in loader_parts(dl))
+    if not (group.is_available() and group.is_initialized() and group.get_world_size() > 1): return True
+    ranks = (getattr(o, 'num_replicas', getattr(o, 'num_processes', 1)) for o in loader_parts(dl))
+    return dl.sharded or any(n > 1 for n in ranks)
 
-# %% ../nbs/05b_workers.ipynb #2fc3ef45
-def check_arguments(dl):
-    "`TypeError` or `ValueError` for what makes no sense in a `DataLoader`, alone or together."
-    ds, bs, sampler, batch_sampler = dl.ds, dl.bs, dl._sampler, dl._batch_sampler
-    by_number = hasattr(ds, '__len__') and (hasattr(ds, '__getitem__') or hasattr(ds, 'get'))
-    if isinstance(ds, torch.utils.data.IterableDataset) or not by_number:
-        raise TypeError(f'a data set needs __len__ and __getitem__; {type(ds).__name__} is none')
-    if len(ds) == 0: raise ValueError('the data set is empty')
-    check_int(num_workers=dl.num_workers, seed=dl.seed, least=0)
-    for s in (sampler, batch_sampler):
-        if s is not None and not (hasattr(s, '__iter__') and hasattr(s, '__len__')):
-            raise TypeError(f'a sampler needs __iter__ and __len__; {type(s).__name__} lacks one')
-    given = bool(dl.shuffle) + (sampler is not None) + (batch_sampler is not None)
-    if given > 1 or batch_sampler is not None and (bs is not None or dl.drop_last):
-        raise ValueError('give one of shuffle, sampler and batch_sampler, and the last without bs and drop_last')
-    if batch_sampler is not None: return
-    check_int(bs=bs, least=1)
-    n = len(ds if sampler is None else sampler)
-    if dl.drop_last and n < bs: raise ValueError(f'{n} items make no batch of {bs}, and drop_last leaves out the rest')
+def warned(batches):
+    "The batches, of which every process of a group gets all; a warning in training."
+    for number, batch in enumerate(batches):   # the first alone may be only looked at
+        if number == 1 and torch.is_grad_enabled():
+            warnings.warn('each process of the group gets all items of this loader; wrap it in RankLoader '
+                          '(exp.distributed), or give a DistributedSampler', stacklevel=2)
+        yield batch

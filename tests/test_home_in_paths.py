@@ -14,7 +14,7 @@ from exp.sources import get_files
 from exp.image_cache import verify_images
 from exp.dataloader import Dataset, make_data
 from exp.datasets import read_idx
-from exp.downloads import DataFile, DataSource, atomic_folder, download, file_lock, file_sums, unpack, untar_data
+from exp.downloads import DataFile, DataSource, atomic_folder, download, file_sums, unpack, untar_data
 from exp.checkpoints import Checkpoint
 from exp.learner import Learner
 from exp.inference import load_learner
@@ -60,8 +60,6 @@ def atomic():
     with atomic_path('~/deep/a') as p: p.write_text('x')
     with atomic_folder('~/deeper/b') as p: (p/'a').write_text('x')
     return (Path.home()/'deep'/'a').exists() and (Path.home()/'deeper'/'b'/'a').exists()
-def locked():
-    with file_lock('~/a.lock'): return (Path.home()/'a.lock').exists()
 def unpacked():
     unpack('~/set/notes.tgz', '~/out')
     return (Path.home()/'out'/'notes'/'a').exists()
@@ -90,7 +88,7 @@ def logged():
     return (Path.home()/'log.csv').exists()
 
 PLACES = [
-    settings_file, data_folder, reported, mirrored, atomic, locked, unpacked, saved, learner_path, learner_name, exported, checkpointed, best, logged,
+    settings_file, data_folder, reported, mirrored, atomic, unpacked, saved, learner_path, learner_name, exported, checkpointed, best, logged,
     lambda: read_idx('~/set/one.idx').tolist() == [7], lambda: file_sums('~/set/one.idx') == file_sums(Path.home()/'set'/'one.idx'), lambda: download('http://nowhere/x', '~/set/one.idx') == Path.home()/'set'/'one.idx',
     lambda: read_text('~/set/valid.txt') == '1.png\n', lambda: len(get_files('~/set', '.png')) == 8, lambda: len(ImageList.from_folder(Path('~/set'))) == 8,
     lambda: ImageList(['0.png'], '~/set').get(0).size == (4, 4) == ImageList(['~/set/0.png']).get(0).size, lambda: verify_images(['~/set/0.png']) == [] == verify_images(ImageList(['0.png'], '~/set')),

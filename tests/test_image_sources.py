@@ -146,7 +146,7 @@ def test_items_predict_and_verify_take_all_that_holds_an_image(path, kind):
     assert verify_images([item, path]) == []
     if place is not None: assert item.tell() == place and not item.closed
 
-@pytest.mark.parametrize('wrong', [['a.jpg'], ('a.jpg',), {'a': 1}, 3, None, 2.5, object()], ids=repr)
+@pytest.mark.parametrize('wrong', [['a.jpg'], ('a.jpg',), {'a': 1}, 3, None, 2.5, object()], ids=lambda o: type(o).__name__)
 def test_what_holds_no_image_is_called_so(wrong):
     ds = LabeledData(ImageList([]), None, [MakeRGB(), ResizeFixed(16), ToByteTensor()])
     with pytest.raises(TypeError, match='is no image') as e: ds.prepare(wrong)

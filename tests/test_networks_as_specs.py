@@ -101,7 +101,8 @@ def test_a_layer_in_two_places_stays_one():
     again = from_spec(to_spec(shared()))
     assert again[0] is again[2][0] is again[4] and again[1] is again[2][1] is again[3][0]
 
-@pytest.mark.parametrize('loss', [F.cross_entropy, partial(F.cross_entropy, label_smoothing=0.1), F.mse_loss, nn.L1Loss()], ids=repr)
+@pytest.mark.parametrize('loss', [F.cross_entropy, partial(F.cross_entropy, label_smoothing=0.1), F.mse_loss, nn.L1Loss()],
+                         ids=['cross_entropy', 'smoothed', 'mse_loss', 'L1Loss'])
 def test_losses_of_pytorch_are_known(loss):
     again = from_spec(to_spec(loss))
     assert repr(again) == repr(loss) if isinstance(loss, nn.Module) else (again is loss or again.func is loss.func)
@@ -251,7 +252,7 @@ def test_a_batch_is_no_item(item, loaded, tmp_path):
     with pytest.raises(ValueError, match='batch'): learn.predict(item)
     learn.predict(torch.zeros(5))
 
-@pytest.mark.parametrize('item', ['words', None, {'a'}, object()], ids=repr)
+@pytest.mark.parametrize('item', ['words', None, {'a'}, object()], ids=['str', 'None', 'set', 'object'])
 def test_what_is_no_array_is_no_item(item, tmp_path):
     with pytest.raises(TypeError, match='item'): point_learner(small(), tmp_path).predict(item)
 

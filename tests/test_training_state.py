@@ -261,19 +261,23 @@ def test_a_registered_loss_is_exported_with_its_state(tmp_path):
     again = load_learner(learn.export(tmp_path/'it.pth'), model=learner()[0].model)
     assert again.loss_func is not holder and torch.equal(again.loss_func.log_t, holder.log_t)
 
-@pytest.mark.parametrize('how', ['save', 'save without optimizer', 'Checkpoint'])
-def test_what_no_file_would_keep_is_refused(how, tmp_path):
-    learn, _ = learner()
-    stray = nn.Parameter(torch.tensor(1.))
-    learn.loss_func, learn.path = F.cross_entropy, tmp_path
-    learn.opt_func = lambda groups, lr: torch.optim.SGD([*groups, {'params': [stray]}], lr=lr)
-    if how == 'Checkpoint':
-        with pytest.raises(CheckpointError, match='parameter'): learn.fit(1, cbs=Checkpoint(tmp_path/'it.ckpt'))
-        assert learn.n_iter == 0
-    else:
-        learn.fit(1)
-        with pytest.raises(CheckpointError, match='parameter'): learn.save('it', with_opt=how == 'save')
-    assert not list(tmp_path.iterdir())
+def test_a_parameter_that_the_optimizer_alone_holds_is_resumed(tmp_path):
+    def strays():
+        learn, _ = learner()
+        stray = nn.Parameter(torch.tensor(1.))
+        class Pull(Callback):
+            def before_step(self): stray.grad = stray.detach() + self.loss
+        learn.loss_func = F.cross_entropy
+        learn.opt_func = lambda groups, lr: torch.optim.SGD([*groups, {'params': [stray]}], lr=lr)
+        learn.add_cbs(Pull())
+        return learn, stray
+    whole, pulled = strays()
+    whole.fit(2)
+    first, _ = strays()
+    with pytest.raises(InterruptedError): first.fit(2, cbs=[Checkpoint(tmp_path/'fit.ckpt', every=1), Break(7)])
+    again, there = strays()
+    again.fit(2, cbs=Checkpoint(tmp_path/'fit.ckpt', every=1), resume=True)
+    assert torch.equal(there, pulled) and pulled != 1.
 
 def test_the_state_of_another_loss_is_refused_or_said(tmp_path):
     learn, _ = learner()
