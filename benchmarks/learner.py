@@ -1,7 +1,8 @@
-"""Learner.fit with all its callbacks against the bare loop of benchmarks/loop.py, epochs in turn, medians of paired ratios; and what each callback costs.
+"""Learner.fit with all its callbacks against the bare loop of benchmarks/loop.py, epochs in turn, medians of
+paired ratios; and what each callback costs.
 
     python benchmarks/learner.py
-    python benchmarks/learner.py --threads 1 --clock cpu     (on a machine that others use at the same time: processor seconds)
+    python benchmarks/learner.py --threads 1 --clock cpu    on a busy machine: processor seconds
 """
 import argparse, contextlib, io, statistics, time, warnings
 from functools import partial
@@ -28,7 +29,9 @@ class Terminal(io.TextIOBase):
     "A terminal that swallows what is written."
     written = 0
     def isatty(self): return True
-    def write(self, s): Terminal.written += len(s); return len(s)
+    def write(self, s):
+        Terminal.written += len(s)
+        return len(s)
 
 @contextlib.contextmanager
 def terminal():
@@ -48,7 +51,8 @@ def bare(model, dl):
 
 def with_learner(make_cbs=lambda: [], **kwargs):
     def make(model, dl):
-        learn = Learner((dl, None), model, loss_func=F.cross_entropy, opt_func=SGD, metrics=accuracy, cbs=make_cbs(), **kwargs)
+        learn = Learner((dl, None), model, loss_func=F.cross_entropy, opt_func=SGD, metrics=accuracy,
+                        cbs=make_cbs(), **kwargs)
         def epoch():
             with terminal(): learn.fit_one_cycle(1, LR)
         return epoch
@@ -56,13 +60,17 @@ def with_learner(make_cbs=lambda: [], **kwargs):
 
 class NoWork(nn.Module):
     "A model that answers its parameters, so that the loop's own cost is all there is."
-    def __init__(self, bs): super().__init__(); self.w = nn.Parameter(torch.zeros(bs, 10))
+    def __init__(self, bs):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(bs, 10))
     def forward(self, x): return self.w
 
 def total(pred, yb): return pred.sum()
 
-PARTS = {'DeviceCallback': lambda: DeviceCallback('cpu'), 'AvgStats(accuracy)': lambda: AvgStats(accuracy), 'AvgStats()': AvgStats, 'Recorder': Recorder, 'Progress': Progress,
-         'ParamScheduler lr': lambda: ParamScheduler('lr', cos_1cycle(0.01, 0.1, 1e-6)), 'ParamScheduler mom': lambda: ParamScheduler('mom', cos_1cycle(0.95, 0.85, 0.95)),
+PARTS = {'DeviceCallback': lambda: DeviceCallback('cpu'), 'AvgStats(accuracy)': lambda: AvgStats(accuracy),
+         'AvgStats()': AvgStats, 'Recorder': Recorder, 'Progress': Progress,
+         'ParamScheduler lr': lambda: ParamScheduler('lr', cos_1cycle(0.01, 0.1, 1e-6)),
+         'ParamScheduler mom': lambda: ParamScheduler('mom', cos_1cycle(0.95, 0.85, 0.95)),
          'a BatchTransform': lambda: BatchTransform(lambda xb: xb)}
 
 def parts(clock, rounds=15, batches=500, bs=64):
@@ -78,15 +86,18 @@ def parts(clock, rounds=15, batches=500, bs=64):
         def epoch():
             with terminal(): learn.fit_one_cycle(1)
         return epoch
-    runs = {'Runner': run(), **{name: run(make()) for name, make in PARTS.items()}, 'Learner.fit_one_cycle': whole()}
+    runs = {'Runner': run(), **{name: run(make()) for name, make in PARTS.items()},
+            'Learner.fit_one_cycle': whole()}
     times = {name: [] for name in runs}
     for i in range(rounds + 1):
         for name in list(runs)[::-1 if i % 2 else 1]:
             t = seconds(runs[name], clock)
             if i: times[name].append(t/batches*1e6)
-    print(f'\nno network, {batches} batches of {bs}, {rounds} rounds: microseconds a batch, and more than Runner alone (median of pairs)')
+    print(f'\nno network, {batches} batches of {bs}, {rounds} rounds: microseconds a batch, and more than '
+          'Runner alone (median of pairs)')
     for name, ts in times.items():
-        print(f'{name:<26}{statistics.median(ts):7.1f} {statistics.median(t - f for t, f in zip(ts, times["Runner"])):+7.1f}')
+        print(f'{name:<26}{statistics.median(ts):7.1f} '
+              f'{statistics.median(t - f for t, f in zip(ts, times["Runner"])):+7.1f}')
 
 def main(threads=2, clock=time.perf_counter, bs=64, n=12_800, rounds=24):
     torch.set_num_threads(threads)
@@ -96,17 +107,27 @@ def main(threads=2, clock=time.perf_counter, bs=64, n=12_800, rounds=24):
     x = (x - x.mean())/x.std()
     loaders = {'exp': DataLoader(Dataset(x, y), bs, shuffle=True),
                'torch': torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), bs, shuffle=True)}
-    print(f'{n:,} digits an epoch, batch size {bs}, {torch.get_num_threads()} threads, SGD with momentum, no validation; {"wall clock" if clock is time.perf_counter else "processor time"}')
-    every = 'train/eval, device, batch_tfms, AvgStats(accuracy), Recorder, Progress (terminal), lr and momentum'
-    compare(f'The same loader; the goal is {GOAL} x bare', {'bare loop': (bare, 'exp', 'none'), 'Learner.fit_one_cycle': (with_learner(), 'exp', every),
-            '  without bars': (with_learner(lambda: [Progress(False)]), 'exp', 'the same without Progress')}, loaders, rounds, clock, 90)
+    print(f'{n:,} digits an epoch, batch size {bs}, {torch.get_num_threads()} threads, SGD with momentum, no '
+          f'validation; {"wall clock" if clock is time.perf_counter else "processor time"}')
+    every = ('train/eval, device, batch_tfms, AvgStats(accuracy), Recorder, Progress (terminal), lr and '
+             'momentum')
+    compare(f'The same loader; the goal is {GOAL} x bare',
+            {'bare loop': (bare, 'exp', 'none'), 'Learner.fit_one_cycle': (with_learner(), 'exp', every),
+            '  without bars': (with_learner(lambda: [Progress(False)]), 'exp', 'the same without Progress')},
+            loaders, rounds, clock, 90)
     print(f'{Terminal.written:,} characters went to the terminal')
-    others = {name: (make, 'torch', f"{name}'s own; without momentum, metrics, schedule, logger and bar") for name, make in peers().items()}
-    if others: compare('Peers, with torch.utils.data.DataLoader', {'bare loop': (bare, 'torch', 'none'), 'Learner.fit_one_cycle': (with_learner(), 'torch', every), **others}, loaders, rounds//4, clock, 40)
+    others = {name: (make, 'torch', f"{name}'s own; without momentum, metrics, schedule, logger and bar")
+              for name, make in peers().items()}
+    if others:
+        compare('Peers, with torch.utils.data.DataLoader',
+                {'bare loop': (bare, 'torch', 'none'),
+                 'Learner.fit_one_cycle': (with_learner(), 'torch', every), **others}, loaders, rounds//4,
+                clock, 40)
     parts(clock)
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--clock', choices=('wall', 'cpu'), default='wall')
     args = parser.parse_args()

@@ -1,9 +1,11 @@
-"""The rate finder's suggestion against the best of nine rates: validation accuracy of short trainings, two networks, three seeds.
+"""The rate finder's suggestion against the best of nine rates: validation accuracy of short trainings, two
+networks, three seeds.
 
     python benchmarks/lr_finder.py
 
-Each training is 2 epochs of the 50,000 training images at batch size 64, in one cycle (cosine) whose peak is the rate: a tenth of it
-at first, a thousandth at the end. Weights start by Kaiming's rule. It takes some minutes, and prints how many.
+Each training is 2 epochs of the 50,000 training images at batch size 64, in one cycle (cosine) whose peak is
+the rate: a tenth of it at first, a thousandth at the end. Weights start by Kaiming's rule. It takes some
+minutes, and prints how many.
 """
 import time
 from functools import partial
@@ -23,15 +25,22 @@ RATES = [1e-3 * 3000**(i/8) for i in range(9)]
 
 def conv(ni, nf, ks): return nn.Sequential(nn.Conv2d(ni, nf, ks, stride=2, padding=ks//2), nn.ReLU())
 
-def cnn(): return nn.Sequential(conv(1, 8, 5), conv(8, 16, 3), conv(16, 32, 3), conv(32, 32, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
-def mlp(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 50), nn.ReLU(), nn.Linear(50, 10))
+def cnn():
+    return nn.Sequential(conv(1, 8, 5), conv(8, 16, 3), conv(16, 32, 3), conv(32, 32, 3),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+def mlp():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 50), nn.ReLU(),
+                         nn.Linear(50, 10))
 
 CASES = {'CNN 8-16-32-32, MNIST, SGD': (mnist, cnn, torch.optim.SGD),
-         'MLP 100-50, Fashion-MNIST, momentum 0.9': (fashion_mnist, mlp, partial(torch.optim.SGD, momentum=0.9))}
+         'MLP 100-50, Fashion-MNIST, momentum 0.9': (fashion_mnist, mlp,
+                                                     partial(torch.optim.SGD, momentum=0.9))}
 
 def kaiming(model):
     for m in model.modules():
-        if isinstance(m, (nn.Conv2d, nn.Linear)): init_kaiming(m.weight); nn.init.zeros_(m.bias)
+        if isinstance(m, (nn.Conv2d, nn.Linear)):
+            init_kaiming(m.weight)
+            nn.init.zeros_(m.bias)
     return model
 
 def get_data(read, seed):
@@ -63,7 +72,8 @@ def main(seeds=(1, 2, 3), epochs=2):
             nine = [reached(data, make, opt_func, seed, lr, epochs) for lr in RATES]
             best = max(nine)
             differences.append(found - best)
-            print(f'{name:<40} {seed:>4}  {finder.suggestion:>9.3g}  {found:6.2f} %  {best:6.2f} %, {RATES[nine.index(best)]:<8.3g}  {found - best:+6.2f}', flush=True)
+            print(f'{name:<40} {seed:>4}  {finder.suggestion:>9.3g}  {found:6.2f} %  {best:6.2f} %, '
+                  f'{RATES[nine.index(best)]:<8.3g}  {found - best:+6.2f}', flush=True)
             print(' '*47 + '  '.join(f'{lr:.2g}: {acc:.1f}' for lr, acc in zip(RATES, nine)), flush=True)
         print(f'{name:<40} mean difference {sum(differences)/len(differences):+.2f}', flush=True)
     print(f'{time.perf_counter() - start:.0f} s, {torch.get_num_threads()} threads')

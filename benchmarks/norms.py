@@ -1,4 +1,5 @@
-"""Norm layers in a small network: PyTorch's batch norm, ours, RunningBatchNorm, and RunningBatchNorm written plainly, in turn, as medians of paired ratios.
+"""Norm layers in a small network: PyTorch's batch norm, ours, RunningBatchNorm, and RunningBatchNorm written
+plainly, in turn, as medians of paired ratios.
 
     python benchmarks/norms.py
 """
@@ -25,15 +26,18 @@ class PlainRunningBatchNorm(nn.Module):
             mom1, dims = 1 - (1 - self.mom)/math.sqrt(len(x) - 1), (0, 2, 3)
             sums, sqrs = sums*(1 - mom1) + x.sum(dims)*mom1, sqrs*(1 - mom1) + (x*x).sum(dims)*mom1
             with torch.no_grad():
-                self.sums.copy_(sums); self.sqrs.copy_(sqrs)
-                self.counts.mul_(1 - mom1).add_(mom1*x[:, 0].numel()); self.items += len(x)
+                self.sums.copy_(sums)
+                self.sqrs.copy_(sqrs)
+                self.counts.mul_(1 - mom1).add_(mom1*x[:, 0].numel())
+                self.items += len(x)
         mean = sums/self.counts
         var = sqrs/self.counts - mean*mean
         var = torch.where(self.items < 20, var.clamp_min(0.01), var)
         scale = (var + self.eps).rsqrt()*self.weight
         return (x - mean.view(-1, 1, 1))*scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
 
-NORMS = {'nn.BatchNorm2d': nn.BatchNorm2d, 'BatchNorm': BatchNorm, 'RunningBatchNorm': RunningBatchNorm, 'written plainly': PlainRunningBatchNorm}
+NORMS = {'nn.BatchNorm2d': nn.BatchNorm2d, 'BatchNorm': BatchNorm, 'RunningBatchNorm': RunningBatchNorm,
+         'written plainly': PlainRunningBatchNorm}
 
 def network(norm):
     torch.manual_seed(0)
@@ -48,7 +52,8 @@ def step(model, opt, x, y):
     forward = time.perf_counter()
     loss.backward()
     backward = time.perf_counter()
-    opt.step(); opt.zero_grad()
+    opt.step()
+    opt.zero_grad()
     return forward - start, backward - forward, time.perf_counter() - start
 
 def compare(bs, seconds, threads):
@@ -63,15 +68,18 @@ def compare(bs, seconds, threads):
             t = step(models[name], opts[name], x, y)
             if rounds >= 10: times[name].append(t)   # the first rounds warm up
         rounds += 1
-    print(f'\nbatch size {bs}, {threads} thread{"s"*(threads > 1)}, {rounds - 10} rounds{"forward":>14}{"backward":>12}{"step":>12}')
+    print(f'\nbatch size {bs}, {threads} thread{"s"*(threads > 1)}, {rounds - 10} '
+          f'rounds{"forward":>14}{"backward":>12}{"step":>12}')
     for name, ts in times.items():
         cells = [f'{1e6*statistics.median(col):7.0f} µs' for col in zip(*ts)]
-        ratios = [statistics.median(a/b for a, b in zip(col, base)) for col, base in zip(zip(*ts), zip(*times['nn.BatchNorm2d']))]
+        ratios = [statistics.median(a/b for a, b in zip(col, base))
+                  for col, base in zip(zip(*ts), zip(*times['nn.BatchNorm2d']))]
         print(f'{name:<24}' + '   '.join(f'{c} {r:5.2f} x' for c, r in zip(cells, ratios)))
 
 def main(seconds=7.):
     cores = torch.get_num_threads()
-    print('five convolutions of stride 2 on 28 × 28 pixels, 8 to 64 channels, a norm after each; SGD. x: of nn.BatchNorm2d, medians of paired ratios')
+    print('five convolutions of stride 2 on 28 × 28 pixels, 8 to 64 channels, a norm after each; SGD. x: of '
+          'nn.BatchNorm2d, medians of paired ratios')
     for threads in sorted({1, cores}):
         for bs in (2, 32, 512): compare(bs, seconds, threads)
 

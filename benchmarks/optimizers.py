@@ -1,8 +1,9 @@
-"""One optimizer step: exp's part by part and fused, PyTorch's foreach and fused, timm's Lamb, and the floor (the bytes that must move), in turn, as medians of paired ratios.
+"""One optimizer step: exp's part by part and fused, PyTorch's foreach and fused, timm's Lamb, and the floor
+(the bytes that must move), in turn, as medians of paired ratios.
 
     python benchmarks/optimizers.py
-    python benchmarks/optimizers.py --threads 1 --clock cpu     (on a machine that others use at the same time: processor seconds)
-    python benchmarks/optimizers.py --stub FILE                 (a Python file to run before timm is imported, where torchvision does not import by itself)
+    python benchmarks/optimizers.py --threads 1 --clock cpu    on a busy machine: processor seconds
+    python benchmarks/optimizers.py --stub FILE    a Python file to run before timm is imported
 """
 import argparse, importlib, runpy, statistics, time
 
@@ -37,16 +38,27 @@ def floor(n, bytes_each):
     return lambda: x.mul_(1.)
 
 def contest(kind, timm):
-    "What is compared: {name: function of parameters that answers a step}; the first is what ratios refer to. And the bytes that a step must move for each number."
+    """What is compared: {name: function of parameters that answers a step}; the first is what ratios refer
+    to. And the bytes that a step must move for each number."""
     T = torch.optim
-    if kind == 'SGD with momentum': return 20, {
-        'torch SGD fused=True': lambda ps: T.SGD(ps, lr=LR, momentum=0.9, fused=True), 'torch SGD foreach=True': lambda ps: T.SGD(ps, lr=LR, momentum=0.9, foreach=True),
-        'exp sgd_opt': lambda ps: sgd_opt(ps, LR, mom=0.9), 'exp sgd_opt, fuse()': lambda ps: sgd_opt(ps, LR, mom=0.9).fuse()}
-    if kind == 'AdamW': return 28, {
-        'torch AdamW fused=True': lambda ps: T.AdamW(ps, lr=LR, weight_decay=WD, fused=True), 'torch AdamW foreach=True': lambda ps: T.AdamW(ps, lr=LR, weight_decay=WD, foreach=True),
-        'exp adam_opt': lambda ps: adam_opt(ps, LR, wd=WD), 'exp adam_opt, fuse()': lambda ps: adam_opt(ps, LR, wd=WD).fuse()}
-    lamb = {} if timm is None else {"timm Lamb": lambda ps: timm.Lamb(ps, lr=LR, weight_decay=WD), 'timm Lamb, no clipping': lambda ps: timm.Lamb(ps, lr=LR, weight_decay=WD, max_grad_norm=None)}
-    return 28, {**lamb, 'exp lamb_opt': lambda ps: lamb_opt(ps, LR, wd=WD), 'exp lamb_opt, fuse()': lambda ps: lamb_opt(ps, LR, wd=WD).fuse(), 'exp lion_opt': lambda ps: lion_opt(ps, LR, wd=WD)}
+    if kind == 'SGD with momentum':
+        return 20, {
+        'torch SGD fused=True': lambda ps: T.SGD(ps, lr=LR, momentum=0.9, fused=True),
+            'torch SGD foreach=True': lambda ps: T.SGD(ps, lr=LR, momentum=0.9, foreach=True),
+        'exp sgd_opt': lambda ps: sgd_opt(ps, LR, mom=0.9),
+            'exp sgd_opt, fuse()': lambda ps: sgd_opt(ps, LR, mom=0.9).fuse()}
+    if kind == 'AdamW':
+        return 28, {
+        'torch AdamW fused=True': lambda ps: T.AdamW(ps, lr=LR, weight_decay=WD, fused=True),
+            'torch AdamW foreach=True': lambda ps: T.AdamW(ps, lr=LR, weight_decay=WD, foreach=True),
+        'exp adam_opt': lambda ps: adam_opt(ps, LR, wd=WD),
+            'exp adam_opt, fuse()': lambda ps: adam_opt(ps, LR, wd=WD).fuse()}
+    lamb = ({} if timm is None else {
+        "timm Lamb": lambda ps: timm.Lamb(ps, lr=LR, weight_decay=WD),
+        'timm Lamb, no clipping': lambda ps: timm.Lamb(ps, lr=LR, weight_decay=WD, max_grad_norm=None)})
+    return 28, {**lamb, 'exp lamb_opt': lambda ps: lamb_opt(ps, LR, wd=WD),
+                'exp lamb_opt, fuse()': lambda ps: lamb_opt(ps, LR, wd=WD).fuse(),
+                'exp lion_opt': lambda ps: lion_opt(ps, LR, wd=WD)}
 
 def seconds(step, clock, repeats):
     start = clock()
@@ -58,35 +70,44 @@ def compare(kind, title, shapes, timm, rounds, clock):
     n = sum(torch.Size(s).numel() for s in shapes)
     steps = {name: make(params(shapes)).step for name, make in makers.items()}
     steps[f'floor: {bytes_each*n/1e6:.1f} MB moved'] = floor(n, bytes_each)
-    for step in steps.values(): step(); step()
+    for step in steps.values():
+        step()
+        step()
     repeats = max(1, round(0.005/seconds(next(iter(steps.values())), clock, 3)))
     times = {name: [] for name in steps}
     for i in range(rounds):
-        for name in list(steps)[::-1 if i % 2 else 1]: times[name].append(seconds(steps[name], clock, repeats))
-    print(f'\n{kind}, {title}: {len(shapes)} tensors, {n/1e6:.2f} million numbers, {rounds} rounds of {repeats} steps')
+        for name in list(steps)[::-1 if i % 2 else 1]:
+            times[name].append(seconds(steps[name], clock, repeats))
+    print(f'\n{kind}, {title}: {len(shapes)} tensors, {n/1e6:.2f} million numbers, {rounds} rounds of '
+          f'{repeats} steps')
     first = next(iter(times))
     for name, ts in times.items():
         ratios = sorted(t/f for t, f in zip(ts, times[first]))
         q = len(ratios)//4
-        print(f'{name:<28}{1000*statistics.median(ts):9.3f} ms {statistics.median(ratios):7.3f} x {first} ({ratios[q]:.3f} to {ratios[-1 - q]:.3f})')
+        print(f'{name:<28}{1000*statistics.median(ts):9.3f} ms {statistics.median(ratios):7.3f} x {first} '
+              f'({ratios[q]:.3f} to {ratios[-1 - q]:.3f})')
 
 def find_timm(stub):
     if stub: runpy.run_path(stub)
     try: return importlib.import_module('timm.optim')
-    except Exception as e: print(f'timm: left out, it does not import ({type(e).__name__}: {str(e).splitlines()[0]})')
+    except Exception as e:
+        print(f'timm: left out, it does not import ({type(e).__name__}: {str(e).splitlines()[0]})')
 
 def main(threads=2, clock=time.perf_counter, rounds=30, stub=None):
     torch.set_num_threads(threads)
     timm = find_timm(stub)
-    print(f'{torch.get_num_threads()} threads, torch {torch.__version__}; {"wall clock" if clock is time.perf_counter else "processor time"}')
+    print(f'{torch.get_num_threads()} threads, torch {torch.__version__}; '
+          f'{"wall clock" if clock is time.perf_counter else "processor time"}')
     for kind in ('SGD with momentum', 'AdamW', 'LAMB'):
         for title, shapes in SETS.items(): compare(kind, title, shapes, timm, rounds, clock)
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--clock', choices=('wall', 'cpu'), default='wall')
     parser.add_argument('--rounds', type=int, default=30)
     parser.add_argument('--stub', help='a Python file to run before timm is imported')
     args = parser.parse_args()
-    main(args.threads, time.perf_counter if args.clock == 'wall' else time.process_time, args.rounds, args.stub)
+    main(args.threads, time.perf_counter if args.clock == 'wall' else time.process_time, args.rounds,
+         args.stub)

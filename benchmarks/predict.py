@@ -1,9 +1,11 @@
-"""The time of one answer: a Predictor beside transform, forward pass and decode by hand, in turn, with equal answers.
+"""The time of one answer: a Predictor beside transform, forward pass and decode by hand, in turn, with equal
+answers.
 
     python benchmarks/predict.py [--rounds 30] [--calls 20]
 
-Prints medians of processor time in µs, and ratios, for digits in memory and for images from files. A Predictor may take at most 1.5 times the time by hand.
-`learn.predict` of a learner with training data goes through the loop, with all callbacks that have a say, and is shown for comparison."""
+Prints medians of processor time in µs, and ratios, for digits in memory and for images from files. A
+Predictor may take at most 1.5 times the time by hand. `learn.predict` of a learner with training data goes
+through the loop, with all callbacks that have a say, and is shown for comparison."""
 import argparse, statistics, tempfile, time
 from pathlib import Path
 
@@ -39,7 +41,8 @@ def digits(folder):
     "A learner of rows in memory, an item, and the way by hand."
     g = torch.Generator().manual_seed(0)
     xs, ys = torch.randn(64, 1, 28, 28, generator=g), torch.arange(64) % 10
-    learn = Learner(make_data(Dataset(xs, ys), Dataset(xs, ys), bs=16), small_net(1, 10), path=folder, cbs=Progress(False))
+    learn = Learner(make_data(Dataset(xs, ys), Dataset(xs, ys), bs=16), small_net(1, 10), path=folder,
+                    cbs=Progress(False))
     learn.fit(1)
     model, loss, x = learn.model.eval(), learn.loss_func, xs[0]
     def by_hand():
@@ -85,8 +88,10 @@ def main():
             for answer in (predictor.predict(item), loaded.predict(item), learn.predict(item)):
                 label, probs = by_hand()
                 assert answer.label == label and torch.allclose(answer.probs, probs, atol=1e-6)
-            got = medians({'by hand': by_hand, 'Predictor': lambda: predictor.predict(item), 'loaded learner': lambda: loaded.predict(item),
-                           'learner with training data': lambda: learn.predict(item)}, args.rounds, args.calls)
+            got = medians({'by hand': by_hand, 'Predictor': lambda: predictor.predict(item),
+                           'loaded learner': lambda: loaded.predict(item),
+                           'learner with training data': lambda: learn.predict(item)}, args.rounds,
+                          args.calls)
             print(make.__name__)
             for name, t in got.items(): print(f'  {name:28}{t:8.0f} µs  {t/got["by hand"]:5.2f}')
 

@@ -3,8 +3,8 @@
     python examples/train_mnist.py --epochs 5
     torchrun --nproc-per-node 2 examples/train_mnist.py --epochs 5
 
-The second line trains with two processes, on two GPUs where there are as many, else on the CPU. Each takes half of every batch, so that
-the training is the same; a checkpoint of one line is gone on with by the other.
+The second line trains with two processes, on two GPUs where there are as many, else on the CPU. Each takes
+half of every batch, so that the training is the same; a checkpoint of one line is gone on with by the other.
 """
 import argparse
 
@@ -19,7 +19,8 @@ from exp.learner import Learner
 from exp.metrics import accuracy
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument('--epochs', type=int, default=5)
     p.add_argument('--bs', type=int, default=64, help='images in a batch, over all processes')
     p.add_argument('--lr', type=float, default=3e-3, help='highest learning rate of one cycle, AdamW')
@@ -36,8 +37,10 @@ def train(args):
     x, xv = (standardize(t.flatten(1), mean, std) for t in (x, xv))
     data = make_data(Dataset(x, y.long()), Dataset(xv, yv.long()), bs=args.bs, seed=args.seed)
     model = nn.Sequential(nn.Linear(784, args.hidden), nn.ReLU(), nn.Linear(args.hidden, 10))
-    learn = Learner(data, model, metrics=accuracy, cbs=[Checkpoint(args.checkpoint, every=500)] if args.checkpoint else None).to_distributed()
+    learn = Learner(data, model, metrics=accuracy, cbs=[Checkpoint(args.checkpoint, every=500)]
+                    if args.checkpoint else None).to_distributed()
     learn.fit_one_cycle(args.epochs, args.lr, resume=bool(args.checkpoint))
-    if is_first(): print(f'accuracy on {len(xv):,} validation images: {100*learn.validate()["accuracy"]:.2f} %')
+    if is_first():
+        print(f'accuracy on {len(xv):,} validation images: {100*learn.validate()["accuracy"]:.2f} %')
 
 if __name__ == '__main__': main()

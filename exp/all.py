@@ -8,7 +8,8 @@ __all__ = []
 # %% ../nbs/99_all.ipynb #6af1942e
 from . import (core, specs, datasets, downloads, standins, tensors, losses, metrics, workers, dataloader,
                  regularization, callbacks, faults, snapshots, schedules, hooks, layers, norms, lsuv, sources,
-                 image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints, inference,
+                 image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints,
+                 inference,
                  augmentation, batch_transforms, mixup, precision)
 from . import distributed as _distributed   # a function has the same name
 from .core import *

@@ -28,7 +28,8 @@ def as_matrix(*rows):
     return torch.tensor(rows, dtype=torch.float64)
 
 def check_within(low, *, most=math.inf, below=math.inf, **named):
-    "`ValueError` for a number, given by its argument's name, that is not from `low` to `most` and less than `below`."
+    """`ValueError` for a number, given by its argument's name, that is not from `low` to `most` and less than
+    `below`."""
     for name, v in named.items():
         if not (low <= v <= most and v < below):
             end = f'at most {most:.3g}' if below == math.inf else f'less than {below:.3g}'
@@ -57,36 +58,43 @@ def rotation(
 ) -> torch.Tensor:  # 3×3, from output to input
     "The matrix of a turn about the centre."
     (h, w), a = size, math.radians(degrees)
-    c, s = (round(v) if abs(v - round(v)) < 1e-15 else v for v in (math.cos(a), math.sin(a)))   # right angles exactly
+    # right angles exactly
+    c, s = (round(v) if abs(v - round(v)) < 1e-15 else v for v in (math.cos(a), math.sin(a)))
     return as_matrix((c, -s*h/w, 0), (s*w/h, c, 0), (0, 0, 1))
 
 def shearing(
     degrees: float, # by which upright lines come to lean, less than 90 to either side
     size=(1, 1),    # (height, width) of the image
 ) -> torch.Tensor:  # 3×3, from output to input
-    "The matrix that moves rows sideways, the more the farther they are from the middle: the upper half to the right."
+    """The matrix that moves rows sideways, the more the farther they are from the middle: the upper half to
+    the right."""
     h, w = size
     return as_matrix((1, math.tan(math.radians(degrees))*h/w, 0), (0, 1, 0), (0, 0, 1))
 
 # %% ../nbs/17_augmentation.ipynb #2197cf3a
 def move_points(
-    p: torch.Tensor,      # points (x, y) in −1…1, k×2, or n×k×2 for n images; n×2 with n matrices: one for each image
+    # points (x, y) in −1…1, k×2, or n×k×2 for n images; n×2 with n matrices: one for each image
+    p: torch.Tensor,
     matrix: torch.Tensor, # 3×3 or n×3×3, from output to input
 ) -> torch.Tensor:        # where the points come to; outside −1…1 if they leave the image
     "Points moved with their image. `TypeError` for points that are no floats."
     if not p.is_floating_point(): raise TypeError(f'points are {p.dtype}; floats in −1…1 are expected')
-    if matrix.ndim == 3 and p.ndim == 2: return move_points(p[:, None], matrix)[:, 0]   # one point for each image
+    # one point for each image
+    if matrix.ndim == 3 and p.ndim == 2: return move_points(p[:, None], matrix)[:, 0]
     m = matrix.double().cpu()
     back = torch.linalg.inv(m)*m[..., 2:, 2:].sign()      # the third coordinate is positive before the viewer
     back = back.to(p.dtype).to(p.device, non_blocking=True)
     q = F.pad(p, (0, 1), value=1.) @ back.mT
-    return q[..., :2]/q[..., 2:].clamp_min(1e-6)          # what is behind the viewer goes far away, and never to the other side
+    # what is behind the viewer goes far away, and never to the other side
+    return q[..., :2]/q[..., 2:].clamp_min(1e-6)
 
 # %% ../nbs/17_augmentation.ipynb #314bf7ce
 def move_boxes(
-    b: torch.Tensor,           # boxes (x1, y1, x2, y2) in −1…1, shaped as points; all zero: padding, which stays
+    # boxes (x1, y1, x2, y2) in −1…1, shaped as points; all zero: padding, which stays
+    b: torch.Tensor,
     matrix: torch.Tensor,      # 3×3 or n×3×3, from output to input
-    min_visible: float = 0.25, # the part of a moved box that has to be within the image; the box becomes zero else
+    # the part of a moved box that has to be within the image; the box becomes zero else
+    min_visible: float = 0.25,
 ) -> torch.Tensor:
     "The smallest upright rectangles around the moved corners, cut at the image's edges."
     check_within(0, most=1, min_visible=min_visible)
@@ -105,11 +113,13 @@ def homography(
     src: torch.Tensor, # …×4×2, four points of which no three lie on a line
     dst: torch.Tensor, # …×4×2, where they come to
 ) -> torch.Tensor:     # …×3×3, with 1 in the corner
-    "The perspective matrix that takes the points `src` to `dst`: eight coefficients from eight linear equations."
+    """The perspective matrix that takes the points `src` to `dst`: eight coefficients from eight linear
+    equations."""
     src, dst = torch.broadcast_tensors(*(torch.as_tensor(t, dtype=torch.float64) for t in (src, dst)))
     one, zero = torch.ones_like(src[..., :1]), torch.zeros_like(src[..., :1])
     def rows(here, u): return torch.cat([*here, -src*u[..., None]], -1)
-    A = torch.cat([rows((src, one, zero, zero, zero), dst[..., 0]), rows((zero, zero, zero, src, one), dst[..., 1])], -2)
+    A = torch.cat([rows((src, one, zero, zero, zero), dst[..., 0]),
+                   rows((zero, zero, zero, src, one), dst[..., 1])], -2)
     h = torch.linalg.solve(A, torch.cat([dst[..., 0], dst[..., 1]], -1))
     return torch.cat([h, one[..., 0, :]], -1).unflatten(-1, (3, 3))
 
@@ -185,7 +195,8 @@ def pil_coefficients(matrix, old, new):
 @register
 @dataclass(eq=False, repr=False)
 class PilRandomWarp(PilGeometric):
-    "A random four-cornered window of the image, stretched to the whole: seen from another side, and no corner is empty."
+    """A random four-cornered window of the image, stretched to the whole: seen from another side, and no
+    corner is empty."""
     max_warp: float = 0.2   # how far a corner moves inwards, at most, in parts of the side; less than a third
     p: float = 0.75         # the chance
     def __post_init__(self):
@@ -194,7 +205,8 @@ class PilRandomWarp(PilGeometric):
     def draw(self, im, rng):
         if rng.random() >= self.p: return Move(torch.eye(3, dtype=torch.float64), height_width(im))
         inwards = [[rng.uniform(0, 2*self.max_warp) for _ in 'xy'] for _ in range(4)]
-        return Move(homography(CORNERS, CORNERS*(1 - torch.tensor(inwards, dtype=torch.float64))), height_width(im))
+        return Move(homography(CORNERS, CORNERS*(1 - torch.tensor(inwards, dtype=torch.float64))),
+                    height_width(im))
     def image(self, im, move, mode=Image.Resampling.BILINEAR):
         if torch.equal(move.matrix, torch.eye(3, dtype=torch.float64)): return im
         numbers = pil_coefficients(move.matrix, height_width(im), height_width(im))
@@ -204,14 +216,17 @@ class PilRandomWarp(PilGeometric):
 class _Crop(PilGeometric):
     "A window of the image, brought to `size` in one step. A subclass defines `box(rng, old)`."
     order, role = 20, 'size'
-    def box(self, rng, old): "(left, top, right, bottom) in pixels of an image of (height, width) `old`; rng may be None."
+    def box(self, rng, old):
+        "(left, top, right, bottom) in pixels of an image of (height, width) `old`; rng may be None."
     def draw(self, im, rng):
         h, w = height_width(im)
         l, t, r, b = self.box(rng, (h, w))
-        return Move(as_matrix(((r - l)/w, 0, (l + r)/w - 1), (0, (b - t)/h, (t + b)/h - 1), (0, 0, 1)), self.size)
+        return Move(as_matrix(((r - l)/w, 0, (l + r)/w - 1), (0, (b - t)/h, (t + b)/h - 1), (0, 0, 1)),
+                    self.size)
 
     def image(self, im, move, mode=Image.Resampling.BILINEAR):
-        (h, w), (sx, sy, _), (cx, cy) = move.size, move.matrix.diagonal().tolist(), move.matrix[:2, 2].tolist()
+        (h, w), (sx, sy, _), (cx,
+                              cy) = move.size, move.matrix.diagonal().tolist(), move.matrix[:2, 2].tolist()
         if mode != Image.Resampling.NEAREST: ask_for_draft(im, (math.ceil(w/sx), math.ceil(h/sy)))
         W, H = im.width, im.height   # of a mask they may be others than its image's
         box = (cx - sx + 1)*W/2, (cy - sy + 1)*H/2, (cx + sx + 1)*W/2, (cy + sy + 1)*H/2
@@ -258,7 +273,8 @@ class RandomResizedCrop(_Crop):
 # %% ../nbs/17_augmentation.ipynb #8ba319b1
 @register
 class CenterResizedCrop(_Crop):
-    "The middle of an image, as large as it can be, brought to `size` in one step: for validation beside `RandomResizedCrop`."
+    """The middle of an image, as large as it can be, brought to `size` in one step: for validation beside
+    `RandomResizedCrop`."""
     random = False
     def __init__(self,
         size,                 # pixels of a square, or (height, width)
@@ -296,17 +312,27 @@ class CenterCrop(RandomCrop):
 def _check_17_2(answer):
     old, boxes = (100, 200), torch.tensor([[-0.5, -0.2, -0.1, 0.3], [0., 0.1, 0.25, 0.5], [0., 0., 0., 0.]])
     drawn = [answer(Rng(0, i), old, boxes) for i in range(600)]
-    if not all(len(b) == 4 and all(isinstance(v, int) for v in b) for b in drawn): return f'a window should be four whole numbers (left, top, right, bottom), not {drawn[0]}'
-    if not all(0 <= l < r <= 200 and 0 <= t < b <= 100 for l, t, r, b in drawn): return 'a window leaves the image, or is empty'
+    if not all(len(b) == 4 and all(isinstance(v, int) for v in b) for b in drawn):
+        return f'a window should be four whole numbers (left, top, right, bottom), not {drawn[0]}'
+    if not all(0 <= l < r <= 200 and 0 <= t < b <= 100 for l, t, r, b in drawn):
+        return 'a window leaves the image, or is empty'
     for l, t, r, b in drawn:
-        if l > 50 or t > 40 or r < 125 or b < 75: return f'the boxes reach from 50 to 125 and from 40 to 75 pixels; the window {(l, t, r, b)} cuts one'
-    for i, (low, high, edge) in enumerate(((0, 50, 'left'), (0, 40, 'top'), (125, 200, 'right'), (75, 100, 'bottom'))):
+        if l > 50 or t > 40 or r < 125 or b < 75:
+            return (f'the boxes reach from 50 to 125 and from 40 to 75 pixels; the window {(l, t, r, b)} '
+                    'cuts one')
+    for i, (low, high, edge) in enumerate(((0, 50, 'left'), (0, 40, 'top'), (125, 200, 'right'),
+                                           (75, 100, 'bottom'))):
         at = torch.tensor([d[i] for d in drawn]).double()
-        if at.min() > low + 2 or at.max() < high - 2: return f'the {edge} edge lies between {at.min():.0f} and {at.max():.0f}; it may lie between {low} and {high}'
-        if abs(at.mean() - (low + high)/2) > 0.08*(high - low): return f'the {edge} edge is not drawn evenly: its mean is {at.mean():.1f}, {(low + high)/2:.1f} is right'
+        if at.min() > low + 2 or at.max() < high - 2:
+            return (f'the {edge} edge lies between {at.min():.0f} and {at.max():.0f}; it may lie between '
+                    f'{low} and {high}')
+        if abs(at.mean() - (low + high)/2) > 0.08*(high - low):
+            return (f'the {edge} edge is not drawn evenly: its mean is {at.mean():.1f}, {(low + high)/2:.1f} '
+                    'is right')
     if answer(Rng(1), old, boxes) != answer(Rng(1), old, boxes): return 'all randomness should come from rng'
     free = [answer(Rng(0, i), old, torch.zeros(2, 4)) for i in range(50)]
-    if not all(0 <= l < r <= 200 and 0 <= t < b <= 100 for l, t, r, b in free): return 'where all boxes are padding, the window should still lie within the image and not be empty'
+    if not all(0 <= l < r <= 200 and 0 <= t < b <= 100 for l, t, r, b in free):
+        return 'where all boxes are padding, the window should still lie within the image and not be empty'
 
 # %% ../nbs/17_augmentation.ipynb #c2805d47
 @exercise('17.3')
@@ -323,12 +349,24 @@ def _check_17_3(answer):
         ys, xs = gone.any(1).nonzero(), gone.any(0).nonzero()
         h, w = int(ys.max() - ys.min() + 1), int(xs.max() - xs.min() + 1)
         if int(gone.sum()) != h*w: return 'what is erased should be one rectangle'
-        if not (0 <= out[:, gone].min() and out[:, gone].max() <= 1): return 'the rectangle should be filled with numbers from 0 to 1'
-        if h*w > 100 and out[:, gone].std() < 0.2: return 'the rectangle should be filled with random numbers, each pixel with its own'
-        shares.append(h*w/4800); shapes.append(h/w); places.add((int(ys.min()), int(xs.min())))
-    if min(shares) < 0.012 or max(shares) > 0.43: return f'rectangles take {100*min(shares):.1f} to {100*max(shares):.1f} % of the image; 2 to 40 % is right'
-    if min(shares) > 0.06 or max(shares) < 0.33: return f'200 rectangles take {100*min(shares):.1f} to {100*max(shares):.1f} % of the image; they should come close to 2 and to 40 %'
-    if min(shapes) < 0.22 or max(shapes) > 4.5: return f'height to width lies between {min(shapes):.2f} and {max(shapes):.2f}; 0.3 to 3.3 is right'
-    if min(shapes) > 0.6 or max(shapes) < 1.7: return f'height to width lies between {min(shapes):.2f} and {max(shapes):.2f}; it should come close to 0.3 and 3.3'
+        if not (0 <= out[:, gone].min() and out[:, gone].max() <= 1):
+            return 'the rectangle should be filled with numbers from 0 to 1'
+        if h*w > 100 and out[:, gone].std() < 0.2:
+            return 'the rectangle should be filled with random numbers, each pixel with its own'
+        shares.append(h*w/4800)
+        shapes.append(h/w)
+        places.add((int(ys.min()), int(xs.min())))
+    if min(shares) < 0.012 or max(shares) > 0.43:
+        return (f'rectangles take {100*min(shares):.1f} to {100*max(shares):.1f} % of the image; 2 to 40 % '
+                'is right')
+    if min(shares) > 0.06 or max(shares) < 0.33:
+        return (f'200 rectangles take {100*min(shares):.1f} to {100*max(shares):.1f} % of the image; they '
+                'should come close to 2 and to 40 %')
+    if min(shapes) < 0.22 or max(shapes) > 4.5:
+        return f'height to width lies between {min(shapes):.2f} and {max(shapes):.2f}; 0.3 to 3.3 is right'
+    if min(shapes) > 0.6 or max(shapes) < 1.7:
+        return (f'height to width lies between {min(shapes):.2f} and {max(shapes):.2f}; it should come close '
+                'to 0.3 and 3.3')
     if len(places) < 100: return 'the rectangle should be at a random place'
-    if not torch.equal(answer(x, Rng(1)), answer(x, Rng(1))): return 'all randomness should come from rng; its generator() is for torch'
+    if not torch.equal(answer(x, Rng(1)), answer(x, Rng(1))):
+        return 'all randomness should come from rng; its generator() is for torch'

@@ -90,7 +90,8 @@ def _lift(o, like):
     "`o` as a Variable; a Python number takes the type of `like`, as it would in torch."
     if isinstance(o, Variable): return o
     if not isinstance(o, torch.Tensor):
-        o = torch.as_tensor(o, dtype=like.data.dtype if like.data.is_floating_point() else None, device=like.data.device)
+        o = torch.as_tensor(o, dtype=like.data.dtype if like.data.is_floating_point() else None,
+                            device=like.data.device)
     return Variable(o)
 
 def _operands(a, b):
@@ -164,7 +165,8 @@ def sweep(self: Variable, grad=None):
 # %% ../nbs/03_autograd.ipynb #df24a12d
 @patch
 def backward(self: Variable, grad=None):
-    "Add the gradient of this result to `.grad` of every leaf that it depends on. `ValueError` for several numbers without `grad`, or another shape."
+    """Add the gradient of this result to `.grad` of every leaf that it depends on. `ValueError` for several
+    numbers without `grad`, or another shape."""
     for node, g in self.sweep(grad):
         if not node.edges: node.grad = g.clone() if node.grad is None else node.grad + g
 
@@ -307,10 +309,12 @@ def check_gradients(
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     (out*weights).sum().backward()
     for i, leaf in enumerate(leaves):
-        def of_one(x): return (f(*(Variable(x if j == i else o.data) for j, o in enumerate(leaves)))*weights).sum()
+        def of_one(x):
+            return (f(*(Variable(x if j == i else o.data) for j, o in enumerate(leaves)))*weights).sum()
         found = torch.zeros_like(leaf.data) if leaf.grad is None else leaf.grad
         try: test_close(found, central_differences(of_one, leaf.data, h), tol)
-        except AssertionError as e: raise AssertionError(f'the gradient for input {i} is wrong: {e}') from None
+        except AssertionError as e:
+            raise AssertionError(f'the gradient for input {i} is wrong: {e}') from None
 
 # %% ../nbs/03_autograd.ipynb #52fa7246
 class Module:
@@ -356,11 +360,13 @@ class Chain(Module):
 
 # %% ../nbs/03_autograd.ipynb #bc4cce58
 class MSE(Module):
-    "The mean squared error of predictions and targets of the same shape; `ValueError` for others, which would broadcast."
+    """The mean squared error of predictions and targets of the same shape; `ValueError` for others, which
+    would broadcast."""
     def forward(self, pred, target):
         target = _lift(target, pred)
         if pred.shape != target.shape:
-            raise ValueError(f'the predictions have the shape {tuple(pred.shape)} and the targets {tuple(target.shape)}; they should be the same')
+            raise ValueError(f'the predictions have the shape {tuple(pred.shape)} and the targets '
+                             f'{tuple(target.shape)}; they should be the same')
         return ((pred - target)**2).mean()
 
 # %% ../nbs/03_autograd.ipynb #f2f0f331
@@ -378,7 +384,8 @@ class SoftmaxCrossEntropy(Module):
 # %% ../nbs/03_autograd.ipynb #ab220c58
 @contextmanager
 def no_graph():
-    "A `with` block in which operations on Variables are not recorded, so that nothing is kept for a gradient."
+    """A `with` block in which operations on Variables are not recorded, so that nothing is kept for a
+    gradient."""
     before, Variable.recording = Variable.recording, False
     try: yield
     finally: Variable.recording = before
@@ -390,12 +397,16 @@ def _check_03_1(answer):
     v, t = Variable(x, requires_grad=True), x.clone().requires_grad_()
     got, weights = answer(v), torch.arange(1., 7., dtype=torch.float64).view(2, 3)
     if not isinstance(got, Variable): return f'it answers a {type(got).__name__}; a Variable is asked for'
-    if got.shape != v.shape or not near(got.data, x.tanh(), 1e-9): return f'its value at {x.tolist()} is {got.data.tolist()}'
-    if not got.requires_grad: return 'the result has no edge to its operand; give from_op a pair (v, function)'
+    if got.shape != v.shape or not near(got.data, x.tanh(), 1e-9):
+        return f'its value at {x.tolist()} is {got.data.tolist()}'
+    if not got.requires_grad:
+        return 'the result has no edge to its operand; give from_op a pair (v, function)'
     got.backward(weights)
     t.tanh().backward(weights)
     if v.grad.isnan().any(): return 'the gradient is NaN for large numbers'
-    if not near(v.grad, t.grad, 1e-9): return f'with the gradient {weights.tolist()} of the result, the gradient at {x.tolist()} is {v.grad.tolist()}'
+    if not near(v.grad, t.grad, 1e-9):
+        return (f'with the gradient {weights.tolist()} of the result, the gradient at {x.tolist()} is '
+                f'{v.grad.tolist()}')
 
 # %% ../nbs/03_autograd.ipynb #c376141e
 @exercise('03.2')
@@ -404,13 +415,18 @@ def _check_03_2(answer):
     x, w, b = (torch.randn(s, generator=g, dtype=torch.float64) for s in ((7, 5), (5, 3), (3,)))
     target = torch.tensor([0, 2, 1, 1, 2, 0, 2])
     with torch.inference_mode(): got = answer(x.clone(), w.clone(), b.clone(), target)
-    if not isinstance(got, (tuple, list)) or len(got) != 2: return 'two gradients are asked for: for w, and for b'
+    if not isinstance(got, (tuple, list)) or len(got) != 2:
+        return 'two gradients are asked for: for w, and for b'
     leaves = w.requires_grad_(), b.requires_grad_()
     true = torch.autograd.grad(torch.nn.functional.cross_entropy(x @ w + b, target), leaves)
     for name, mine, right in zip('wb', got, true):
-        if mine.shape != right.shape: return f'the gradient for {name} has the shape {tuple(mine.shape)}; it should be {tuple(right.shape)}'
-        if near(mine, right*7, 1e-9): return f'the gradient for {name} is that of the sum over the batch; the mean is asked for'
-        if not near(mine, right, 1e-9): return f'the gradient for {name} is off by up to {(mine - right).abs().max():.3g}'
+        if mine.shape != right.shape:
+            return (f'the gradient for {name} has the shape {tuple(mine.shape)}; it should be '
+                    f'{tuple(right.shape)}')
+        if near(mine, right*7, 1e-9):
+            return f'the gradient for {name} is that of the sum over the batch; the mean is asked for'
+        if not near(mine, right, 1e-9):
+            return f'the gradient for {name} is off by up to {(mine - right).abs().max():.3g}'
 
 # %% ../nbs/03_autograd.ipynb #695caf05
 @exercise('03.3')
@@ -424,6 +440,7 @@ def _check_03_3(answer):
     got = answer(f, x.clone(), v.clone())
     got = got.data if isinstance(got, Variable) else got
     if got.shape != x.shape: return f'the shape is {tuple(got.shape)}; it should be that of x, (30,)'
-    true = torch.autograd.functional.hvp(lambda t: torch.logsumexp(torch.cat([t @ A, t.new_zeros(1)]), 0) + (t**3).sum(), x, v)[1]
+    true = torch.autograd.functional.hvp(lambda t: torch.logsumexp(torch.cat([t @ A, t.new_zeros(1)]),
+                                                                   0) + (t**3).sum(), x, v)[1]
     if not near(got, true, 1e-4): return f'it is off by up to {(got - true).abs().max():.3g}'
     if len(calls) > 4: return f'it calls f {len(calls)} times; two gradients are enough'

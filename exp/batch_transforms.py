@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .augmentation import (CORNERS, Move, Moving, as_matrix, check_within, height_width, homography, rotation,
+from .augmentation import (CORNERS, Move, Moving, as_matrix, check_within, height_width, homography,
+                              rotation,
                               scaling, shearing, translation)
 from .core import check_choice, check_int, exercise, listify, patch
 from .specs import register
@@ -25,7 +26,7 @@ from .dataloader import DataLoader, Rng
 from .workers import as_ints
 from .learner import Learner, with_tfms
 from .losses import loss_parts
-import exp.inference   # Learner.collected
+import exp.inference   # noqa: F401 (Learner.collected)
 
 # %% ../nbs/17b_batch_transforms.ipynb #25d0b83a
 def _grid(m, size, like, jitter=None):
@@ -126,7 +127,8 @@ class Geometric(_OnBatches, Moving):
 
     A subclass defines `matrix(rng, size)`, or `matrices(rngs, size)`."""
     pad: str = 'reflection'    # what lies outside the image: 'reflection', 'border' or 'zeros'
-    min_visible: float = 0.25  # the part of a moved box that has to be within the image; the box is dropped else
+    # the part of a moved box that has to be within the image; the box is dropped else
+    min_visible: float = 0.25
     void: int = 0              # the class of mask pixels from outside, with 'zeros'
     places = {'batch': 20, 'item': 40}
 
@@ -139,7 +141,8 @@ class Geometric(_OnBatches, Moving):
 
     def draw(self, x, rng):
         size = height_width(x)
-        if not isinstance(rng, list): return Move(self.matrices([rng], size)[0], size, self.jitter([rng], size))
+        if not isinstance(rng, list):
+            return Move(self.matrices([rng], size)[0], size, self.jitter([rng], size))
         return Move(self.matrices(rng, size), size, self.jitter(rng, size))
 
 # %% ../nbs/17b_batch_transforms.ipynb #c018b78d
@@ -183,7 +186,8 @@ class Composed(Geometric):
     tfms: list   # the first comes first
     def __post_init__(self):
         super().__post_init__()
-        if self.p != Geometric.p: raise ValueError('the chances are those of the parts; Composed has none of its own')
+        if self.p != Geometric.p:
+            raise ValueError('the chances are those of the parts; Composed has none of its own')
         self.tfms = _singly(self.tfms)
     def matrices(self, rngs, size):
         return functools.reduce(torch.matmul, [t.matrices(rngs, size) for t in self.tfms])
@@ -194,7 +198,8 @@ class Composed(Geometric):
 @patch
 def joined(self: Geometric, later):
     shared = ('pad', 'min_visible', 'void', 'on')
-    if not isinstance(later, Geometric) or any(getattr(self, k) != getattr(later, k) for k in shared): return None
+    if not isinstance(later, Geometric) or any(getattr(self, k) != getattr(later, k) for k in shared):
+        return None
     return Composed([self, later], **{k: getattr(self, k) for k in shared})
 
 # %% ../nbs/17b_batch_transforms.ipynb #94ecd7c3
@@ -208,7 +213,8 @@ class RandomDihedral(Geometric):
     def matrix(self, rng, size):
         x, y = rng.choice((-1, 1)), rng.choice((-1, 1))
         swap = rng.random() < 0.5 and size[0] == size[1]
-        return as_matrix((0, x, 0), (y, 0, 0), (0, 0, 1)) if swap else as_matrix((x, 0, 0), (0, y, 0), (0, 0, 1))
+        return (as_matrix((0, x, 0), (y, 0, 0), (0, 0, 1)) if swap
+                else as_matrix((x, 0, 0), (0, y, 0), (0, 0, 1)))
 
 # %% ../nbs/17b_batch_transforms.ipynb #ceab2319
 @register
@@ -236,7 +242,8 @@ class RandomZoom(Geometric):
 class RandomShift(Geometric):
     "The content moved."
     max_shift: float = 0.1   # to any side, in parts of it
-    def matrix(self, rng, size): return translation(*(2*rng.uniform(-self.max_shift, self.max_shift) for _ in 'xy'))
+    def matrix(self, rng, size):
+        return translation(*(2*rng.uniform(-self.max_shift, self.max_shift) for _ in 'xy'))
 
 @register
 @dataclass(eq=False, repr=False)
@@ -272,7 +279,8 @@ class RandomJitter(Geometric):
         if not any(hit): return None
         places = torch.full((len(rngs), *size, 2), 0.5)
         for i, rng in enumerate(rngs):
-            if hit[i]: torch.rand(*size, 2, out=places[i],
+            if hit[i]:
+                torch.rand(*size, 2, out=places[i],
                                   generator=torch.Generator().manual_seed(rng.getrandbits(63)))
         return (2*places - 1)*self.max_jitter
 
@@ -373,7 +381,8 @@ class ComposedLighting(Lighting):
 # %% ../nbs/17b_batch_transforms.ipynb #6b631b69
 def get_transforms(
     do_flip: bool = True,       # left and right exchanged in half of the images
-    flip_vert: bool = False,    # with `do_flip`: top and bottom too, and turns by right angles, for pictures from above
+    # with `do_flip`: top and bottom too, and turns by right angles, for pictures from above
+    flip_vert: bool = False,
     max_rotate: float = 10.,    # degrees
     max_zoom: float = 1.1,      # how many times as large
     max_warp: float = 0.2,      # how far the picture is tilted
@@ -400,9 +409,11 @@ def tta(self: Learner,
     n: int = 4,         # passes with training's transforms
     *,
     beta: float = 0.25, # the weight of the plain pass; the others share the rest
-    act: bool = True,   # through the loss's activation: means of probabilities; False: of what the model answers
+    # through the loss's activation: means of probabilities; False: of what the model answers
+    act: bool = True,
 ):                      # (predictions, targets), tensors on the CPU
-    "Test-time augmentation: predictions of a set as it is, and as training's random transforms show it, averaged."
+    """Test-time augmentation: predictions of a set as it is, and as training's random transforms show it,
+    averaged."""
     n, before = check_int(n=n, least=1), self.data
     keep = loss_parts(self.loss_func).activation if act else None
     with self.asking(dl) as dl:
@@ -427,17 +438,26 @@ def tta(self: Learner,
 @exercise('17.1')
 def _check_17_1(answer):
     t = answer(1.5)
-    if not isinstance(t, Geometric): return 'Stretch(max_stretch) should be an instance of a subclass of Geometric'
+    if not isinstance(t, Geometric):
+        return 'Stretch(max_stretch) should be an instance of a subclass of Geometric'
     t.p = 1.
     m = t.matrices([Rng(0, i) for i in range(400)], (40, 60))
-    if m.shape != (400, 3, 3) or m.dtype != torch.float64: return f'400 matrices are {tuple(m.shape)} of {m.dtype}; 400×3×3 of float64 is right'
-    if (m - torch.diag_embed(m.diagonal(dim1=1, dim2=2))).abs().max() > 1e-9: return 'nothing should be turned, moved or made to lean; only the diagonal of the matrix is needed'
+    if m.shape != (400, 3, 3) or m.dtype != torch.float64:
+        return f'400 matrices are {tuple(m.shape)} of {m.dtype}; 400×3×3 of float64 is right'
+    if (m - torch.diag_embed(m.diagonal(dim1=1, dim2=2))).abs().max() > 1e-9:
+        return 'nothing should be turned, moved or made to lean; only the diagonal of the matrix is needed'
     wide, high = 1/m[:, 0, 0], 1/m[:, 1, 1]   # how many times as wide and as high the content becomes
-    if (wide*high - 1).abs().max() > 1e-6: return f'areas should stay; one becomes {wide[0]*high[0]:.3f} times as large'
+    if (wide*high - 1).abs().max() > 1e-6:
+        return f'areas should stay; one becomes {wide[0]*high[0]:.3f} times as large'
     most = torch.maximum(wide, high)
-    if most.max() > 1.5 + 1e-9 or most.max() < 1.4: return f'for Stretch(1.5) the largest of 400 factors is {most.max():.3f}; they should come close to 1.5, and not pass it'
-    if not 140 < (wide > 1).sum() < 260: return f'of 400 images {(wide > 1).sum()} become wider; about half is right'
+    if most.max() > 1.5 + 1e-9 or most.max() < 1.4:
+        return (f'for Stretch(1.5) the largest of 400 factors is {most.max():.3f}; they should come close to '
+                '1.5, and not pass it')
+    if not 140 < (wide > 1).sum() < 260:
+        return f'of 400 images {(wide > 1).sum()} become wider; about half is right'
     if most.unique().numel() < 300: return 'the factor should be drawn for each image'
     point = torch.tensor([[0.5, 0.5]]).expand(400, 1, 2)
-    moved = t.points(point, t.draw(torch.zeros(400, 3, 40, 60), [Rng(0, i) for i in range(400)]))[:, 0].double()
-    if (moved - 0.5*torch.stack([wide, high], 1)).abs().max() > 1e-5: return 'points do not follow the images; leave the rule for points as it is'
+    moved = t.points(point, t.draw(torch.zeros(400, 3, 40, 60),
+                                   [Rng(0, i) for i in range(400)]))[:, 0].double()
+    if (moved - 0.5*torch.stack([wide, high], 1)).abs().max() > 1e-5:
+        return 'points do not follow the images; leave the rule for points as it is'

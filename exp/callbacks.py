@@ -192,15 +192,18 @@ class Runner:
         self(f'after_{what}')
 
     def _one_batch(self):
-        self.pred = self.get_pred();             self('after_pred')
+        self.pred = self.get_pred()
+        self('after_pred')
         if self.yb is None:
             if self.in_train: raise ValueError('a training batch has no targets (yb is None) to learn from')
             self.loss = self.loss_grad = None
             return
         self.loss_grad = self.get_loss()
-        self.loss = self.loss_grad.detach();     self('after_loss')
+        self.loss = self.loss_grad.detach()
+        self('after_loss')
         if not self.in_train: return
-        self('before_backward');                 self.backward()
+        self('before_backward')
+        self.backward()
         self.take_step()
 
     def take_step(self):
@@ -241,7 +244,8 @@ class Runner:
         loss = self.loss_func(self.pred, self.yb)
         if isinstance(loss, torch.Tensor) and loss.numel() == 1: return loss.reshape(())
         name = getattr(self.loss_func, '__name__', type(self.loss_func).__name__)
-        raise TypeError(f'{name} returned a {type(loss).__name__}; a loss is a tensor of one number, as of .mean()')
+        raise TypeError(f'{name} returned a {type(loss).__name__}; a loss is a tensor of one number, as of '
+                        '.mean()')
     def backward(self):
         if not self.loss_grad.requires_grad: raise ValueError('nothing in this loss learns; unfreeze some')
         self.loss_grad.backward()
@@ -542,7 +546,8 @@ class Recorder(Callback):
 
 # %% ../nbs/07_callbacks.ipynb #069f6851
 def smoothed(values, beta: float = 0.9) -> list:
-    "An exponentially weighted mean of the values so far (`beta`: the past), without the pull of its zero start."
+    """An exponentially weighted mean of the values so far (`beta`: the past), without the pull of its zero
+    start."""
     avg, out = 0., []
     for i, v in enumerate(values, 1):
         avg = beta*avg + (1 - beta)*v

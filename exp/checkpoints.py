@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from .callbacks import Callback, CancelFitException, Runner
-from .core import (check_int, exercise, generator_state, global_generators, load_state, patch, save_state, set_generator,
+from .core import (check_int, exercise, generator_state, global_generators, load_state, patch, save_state,
+                      set_generator,
                       set_global_generators, user_path)
 from .workers import loader_generators, order_fingerprint
 from .learner import Learner
@@ -32,7 +33,8 @@ class Differences(NamedTuple):
 def shape_of(v): return f'shape {tuple(v.shape)}' if hasattr(v, 'shape') else type(v).__name__
 
 def weights_for(model, state, path):
-    "The state dict in what a file holds, under this model's names, whichever of the two was compiled or data-parallel."
+    """The state dict in what a file holds, under this model's names, whichever of the two was compiled or
+    data-parallel."""
     if not isinstance(state, Mapping): raise ValueError(f'{path} holds no weights of a model')
     for holder in ('model', 'state_dict', 'model_state_dict'):
         if isinstance(state.get(holder), Mapping): return weights_for(model, state[holder], path)
@@ -44,7 +46,8 @@ def weights_for(model, state, path):
 def differences(model, state):
     own, state = model.state_dict(), dict(state)
     for name, m in model.named_modules():
-        if hasattr(m, 'renew_state'): m.renew_state(state, name and name + '.')   # a file may be older than the layer
+        # a file may be older than the layer
+        if hasattr(m, 'renew_state'): m.renew_state(state, name and name + '.')
     mismatched = [k for k in own if k in state and shape_of(own[k]) != shape_of(state[k])]
     return Differences([k for k in own if k not in state], [k for k in state if k not in own], mismatched)
 
@@ -63,16 +66,19 @@ def _opt_kind(opt):
 
 def _check_opt(opt, state, path):
     "`ValueError` for a file with the state of another optimizer, or of other groups."
-    there, here = ([len(g['params']) for g in groups] for groups in (state['opt']['param_groups'], opt.param_groups))
+    there, here = ([len(g['params']) for g in groups]
+                   for groups in (state['opt']['param_groups'], opt.param_groups))
     if (state['opt_kind'], there) != (_opt_kind(opt), here):
-        raise ValueError(f'the optimizer in {path} is another: {state["opt_kind"]} of groups of {there} tensors, '
+        raise ValueError(f'the optimizer in {path} is another: {state["opt_kind"]} of groups of {there} '
+                         'tensors, '
                          f'here {_opt_kind(opt)} of {here}; give the same, or with_opt=False')
 
 # %% ../nbs/16b_checkpoints.ipynb #b42a82fd
 def strangers(run):
     "Parameters of the optimizer that are not the model's, in its order."
     own = {id(p) for p in run.model.parameters()}
-    return [p for group in run.opt.param_groups for p in group['params'] if id(p) not in own] if run.opt is not None else []
+    return ([p for group in run.opt.param_groups for p in group['params'] if id(p) not in own]
+            if run.opt is not None else [])
 
 def put_loss(run, state, path, needed=True):
     """Give the loss the state that a file holds; None: it is older than such states.
@@ -80,14 +86,17 @@ def put_loss(run, state, path, needed=True):
     Where it is that of another loss, raise, or warn if it is not `needed`."""
     try: run.load_loss_state(state or {})
     except ValueError as e:
-        if needed and state is not None: raise CheckpointError(f'{path} is of another training: {e}') from None
+        if needed and state is not None:
+            raise CheckpointError(f'{path} is of another training: {e}') from None
         warnings.warn(f'{path} does not hold the state of this loss, which stays as it is', stacklevel=3)
 
 # %% ../nbs/16b_checkpoints.ipynb #d91e7217
 def _saved(run):
-    state = {'kind': 'exp weights 1', 'model': run.model.state_dict(), 'loss': run.loss_state(), 'opt': None, 'opt_kind': None,
+    state = {'kind': 'exp weights 1', 'model': run.model.state_dict(), 'loss': run.loss_state(), 'opt': None,
+             'opt_kind': None,
              'epoch': run.epoch, 'n_iter': run.n_iter}
-    return state if run.opt is None else {**state, 'opt': run.opt.state_dict(), 'opt_kind': _opt_kind(run.opt)}
+    return (state if run.opt is None
+            else {**state, 'opt': run.opt.state_dict(), 'opt_kind': _opt_kind(run.opt)})
 
 @patch
 def _file(self: Learner, name):
@@ -110,9 +119,11 @@ def load(self: Learner,
     name,                  # of a file in `path`; .pth is added
     with_opt: bool = True, # the optimizer's state too, if the file has it
     *,
-    strict: bool = True,   # every weight has to fit; False: take those that do, and the optimizer's state if all do
+    # every weight has to fit; False: take those that do, and the optimizer's state if all do
+    strict: bool = True,
 ) -> 'Learner|Differences': # itself; if not strict, what did not fit
-    """Read what `save` wrote, or a state dict, or a checkpoint with one under 'model', 'state_dict' or 'model_state_dict'.
+    """Read what `save` wrote, or a state dict, or a checkpoint with one under 'model', 'state_dict' or
+    'model_state_dict'.
 
     `ValueError` for a damaged file, or one of another architecture, optimizer or loss; all is then as it was.
     With `with_opt=False` another loss stays as it is, with a warning."""
@@ -126,44 +137,55 @@ def load(self: Learner,
     if opt_too:
         if self.opt is None: self._ready_opt(self.lr)
         _check_opt(self.opt, state, path)
-    if ours: put_loss(self, state.get('loss_state' if kind == 'exp learner 1' else 'loss'), path, with_opt and strict)
+    if ours:
+        put_loss(self, state.get('loss_state' if kind == 'exp learner 1' else 'loss'), path,
+                 with_opt and strict)
     if opt_too:
         self.opt.load_state_dict(state['opt'])
         self.epoch, self.n_iter = state['epoch'], state['n_iter']
-    self.model.load_state_dict({k: v for k, v in weights.items() if k not in differ.unexpected + differ.mismatched}, strict=strict)
+    self.model.load_state_dict({k: v for k, v in weights.items()
+                                if k not in differ.unexpected + differ.mismatched}, strict=strict)
     return self if strict else differ
 
 # %% ../nbs/16b_checkpoints.ipynb #079e8f20
 def _state_names(cbs):
     "A name for each callback that has a state."
     kept = [cb for cb in cbs if hasattr(type(cb), 'state_dict') and hasattr(type(cb), 'load_state_dict')]
-    before = [sum(other.name == cb.name for other in kept[:i]) for i, cb in enumerate(kept)]   # how many of its kind
+    # how many of its kind
+    before = [sum(other.name == cb.name for other in kept[:i]) for i, cb in enumerate(kept)]
     return {f'{cb.name}_{n}' if n else cb.name: cb for cb, n in zip(kept, before)}
 
 # %% ../nbs/16b_checkpoints.ipynb #75cf47d2
 def _loader_facts(dl):
     "What must be the same for the order of items to be the same."
     ds = getattr(dl, 'ds', getattr(dl, 'dataset', None))
-    return {'items': len(ds) if hasattr(ds, '__len__') else None, 'bs': getattr(dl, 'bs', getattr(dl, 'batch_size', None)),
+    return {'items': len(ds) if hasattr(ds, '__len__') else None,
+            'bs': getattr(dl, 'bs', getattr(dl, 'batch_size', None)),
             'seed': getattr(dl, 'seed', None)}
 
 def _hidden(run):
     "Buffers that the state dicts of model and loss leave out."
-    return {(f'loss {i}: ' if i else '') + name: b for i, o in enumerate(run.stateful) if isinstance(o, nn.Module)
+    return {(f'loss {i}: ' if i else '') + name: b
+            for i, o in enumerate(run.stateful) if isinstance(o, nn.Module)
             for name, b in o.named_buffers() if name not in o.state_dict()}
 
-def _learnable(run): return {**dict(run.model.named_parameters()), **{f'optimizer {i}': p for i, p in enumerate(strangers(run))}}
+def _learnable(run):
+    return {**dict(run.model.named_parameters()),
+            **{f'optimizer {i}': p for i, p in enumerate(strangers(run))}}
 
 # %% ../nbs/16b_checkpoints.ipynb #5a42e770
 def checkpoint_state(run, epoch, items, batches, ended=False):
-    "The state of a fit after `items` items, in `batches` batches, of an epoch; `ended`: a callback has ended it before its time."
+    """The state of a fit after `items` items, in `batches` batches, of an epoch; `ended`: a callback has
+    ended it before its time."""
     dl, params = run.data.train_dl, _learnable(run)
-    order = getattr(dl, 'order', None) if items else None   # of the epoch that goes on, where the loader is ours
+    # of the epoch that goes on, where the loader is ours
+    order = getattr(dl, 'order', None) if items else None
     python, numpy, *torchs = global_generators()
     return {**_saved(run), 'kind': 'exp checkpoint 1', 'epoch': epoch, 'hidden': _hidden(run),
             'strangers': strangers(run), 'learn': [name for name, p in params.items() if p.requires_grad],
             'grads': {name: p.grad for name, p in params.items() if p.grad is not None},
-            'position': {'items': items, 'batches': batches, 'first_epoch': run.first_epoch, 'epochs': run.epochs, 'ended': ended},
+            'position': {'items': items, 'batches': batches, 'first_epoch': run.first_epoch,
+                         'epochs': run.epochs, 'ended': ended},
             'loader': {**_loader_facts(dl), 'order': None if order is None else order_fingerprint(order)},
             'loader_random': [generator_state(g) for g in loader_generators(dl)],
             'random': (python, (numpy[0], numpy[1].tolist(), *numpy[2:]), *torchs),
@@ -171,12 +193,16 @@ def checkpoint_state(run, epoch, items, batches, ended=False):
 
 # %% ../nbs/16b_checkpoints.ipynb #83ac8758
 @patch
-def whole_batch(self: Runner): "The number of items in this batch, over all processes."; return len(self.items)
+def whole_batch(self: Runner):
+    "The number of items in this batch, over all processes."
+    return len(self.items)
 
 class Checkpoint(Callback):
-    """Writes all that a fit needs to go on (`learn.fit(…, resume=path)`), every so many training batches and after each epoch.
+    """Writes all that a fit needs to go on (`learn.fit(…, resume=path)`), every so many training batches and
+    after each epoch.
 
-    Beside `path` first, then renamed. It waits for the device. Within an epoch only with exp's DataLoader, which can go on there."""
+    Beside `path` first, then renamed. It waits for the device. Within an epoch only with exp's DataLoader,
+    which can go on there."""
     order, keeps_records = 10**5, True   # after all others
     def __init__(self,
         path,             # the file
@@ -186,13 +212,15 @@ class Checkpoint(Callback):
 
     def before_fit(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for left in self.path.parent.glob(f'.{glob.escape(self.path.name)}.*.part'): left.unlink(missing_ok=True)   # of a process that was killed
+        for left in self.path.parent.glob(f'.{glob.escape(self.path.name)}.*.part'):
+            left.unlink(missing_ok=True)   # of a process that was killed
 
     def before_train(self): self._seen = 0
     def after_batch(self):
         if not self.in_train or self.over != 'batch': return   # it failed
         self._seen = None if self.items is None or self._seen is None else self._seen + self.run.whole_batch()
-        if self.n_iter % self.every == 0 and self._seen is not None: self._write(self.epoch, self._seen, self.iter + 1)
+        if self.n_iter % self.every == 0 and self._seen is not None:
+            self._write(self.epoch, self._seen, self.iter + 1)
 
     def after_epoch(self):
         if self.over == 'epoch': self._write(self.epoch + 1, 0, 0)
@@ -223,7 +251,8 @@ class Resume(Callback):
             p.grad = None if (g := state['grads'].get(name)) is None else g.to(p.device)
         for name, cb in _state_names(self.cbs).items(): cb.load_state_dict(state['callbacks'][name])
         at = state['position']
-        self.run.epoch, self.run.first_epoch, self.run.n_iter = state['epoch'], at['first_epoch'], state['n_iter']
+        self.run.epoch, self.run.first_epoch, self.run.n_iter = (state['epoch'], at['first_epoch'],
+                                                                 state['n_iter'])
         self._random()
         if not at['items']: self.state = None
         if at['ended']: raise CancelFitException
@@ -253,15 +282,18 @@ def _complaints(run, state):
     "What speaks against going on from a checkpoint, in the order in which it is looked at."
     at, dl = state['position'], run.data.train_dl
     here, there = _loader_facts(dl), state['loader']
-    if at['epochs'] != run.epochs: yield f'is of a fit of {at["epochs"]} epochs; resume that one, not one of {run.epochs}'
-    for k, what in (('items', 'items in the training set'), ('bs', 'items in a batch'), ('seed', 'as the seed of its order')):
+    if at['epochs'] != run.epochs:
+        yield f'is of a fit of {at["epochs"]} epochs; resume that one, not one of {run.epochs}'
+    for k, what in (('items', 'items in the training set'), ('bs', 'items in a batch'),
+                    ('seed', 'as the seed of its order')):
         if here[k] != there[k]: yield f'is of a training with {there[k]} {what}; here it is {here[k]}'
     if there.get('order') is not None and _orders(dl, state) != {there['order']}:
         yield ('is from the middle of an epoch whose order of items does not come again; '
                'resume with the same sampler, seeded alike')
     mine, theirs = set(_state_names(run.cbs)), set(state['callbacks'])
     if mine != theirs:
-        yield f'is of a fit with other callbacks: missing here {sorted(theirs - mine)}, new here {sorted(mine - theirs)}'
+        yield (f'is of a fit with other callbacks: missing here {sorted(theirs - mine)}, new here '
+               f'{sorted(mine - theirs)}')
     learn = {name for name, p in _learnable(run).items() if p.requires_grad}
     if odd := learn ^ set(state['learn']):
         yield f'is of a training in which other parameters learn, {min(odd)} among them; freeze as it did'
@@ -274,7 +306,8 @@ def _orders(dl, state):
 
 # %% ../nbs/16b_checkpoints.ipynb #8a1d284c
 class _Belongs(Callback):
-    "`CheckpointError` if a checkpoint is not of the fit that begins, `ValueError` for another architecture or optimizer."
+    """`CheckpointError` if a checkpoint is not of the fit that begins, `ValueError` for another architecture
+    or optimizer."""
     order = -10**6   # before the others begin
     def __init__(self, resume): self.resume = resume
     def before_fit(self):
@@ -303,7 +336,8 @@ def _check_16_2(answer):
     from exp.dataloader import Dataset, make_data
     from exp.progress import Progress
     class Judge(Callback):
-        def before_fit(self): self.averages = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        def before_fit(self):
+            self.averages = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         def after_step(self):
             for name, p in self.model.named_parameters(): self.averages[name].lerp_(p.detach(), 0.1)
     class Break(Callback):
@@ -315,18 +349,25 @@ def _check_16_2(answer):
         xs, ys = torch.randn(80, 6, generator=g), torch.randint(0, 3, (80,), generator=g)
         set_seed(1)
         model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
-        return Learner(make_data(Dataset(xs[:64], ys[:64]), Dataset(xs[64:], ys[64:]), bs=8), model, lr=0.01, cbs=[Progress(False), *cbs])
+        return Learner(make_data(Dataset(xs[:64], ys[:64]), Dataset(xs[64:], ys[64:]), bs=8), model, lr=0.01,
+                       cbs=[Progress(False), *cbs])
     with tempfile.TemporaryDirectory() as folder:
         path, judge, whole = Path(folder)/'fit.pth', Judge(), answer()
         learner(judge, whole).fit(2)
         for name, avg in judge.averages.items():
-            if name not in whole.averages: return f'its averages lack {name}; they are {", ".join(whole.averages) or "none"}'
-            if not torch.equal(whole.averages[name].detach(), avg): return f'without a break, the average of {name} is not what lerp_ by a tenth after each step makes of it'
+            if name not in whole.averages:
+                return f'its averages lack {name}; they are {", ".join(whole.averages) or "none"}'
+            if not torch.equal(whole.averages[name].detach(), avg):
+                return (f'without a break, the average of {name} is not what lerp_ by a tenth after each '
+                        'step makes of it')
         try: learner(answer()).fit(2, cbs=[Checkpoint(path, every=5), Break()])
         except InterruptedError: pass
         resumed = answer()
-        if not (hasattr(type(resumed), 'state_dict') and hasattr(type(resumed), 'load_state_dict')): return 'it has no state: define state_dict and load_state_dict'
-        if 'averages' in vars(resumed) and resumed.averages is whole.averages: return 'all its instances share one dict; make it in __init__ or before_fit'
+        if not (hasattr(type(resumed), 'state_dict') and hasattr(type(resumed), 'load_state_dict')):
+            return 'it has no state: define state_dict and load_state_dict'
+        if 'averages' in vars(resumed) and resumed.averages is whole.averages:
+            return 'all its instances share one dict; make it in __init__ or before_fit'
         learner(resumed).fit(2, cbs=Checkpoint(path, every=5), resume=path)
     for name, avg in whole.averages.items():
-        if not torch.equal(resumed.averages[name].detach(), avg.detach()): return f'after a break in the second epoch the average of {name} differs from the unbroken one'
+        if not torch.equal(resumed.averages[name].detach(), avg.detach()):
+            return f'after a break in the second epoch the average of {name} differs from the unbroken one'

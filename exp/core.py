@@ -143,7 +143,8 @@ def _converted(named, convert, what, least=None, right=None):
     return found if len(found) > 1 else found[0]
 
 def check_int(*, least: int|None = None, **named):
-    "The `named` number, or a list of several, as an int. `TypeError` for no whole number, `ValueError` below `least`."
+    """The `named` number, or a list of several, as an int. `TypeError` for no whole number, `ValueError`
+    below `least`."""
     def whole(v):
         try: return None if _is_bool(v) else operator.index(v)
         except TypeError: return None
@@ -278,7 +279,8 @@ def available_devices() -> list[str]:
     return cuda + (['mps'] if torch.backends.mps.is_available() else []) + ['cpu']
 
 def default_device() -> torch.device:
-    "The device of the setting `device`; `auto` is an accelerator, else the CPU. `ValueError` if it is absent."
+    """The device of the setting `device`; `auto` is an accelerator, else the CPU. `ValueError` if it is
+    absent."""
     name, here = settings().device, available_devices()
     if name == 'auto': return torch.device(here[0])
     if name not in (*here, *(h.split(':')[0] for h in here)):
@@ -383,7 +385,8 @@ class ListContainer:
     def __init__(self, items=None): self.items = listify(items)
 
     def __getitem__(self, i):
-        "One element for an int; a list for a slice, several ints or a mask (a list, array, tensor or Series)."
+        """One element for an int; a list for a slice, several ints or a mask (a list, array, tensor or
+        Series)."""
         if hasattr(i, 'tolist'): i = i.tolist()
         if isinstance(i, (list, tuple, range)): return [self.items[j] for j in mask_places(i, len(self))]
         return self.items[i]
@@ -450,8 +453,8 @@ def show_image(
     figsize=None, # inches, for a new figure
     cmap='gray',  # colours for one channel
 ):                # the axes
-    """Show an image without axes, channels first or last. One channel is spread from its lowest to its highest
-    number, unless it is constant or floats in 0…1."""
+    """Show an image without axes, channels first or last. One channel is spread from its lowest to its
+    highest number, unless it is constant or floats in 0…1."""
     import matplotlib.pyplot as plt
     a = image_array(im)
     if ax is None: ax = plt.figure(figsize=figsize or (1.6, 1.6)).subplots()
@@ -532,7 +535,8 @@ def _plain(x, where='state'):
 
 # %% ../nbs/00_core.ipynb #25ad500a
 def save_state(path, state):
-    "Write nested tensors and plain data to `path`, whole or not at all. `TypeError` for what could not be read."
+    """Write nested tensors and plain data to `path`, whole or not at all. `TypeError` for what could not be
+    read."""
     state = _plain(state)
     with atomic_path(path) as beside: torch.save(state, beside)
 

@@ -22,8 +22,10 @@ from .specs import register
 from .dataloader import Rng
 from .image_cache import is_one_image, open_image
 from .losses import CrossEntropy, SquaredLoss
-from .sources import (cell_labels, chosen_places, count_endings, endings_of, file_key, get_files, image_extensions,
-                         label_finder, list_of, listed_path, read_names, read_pairs, read_table, relative_to, table_column)
+from .sources import (cell_labels, chosen_places, count_endings, endings_of, file_key, get_files,
+                         image_extensions,
+                         label_finder, list_of, listed_path, read_names, read_pairs, read_table, relative_to,
+                         table_column)
 
 # %% ../nbs/13_data_block.ipynb #cf27000e
 @register
@@ -36,7 +38,8 @@ class ItemList(ListContainer):
     join = None         # a function of a list of transformed items: their batch; None: stacked
     collate = None      # a function of a list of (x, y), where even that does not fit
     table = None        # a data frame with a row for each item, if they came from one
-    hints = {('label_', 'add_test', 'transform', 'databunch'): ' yet: split the items first (split_random, …, split_none)'}
+    hints = {('label_', 'add_test', 'transform',
+              'databunch'): ' yet: split the items first (split_random, …, split_none)'}
 
     def __init__(self,
         items,           # a list, array or column of anything that `open` takes
@@ -48,13 +51,25 @@ class ItemList(ListContainer):
         given = type(self).processors if processors is None else processors
         self.processors = [p() if isinstance(p, type) else p for p in listify(given)]
 
-    def is_one(self, array): "Is an array or tensor a single item? Else it is a list of them."; return False
-    def open(self, item): "The thing itself."; return item
-    def get(self, i): "Item `i`, opened."; return self.open(self.items[i])
-    def relate(self, obj, x): "A target `obj` in terms of its opened item: points in parts of the image."; return obj
-    def default_tfms(self, size): "What `transform` adds unless it is given one of its role."; return []
+    def is_one(self, array):
+        "Is an array or tensor a single item? Else it is a list of them."
+        return False
+    def open(self, item):
+        "The thing itself."
+        return item
+    def get(self, i):
+        "Item `i`, opened."
+        return self.open(self.items[i])
+    def relate(self, obj, x):
+        "A target `obj` in terms of its opened item: points in parts of the image."
+        return obj
+    def default_tfms(self, size):
+        "What `transform` adds unless it is given one of its role."
+        return []
     def make_sampler(self, ds, bs, train, seed): "A sampler or batch sampler; None: shuffled in training."
-    def text(self, obj): "An opened item, in words."; return str(obj)
+    def text(self, obj):
+        "An opened item, in words."
+        return str(obj)
     def show(self, obj, ax, title=None):
         "Draw an item, as batches have it, into matplotlib's axes."
         ax.text(0.5, 0.5, self.text(obj), ha='center', va='center', wrap=True, fontsize=8, parse_math=False)
@@ -113,16 +128,20 @@ def from_folder(cls,
     recurse: bool = True, # its folders too
     include=None,         # of the folders in `path`, only those of these names
 ):
-    "The files below `path`, by name, with a warning that counts those left out. `ValueError` if there are none."
+    """The files below `path`, by name, with a warning that counts those left out. `ValueError` if there are
+    none."""
     given = cls.extensions if extensions is None else extensions
     every = get_files(path, recurse=recurse, include=include)
     wanted = {f.suffix.lower() for f in every} if given is None else endings_of(given)
     files = [f for f in every if f.suffix.lower() in wanted]
     if not files:
-        raise ValueError(f'{path} has no files for {cls.__name__}; it holds {count_endings(every)}. Give extensions=…')
-    others = [(f, *mimetypes.guess_type(f.name, strict=False)) for f in every if f.suffix.lower() not in wanted]
+        raise ValueError(f'{path} has no files for {cls.__name__}; it holds {count_endings(every)}. Give '
+                         'extensions=…')
+    others = [(f, *mimetypes.guess_type(f.name, strict=False))
+              for f in every if f.suffix.lower() not in wanted]
     left = [f for f, kind, packed in others if (kind or packed or cls.kind).startswith(cls.kind)]
-    if left and extensions is None: warnings.warn(f'{path}: {cls.__name__} leaves out {count_endings(left)}', stacklevel=2)
+    if left and extensions is None:
+        warnings.warn(f'{path}: {cls.__name__} leaves out {count_endings(left)}', stacklevel=2)
     return cls(files, path)
 
 ItemList.from_folder = from_folder
@@ -130,13 +149,15 @@ ItemList.from_folder = from_folder
 # %% ../nbs/13_data_block.ipynb #91b7d5cc
 @register
 class ImageList(ItemList):
-    "Paths, bytes, open files, PIL images, or arrays and tensors h×w, h×w×3 or 3×h×w: bytes, 16 bits, floats from 0."
+    """Paths, bytes, open files, PIL images, or arrays and tensors h×w, h×w×3 or 3×h×w: bytes, 16 bits, floats
+    from 0."""
     kind, extensions = 'image', image_extensions
     mode = 'RGB'   # of the images in batches; 'L': one channel of grey
 
     is_one = staticmethod(is_one_image)
     def open(self, item):
-        "A PIL image, not decoded yet if it is a file's, a copy if it was one. `ImageError` names a file that is none."
+        """A PIL image, not decoded yet if it is a file's, a copy if it was one. `ImageError` names a file
+        that is none."""
         return open_image(item, self.path)
     def text(self, obj): return f'{type(obj).__name__} {tuple(getattr(obj, "shape", ())) or obj.size}'
     def show(self, obj, ax, title=None):
@@ -156,7 +177,8 @@ ItemList._spec_args = property(lambda self: {}, lambda self, given: None)
 class SplitData:
     "A training set, a validation set and perhaps a test set: first lists of items, with labels data sets."
     hints = {('split_',): ': its items are split already',
-             ('show_batch', 'normalize', 'one_batch', 'train_dl', 'valid_dl'): ' yet: .databunch() makes loaders'}
+             ('show_batch', 'normalize', 'one_batch', 'train_dl',
+              'valid_dl'): ' yet: .databunch() makes loaders'}
     def __init__(self,
         train,     # items for training
         valid,     # for validation, or None
@@ -168,8 +190,10 @@ class SplitData:
     labeled = property(lambda self: isinstance(self.train, LabeledData), doc='Have the items labels?')
     items   = property(lambda self: self.train.x if self.labeled else self.train, doc='The training items.')
     path    = property(lambda self: self.items.path, doc='The folder that file names start from.')
-    classes = property(lambda self: self.train.classes if self.labeled else None, doc='The names of the classes, if any.')
-    c       = property(lambda self: self.train.c if self.labeled else None, doc='The number of classes or outputs.')
+    classes = property(lambda self: self.train.classes if self.labeled else None,
+                       doc='The names of the classes, if any.')
+    c       = property(lambda self: self.train.c if self.labeled else None,
+                       doc='The number of classes or outputs.')
 
     def __repr__(self):
         parts = {'train': self.train, 'valid': self.valid, 'test': self.test}
@@ -178,7 +202,8 @@ class SplitData:
 
 # %% ../nbs/13_data_block.ipynb #f64cea19
 def _split(items, is_valid, how, is_train=None):
-    "A `SplitData` by a list that is true for validation items, and perhaps one for training, neither of them empty."
+    """A `SplitData` by a list that is true for validation items, and perhaps one for training, neither of
+    them empty."""
     if is_train is None: is_train = [not v for v in is_valid]
     train, valid = ([i for i, v in enumerate(flags) if v] for flags in (is_train, is_valid))
     if not (train and valid):
@@ -223,7 +248,8 @@ def split_none(self: ItemList) -> SplitData:
 def _split_by_names(items, name_of, train, valid, where):
     "By a name of each item: those in `train` and those in `valid`; the others are left out."
     train, valid = set(list_of(train)), set(list_of(valid))
-    if both := train & valid: raise ValueError(f'{", ".join(sorted(both))} cannot be for training and for validation')
+    if both := train & valid:
+        raise ValueError(f'{", ".join(sorted(both))} cannot be for training and for validation')
     names = [name_of(o) for o in items.items]
     there = ', '.join(sorted(set(names))[:8])
     asked = f'{" or ".join(sorted(train))} for training, {" or ".join(sorted(valid))} for validation'
@@ -252,22 +278,31 @@ def split_by_grandparent(self: ItemList,
 def split_by_files(self: ItemList,
     names, # file names for validation, or the path of a file with them: a text, or `.pth`
 ) -> SplitData:
-    "The files of these names, or paths from the list's folder, for validation. `ValueError` unless each is one item's."
+    """The files of these names, or paths from the list's folder, for validation. `ValueError` unless each is
+    one item's."""
     wanted = {file_key(n, self.path) for n in read_names(names, self.path) if str(n).strip()}
     known = [wanted & {key, key.rsplit('/', 1)[-1]} for key in (file_key(o, self.path) for o in self.items)]
     found = Counter(name for names in known for name in names)
     if odd := sorted(name for name in wanted if found[name] != 1):
-        raise ValueError(f'{odd[0]!r} is the name of {found[odd[0]]} items, not of 1; give paths from {self.path}')
+        raise ValueError(f'{odd[0]!r} is the name of {found[odd[0]]} items, not of 1; give paths from '
+                         f'{self.path}')
     return _split(self, known, 'the list of file names')
 
 # %% ../nbs/13_data_block.ipynb #855d8897
 class Processor:
     "Turns items into what is kept of them. What it must know it learns from the training items alone."
-    process_all = None   # in place of `process`: a method that takes all items of a set at once, and returns as many
+    # in place of `process`: a method that takes all items of a set at once, and returns as many
+    process_all = None
     def learn(self, items): "Look at the training items."
-    def process(self, item): "What is kept of one item."; return item
-    def decode(self, item): "The way back."; return item
-    def state_dict(self): "What was learned, as plain data."; return {}
+    def process(self, item):
+        "What is kept of one item."
+        return item
+    def decode(self, item):
+        "The way back."
+        return item
+    def state_dict(self):
+        "What was learned, as plain data."
+        return {}
     def load_state_dict(self, state): "Know it again."
     def __repr__(self): return f'{type(self).__name__}()'
 
@@ -292,7 +327,9 @@ class CategoryProcessor(Processor):
 
     def decode(self, item): return self.classes[int(item)]
     def state_dict(self): return {'classes': list(self.classes)}
-    def load_state_dict(self, state): self._set(list(state['classes'])); self._given = True
+    def load_state_dict(self, state):
+        self._set(list(state['classes']))
+        self._given = True
     def __repr__(self): return f'CategoryProcessor({len(self.classes)} classes)'
 
 # %% ../nbs/13_data_block.ipynb #9ad09b3a
@@ -310,7 +347,9 @@ class LabelList(ItemList):
     "Targets: an `ItemList` that knows its loss, and its classes where it has any."
     loss_func, classes, c = None, None, None
     def column(self): "All targets in one tensor, or None where there is no such thing."
-    def decode(self, y): "One target, as batches have it, in the user's terms."; return y
+    def decode(self, y):
+        "One target, as batches have it, in the user's terms."
+        return y
 
 # %% ../nbs/13_data_block.ipynb #1bc765d5
 @register
@@ -321,7 +360,9 @@ class CategoryList(LabelList):
     c = property(lambda self: len(self.classes), doc='The number of classes.')
     def open(self, item): return torch.tensor(item)
     def column(self): return torch.tensor(self.items)
-    def decode(self, y): "The class's name."; return self.processors[0].decode(y)
+    def decode(self, y):
+        "The class's name."
+        return self.processors[0].decode(y)
     def text(self, obj): return str(self.decode(obj))
     def name_of(self, item): return str(self.decode(item)) if self.classes else repr(item)
 
@@ -330,10 +371,13 @@ class CategoryList(LabelList):
 class FloatList(LabelList):
     "A number, or several, for each item: float32 of shape (c,)."
     kind, loss_func = 'number', SquaredLoss()
-    c = property(lambda self: len(np.ravel(self.items[0])) if self.items else None, doc='How many numbers an item has.')
+    c = property(lambda self: len(np.ravel(self.items[0])) if self.items else None,
+                 doc='How many numbers an item has.')
     def open(self, item): return torch.tensor(np.ravel(item).astype(np.float32))
     def column(self): return torch.tensor(np.array([np.ravel(o) for o in self.items]).astype(np.float32))
-    def decode(self, y): "A number, or a list of several."; return y.tolist() if len(y) > 1 else y.item()
+    def decode(self, y):
+        "A number, or a list of several."
+        return y.tolist() if len(y) > 1 else y.item()
     def text(self, obj): return ', '.join(f'{v:.4g}' for v in obj.tolist())
 
 # %% ../nbs/13_data_block.ipynb #c8fd08b5
@@ -350,7 +394,8 @@ class LabeledData:
         self.tfm_y = (y is not None and y.spatial) if tfm_y is None else tfm_y
 
     kind      = property(lambda self: getattr(self.y, 'kind', None), doc='Of the targets.')
-    classes   = property(lambda self: getattr(self.y, 'classes', None), doc='The names of the classes, if any.')
+    classes   = property(lambda self: getattr(self.y, 'classes', None),
+                         doc='The names of the classes, if any.')
     c         = property(lambda self: getattr(self.y, 'c', None), doc='The number of classes or outputs.')
     loss_func = property(lambda self: getattr(self.y, 'loss_func', None), doc="The targets' default.")
 
@@ -375,7 +420,8 @@ def run_processor(proc, values, items, what='This was the label of '):
     return list(proc.process_all(values) if proc.process_all else _each(proc.process, values, items, what))
 
 def _processed(parts, items, what='This was the label of '):
-    "Lists, or None, through the processors of the first, which learn from it alone; `items` are named in errors."
+    """Lists, or None, through the processors of the first, which learn from it alone; `items` are named in
+    errors."""
     processors = copy.deepcopy(parts[0].processors)
     parts = [None if p is None else p.new(p.items) for p in parts]
     for proc in processors:
@@ -395,7 +441,8 @@ def label_from_func(self: SplitData,
     classes=None,   # for categories: all names, in order
     other=None,     # for categories: a last class, for names that the training set has not
 ) -> SplitData:     # itself
-    "Label every item by a function of it; processors learn from the training set. `ValueError` for a label None or NaN."
+    """Label every item by a function of it; processors learn from the training set. `ValueError` for a label
+    None or NaN."""
     def label(item):
         y = func(item)
         if getattr(y, 'ndim', None) == 0: y = y.item()   # a number of NumPy's or PyTorch's as Python's
@@ -427,7 +474,8 @@ def _label(self: SplitData, labels_of, label, label_cls, classes, other):
 @patch
 def expect_labels(self: SplitData, labeled: bool = True):
     "`ValueError` unless the items have labels already, or not yet."
-    wrong = 'labels already; split them once more' if self.labeled else 'no labels yet; label them first (label_from_folder, …)'
+    wrong = ('labels already; split them once more' if self.labeled
+             else 'no labels yet; label them first (label_from_folder, …)')
     if self.labeled != labeled: raise ValueError(f'these items have {wrong}')
 
 # %% ../nbs/13_data_block.ipynb #9b478cdd
@@ -454,7 +502,8 @@ def label_from_re(self: SplitData,
 # %% ../nbs/13_data_block.ipynb #85e01395
 @patch
 def label_from_df(self: SplitData,
-    df=None,             # a table with a row for each item; None, or a column with labels: the one that the items came from
+    # a table with a row for each item; None, or a column with labels: the one that the items came from
+    df=None,
     *,
     col=0,               # name or number of the column with file names
     label_col=1,         # of the column with labels; a list of columns makes the label a tuple
@@ -463,7 +512,8 @@ def label_from_df(self: SplitData,
     label_sep=None,      # between the labels in one cell; None: the cell is one label
     label_cls=None, classes=None, other=None,   # as in `label_from_func`
 ) -> SplitData:
-    "Label every item by its row in a table. `ValueError` names an item that has no row, or a name that has two."
+    """Label every item by its row in a table. `ValueError` names an item that has no row, or a name that has
+    two."""
     if not hasattr(df, 'columns'):
         labels_of = lambda part: cell_labels(part.rows(), label_col if df is None else df, label_sep)
         return self._label(labels_of, label_finder([], [], self.path), label_cls, classes, other)
@@ -479,7 +529,8 @@ def label_from_csv(self: SplitData,
     col=0, label_col=1, folder='', suffix='', label_sep=None,   # as in `label_from_df`
     label_cls=None, classes=None, other=None,   # as in `label_from_func`
 ) -> SplitData:
-    "Label every item by its row in a CSV file. Labels with a point are numbers unless they are to be categories."
+    """Label every item by its row in a CSV file. Labels with a point are numbers unless they are to be
+    categories."""
     categories = isinstance(label_cls, type) and issubclass(label_cls, CategoryList)
     categories = categories or (label_sep, classes, other) != (None, None, None)
     df = read_table(user_path(csv, self.path), sep, [col, *list_of(label_col)] if categories else [col])
@@ -515,7 +566,8 @@ def from_df(cls,
     if cls.extensions is not None:
         items = [user_path(listed_path(name, folder, suffix), path) for name in items]
         if missing := [f for f in items if not f.is_file()]:
-            raise FileNotFoundError(f'{missing[0]} does not exist, nor do {len(missing) - 1} others of {len(items)}; '
+            raise FileNotFoundError(f'{missing[0]} does not exist, nor do {len(missing) - 1} others of '
+                                    f'{len(items)}; '
                                     'check folder and suffix')
     items = cls(items, path)
     items.table, items._row_of = df.copy(), list(items.items)   # its owner may sort it later
@@ -590,11 +642,16 @@ def _check_13_1(answer):
     chosen = [f for f in files if answer(f)]
     share = len(chosen)/len(files)
     if not 0.16 < share < 0.24: return f'of 3,000 names it chooses {100*share:.1f} %; about 20 % is right'
-    if [bool(answer(f)) for f in files] != [bool(answer(f)) for f in files]: return 'it does not answer the same for the same name each time'
-    if any(bool(answer(Path('else')/f.name)) != bool(answer(f)) for f in files[:300]): return 'it should go by the name, not by the folder'
+    if [bool(answer(f)) for f in files] != [bool(answer(f)) for f in files]:
+        return 'it does not answer the same for the same name each time'
+    if any(bool(answer(Path('else')/f.name)) != bool(answer(f)) for f in files[:300]):
+        return 'it should go by the name, not by the folder'
     runs = [sum(bool(answer(f)) for f in files[i:i + 100]) for i in range(0, 3000, 100)]
-    if not all(3 <= n <= 45 for n in runs): return f'among 100 names in a row it chooses between {min(runs)} and {max(runs)}; it should be spread evenly'
-    if getattr(answer, '__code__', None) and 'hash' in answer.__code__.co_names and 'hashlib' not in answer.__code__.co_names:
+    if not all(3 <= n <= 45 for n in runs):
+        return (f'among 100 names in a row it chooses between {min(runs)} and {max(runs)}; it should be '
+                'spread evenly')
+    if (getattr(answer, '__code__', None) and 'hash' in answer.__code__.co_names
+        and 'hashlib' not in answer.__code__.co_names):
         return "hash(…) of a string is another in each process; use hashlib's functions or zlib.crc32"
 
 # %% ../nbs/13_data_block.ipynb #f50bdf3a
@@ -603,12 +660,16 @@ def _check_13_3(answer):
     proc = answer()
     if not isinstance(proc, Processor): return 'it should be a subclass of Processor'
     proc.learn([1., 2., 3., 6.])
-    if abs(proc.process(3.)) > 1e-6: return f'with 1, 2, 3 and 6 in training, 3 becomes {proc.process(3.)}; it is the mean, so 0 is right'
-    if abs(proc.process(5.) - 2/3.5**0.5) > 1e-5: return f'with 1, 2, 3 and 6 in training, 5 becomes {proc.process(5.):.4f}; {2/3.5**0.5:.4f} is right'
+    if abs(proc.process(3.)) > 1e-6:
+        return f'with 1, 2, 3 and 6 in training, 3 becomes {proc.process(3.)}; it is the mean, so 0 is right'
+    if abs(proc.process(5.) - 2/3.5**0.5) > 1e-5:
+        return f'with 1, 2, 3 and 6 in training, 5 becomes {proc.process(5.):.4f}; {2/3.5**0.5:.4f} is right'
     if abs(proc.decode(proc.process(5.)) - 5) > 1e-5: return 'decode should be the way back'
     other = answer()
     other.load_state_dict(proc.state_dict())
-    if abs(other.process(5.) - proc.process(5.)) > 1e-9: return 'a new one with its state_dict does not process alike'
+    if abs(other.process(5.) - proc.process(5.)) > 1e-9:
+        return 'a new one with its state_dict does not process alike'
     same = answer()
     same.learn([4., 4.])
-    if same.process(4.) != 0 or abs(same.process(5.) - 1) > 1e-6: return f'where all training items are 4, 5 becomes {same.process(5.)}; 1 is right'
+    if same.process(4.) != 0 or abs(same.process(5.) - 1) > 1e-6:
+        return f'where all training items are 4, 5 becomes {same.process(5.)}; 1 is right'

@@ -115,7 +115,8 @@ class Dataset:
 @patch
 def __repr__(self: Dataset):
     shape = lambda p: f'{"×".join(map(str, p.shape[1:])) or "number"} {str(p.dtype)[6:]}'
-    show = lambda v: ', '.join(shape(p) if isinstance(p, torch.Tensor) else 'list' for p in _parts(v)) or 'None'
+    show = (lambda v: ', '.join(shape(p) if isinstance(p, torch.Tensor) else 'list'
+                                for p in _parts(v)) or 'None')
     return f'{type(self).__name__} ({len(self)} items: x {show(self.x)}; y {show(self.y)})'
 
 # %% ../nbs/05_minibatches.ipynb #d22a4498
@@ -295,7 +296,8 @@ def drawn_order(sampler, epoch, seed):
         if hasattr(o, 'set_epoch'): o.set_epoch(epoch)
     with seeded(sampler, lambda *key: Rng(seed, epoch, *key).number):
         if callable(getattr(sampler, 'order', None)): return sampler.order(epoch, 0)
-        return [list(o) if isinstance(o, list) else o for o in sampler]   # a batch may be one list, filled again
+        # a batch may be one list, filled again
+        return [list(o) if isinstance(o, list) else o for o in sampler]
 
 # %% ../nbs/05_minibatches.ipynb #a9ac18b8
 class DataLoader:
@@ -339,7 +341,8 @@ class DataLoader:
     def batch_sampler(self):
         "What decides about the batches: what was given, or a `BatchSampler` of `sampler`."
         if self._batch_sampler is not None and self.bs is not None:
-            raise ValueError('a batch_sampler decides about the batches, so that bs means nothing; leave it None')
+            raise ValueError('a batch_sampler decides about the batches, so that bs means nothing; leave it '
+                             'None')
         if self._batch_sampler is not None: return self._batch_sampler
         return BatchSampler(self.sampler, self.bs, self.drop_last)
 
@@ -457,7 +460,8 @@ class DataBunch:
         self.loss_func, self.kind = known('loss_func', loss_func), known('kind')
         self.c = own_type(known('c', c))
         names = known('classes', classes)
-        self.classes = None if names is None else [own_type(n) for n in getattr(names, 'tolist', lambda: names)()]
+        self.classes = (None if names is None
+                        else [own_type(n) for n in getattr(names, 'tolist', lambda: names)()])
 
     train_ds = property(lambda self: dataset_of(self.train_dl), doc="The training loader's data set.")
     valid_ds = property(lambda self: dataset_of(self.valid_dl), doc="The validation loader's data set.")
@@ -481,10 +485,12 @@ def check_loader(name, dl):
                         'DataLoader and make_data make them of data sets')
 
 def as_bunch(data, *needed):
-    "A `DataBunch`, also of a pair of loaders (train, valid). `ValueError` if it lacks a loader that is `needed`."
+    """A `DataBunch`, also of a pair of loaders (train, valid). `ValueError` if it lacks a loader that is
+    `needed`."""
     if isinstance(data, (tuple, list)) and len(data) == 2: data = DataBunch(*data)
     if not isinstance(data, DataBunch):
-        raise TypeError(f'data should be a DataBunch or a pair of loaders (train, valid), not a {type(data).__name__}')
+        raise TypeError('data should be a DataBunch or a pair of loaders (train, valid), not a '
+                        f'{type(data).__name__}')
     for name in needed:
         if getattr(data, name) is None: raise ValueError(f'data has no {name}; give one')
     return data
@@ -624,7 +630,9 @@ def _check_05_3(answer):
     x, y = torch.arange(10.)[:, None], torch.zeros(10, 1)
     model = nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.9))
     model.train()
-    with torch.no_grad(): model[0].weight.fill_(1.); model[0].bias.fill_(0.)
+    with torch.no_grad():
+        model[0].weight.fill_(1.)
+        model[0].bias.fill_(0.)
     got = answer(model, nn.functional.mse_loss, DataLoader(Dataset(x, y), 4))
     if torch.is_tensor(got) and got.requires_grad:
         return 'the result still carries a graph; use torch.no_grad()'

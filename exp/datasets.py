@@ -25,7 +25,8 @@ _IDX_TYPES = {b'\0\0\x08': 'u1', b'\0\0\x09': 'i1', b'\0\0\x0B': '>i2',
 def read_idx(
     path, # a file in IDX format, compressed with gzip or not
 ) -> torch.Tensor:
-    "The tensor in an IDX file. `ValueError` for one that is damaged, cut short, too long, or of another format."
+    """The tensor in an IDX file. `ValueError` for one that is damaged, cut short, too long, or of another
+    format."""
     raw = user_path(path).read_bytes()
     try:
         if raw[:2] == b'\x1f\x8b': raw = gzip.decompress(raw)
@@ -60,7 +61,8 @@ def standardize(
     mean,            # the training set's mean: a number, or a tensor that broadcasts over `x`
     std,             # the training set's standard deviation, likewise; greater than 0
 ) -> torch.Tensor:   # float32; where `x` is of a floating type, that type
-    "(x − mean)/std: brings data to mean 0 and standard deviation 1, if `mean` and `std` are those of the training set."
+    """(x − mean)/std: brings data to mean 0 and standard deviation 1, if `mean` and `std` are those of the
+    training set."""
     std = torch.as_tensor(std)
     if not bool((std > 0).all()):
         raise ValueError(f'std must be greater than 0; the smallest here is {std.min().item()}')
@@ -86,7 +88,8 @@ def table_to_tensor(
     df,             # a DataFrame: rows with the columns of `stats`
     stats: Mapping, # from `table_stats`
 ) -> torch.Tensor:  # float32, rows × `table_columns(stats)`
-    "Numbers with the mean in holes, names one-hot with a column for missing. `ValueError` for an unseen name."
+    """Numbers with the mean in holes, names one-hot with a column for missing. `ValueError` for an unseen
+    name."""
     def columns(name, known):
         column = df[name]
         if not isinstance(known, list): return [column.astype('float64').fillna(known)]
@@ -102,25 +105,29 @@ def table_columns(
 ) -> list[str]:     # the name of each column of `table_to_tensor`
     "What the columns of `table_to_tensor` hold."
     return [c for name, known in stats.items()
-            for c in ([f'{name}={k}' for k in known] + [f'{name} missing'] if isinstance(known, list) else [name])]
+            for c in ([f'{name}={k}' for k in known] + [f'{name} missing'] if isinstance(known, list)
+                      else [name])]
 
 # %% ../nbs/01_datasets.ipynb #0dfe8961
 def mnist(
     split: str, # 'train', 'valid' or 'test'
 ) -> tuple[torch.Tensor, torch.Tensor]: # (images, labels): uint8 tensors of n×28×28 and n
-    "MNIST's digits in the published order: 50,000 to train on, 10,000 to validate, 10,000 to test (LeCun et al. 1998)."
+    """MNIST's digits in the published order: 50,000 to train on, 10,000 to validate, 10,000 to test (LeCun et
+    al. 1998)."""
     return read_mnist(untar_data(URLs.MNIST), split)
 
 def fashion_mnist(
     split: str, # 'train', 'valid' or 'test'
 ) -> tuple[torch.Tensor, torch.Tensor]: # (images, labels): uint8 tensors of n×28×28 and n
-    "Fashion-MNIST's clothes (`FASHION_CLASSES`) in the published order, 50,000 / 10,000 / 10,000 (Xiao et al. 2017)."
+    """Fashion-MNIST's clothes (`FASHION_CLASSES`) in the published order, 50,000 / 10,000 / 10,000 (Xiao et
+    al. 2017)."""
     return read_mnist(untar_data(URLs.FASHION_MNIST), split)
 
 # %% ../nbs/01_datasets.ipynb #4d42e63a
 @exercise('01.1')
 def _check_01_1(answer):
-    train = torch.randint(0, 256, (200, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    train = torch.randint(0, 256, (200, 28, 28), dtype=torch.uint8,
+                          generator=torch.Generator().manual_seed(1))
     train[:, 0] = 7
     got = answer(train, train[:50])
     if got.shape != (50, 28, 28): return f'for images of 50×28×28 it answers {tuple(got.shape)}'

@@ -41,8 +41,10 @@ def is_first() -> bool:
     return rank() == 0
 
 def barrier():
-    "Wait until all processes are here. `RuntimeError` if one of them does not come within the group's timeout."
-    if world_size() > 1: dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == 'nccl' else None)
+    """Wait until all processes are here. `RuntimeError` if one of them does not come within the group's
+    timeout."""
+    if world_size() > 1:
+        dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == 'nccl' else None)
 
 # %% ../nbs/20_distributed.ipynb #9df66549
 def _home(t):
@@ -73,12 +75,16 @@ def gather_over_ranks(
 def _launched(): return 'RANK' in os.environ and 'WORLD_SIZE' in os.environ
 
 def _own_device(backend):
-    "The device of this process: GPU number LOCAL_RANK where there are GPUs and the setting `device` allows them."
-    wanted, local, n = settings().device, int(os.environ.get('LOCAL_RANK', os.environ['RANK'])), torch.cuda.device_count()
-    if not torch.cuda.is_available() or not (wanted.startswith('cuda') or wanted == 'auto' and backend != 'gloo'):
+    """The device of this process: GPU number LOCAL_RANK where there are GPUs and the setting `device` allows
+    them."""
+    wanted, local, n = settings().device, int(os.environ.get('LOCAL_RANK',
+                                                             os.environ['RANK'])), torch.cuda.device_count()
+    if (not torch.cuda.is_available()
+        or not (wanted.startswith('cuda') or wanted == 'auto' and backend != 'gloo')):
         return torch.device('cpu')
     if local < n or backend == 'gloo': return torch.device('cuda', local % n)
-    raise RuntimeError(f'process {local} of this machine, from 0, has no GPU of its {n}; start fewer, or set EXP_DEVICE=cpu')
+    raise RuntimeError(f'process {local} of this machine, from 0, has no GPU of its {n}; start fewer, or set '
+                       'EXP_DEVICE=cpu')
 
 # %% ../nbs/20_distributed.ipynb #4a364b8b
 def _surroundings(device):
@@ -126,9 +132,11 @@ def _share(n, rank, ranks): return n*rank//ranks, n*(rank + 1)//ranks   # sizes 
 def _place(number, n): return rank() if number is None else number, world_size() if n is None else n
 
 class RankLoader(DataLoader):
-    """A view of a `DataLoader`: of each of its batches the part of one rank, contiguous; sizes differ by at most one.
+    """A view of a `DataLoader`: of each of its batches the part of one rank, contiguous; sizes differ by at
+    most one.
 
-    A rank for which nothing is left gets the batch's first item, with `own` 0. `TypeError` for another loader, `ValueError` for a rank that there is not."""
+    A rank for which nothing is left gets the batch's first item, with `own` 0. `TypeError` for another
+    loader, `ValueError` for a rank that there is not."""
     sharded = True
     def __init__(self,
         dl: DataLoader,         # the loader of the whole, which keeps epoch and workers
@@ -136,14 +144,17 @@ class RankLoader(DataLoader):
         ranks: int|None = None, # of how many; None: of the group
     ):
         if not isinstance(dl, DataLoader):
-            raise TypeError(f"several processes need exp's DataLoader, whose batches can be cut, not a {type(dl).__name__}")
+            raise TypeError("several processes need exp's DataLoader, whose batches can be cut, not a "
+                            f"{type(dl).__name__}")
         self.dl, (self.rank, self.ranks) = dl.dl if isinstance(dl, RankLoader) else dl, _place(rank, ranks)
-        if not 0 <= self.rank < self.ranks: raise ValueError(f'rank is {self.rank} of {self.ranks}; ranks are counted from 0')
+        if not 0 <= self.rank < self.ranks:
+            raise ValueError(f'rank is {self.rank} of {self.ranks}; ranks are counted from 0')
         self.own = self.whole = 0   # items of the last batch: this rank's, and all
 
     def __repr__(self): return f'RankLoader (rank {self.rank} of {self.ranks}) of {self.dl!r}'
     def __getattr__(self, name):
-        if name == 'dl' or name.startswith('__'): raise AttributeError(name)   # not there yet, as when it is copied
+        # not there yet, as when it is copied
+        if name == 'dl' or name.startswith('__'): raise AttributeError(name)
         return getattr(self.dl, name)
     def __setattr__(self, name, value):   # epoch, position and order are the loader's, for all its views
         object.__setattr__(self.dl if name in ('epoch', '_next', 'order') else self, name, value)
@@ -185,17 +196,21 @@ class _Whole(torch.autograd.Function):
 
 # %% ../nbs/20_distributed.ipynb #753ab771
 def _shared_loss(loss, pred, own, weight, adds_up=False):
-    "(loss of the whole batch, its weight); the former's gradient, averaged over ranks, is that of the whole batch's loss."
+    """(loss of the whole batch, its weight); the former's gradient, averaged over ranks, is that of the whole
+    batch's loss."""
     wide, counts = loss.detach().double().reshape(()), (float(adds_up) or weight) if own else 0.
     counts = counts.to(wide).reshape(()) if isinstance(counts, torch.Tensor) else wide.new_full((), counts)
-    here  = torch.where(counts > 0, wide*counts, 0.)   # the mean of nothing is NaN with PyTorch's losses, 0 with ours
-    total, count, nothing = sum_over_ranks(torch.stack([here, counts, wide if own else torch.zeros_like(wide)]))
+    # the mean of nothing is NaN with PyTorch's losses, 0 with ours
+    here  = torch.where(counts > 0, wide*counts, 0.)
+    total, count, nothing = sum_over_ranks(torch.stack([here, counts,
+                                                        wide if own else torch.zeros_like(wide)]))
     if adds_up: count = torch.ones_like(count)
     some = torch.where(count > 0, count, 1.)
     value = torch.where(count > 0, total/some, nothing)
     if not own:   # zero, as a function of all predictions
         zero = sum((t*0).sum() for t in tree_leaves(pred) if t.is_floating_point())
-        if getattr(zero, 'requires_grad', False): loss = zero + loss.detach()*0   # else the model is frozen, and the loss itself may learn
+        # else the model is frozen, and the loss itself may learn
+        if getattr(zero, 'requires_grad', False): loss = zero + loss.detach()*0
     return _Whole.apply(loss, value.to(loss.dtype), (counts*world_size()/some).to(loss.dtype)), count
 
 # %% ../nbs/20_distributed.ipynb #16ee1485
@@ -253,7 +268,8 @@ def _write_once(write_state, path, state):
     "Let rank 0 write; all wait until it has, and all raise if it failed."
     if str(state.get('kind')).startswith('exp checkpoint'):
         cuda = gather_over_ranks(torch.cuda.get_rng_state()[None]) if dist.get_backend() == 'nccl' else None
-        state = {**state, 'ranks_random': {'cpu': gather_over_ranks(torch.get_rng_state()[None]), 'cuda': cuda}}
+        state = {**state, 'ranks_random': {'cpu': gather_over_ranks(torch.get_rng_state()[None]),
+                                           'cuda': cuda}}
     error = None
     if is_first():
         try: write_state(path, state)
@@ -292,12 +308,16 @@ def _take_parts(self: Distributed):
 # %% ../nbs/20_distributed.ipynb #08c71158
 @patch
 def _own_random(self: Distributed):
-    "Let this rank draw other numbers than the others: where it was, if the fit goes on with as many ranks, else anew."
+    """Let this rank draw other numbers than the others: where it was, if the fit goes on with as many ranks,
+    else anew."""
     states = self._random
     if states is None or len(states['cpu']) != world_size():
-        return torch.manual_seed(Rng(getattr(self.run.data.train_dl, 'seed', 0), 'rank', rank(), self.run.n_iter).number)
-    torch.set_rng_state(states['cpu'][rank()].clone())   # a copy: PyTorch reads a row of a table from its beginning
-    if states['cuda'] is not None and dist.get_backend() == 'nccl': torch.cuda.set_rng_state(states['cuda'][rank()].clone())
+        return torch.manual_seed(Rng(getattr(self.run.data.train_dl, 'seed', 0), 'rank', rank(),
+                                     self.run.n_iter).number)
+    # a copy: PyTorch reads a row of a table from its beginning
+    torch.set_rng_state(states['cpu'][rank()].clone())
+    if states['cuda'] is not None and dist.get_backend() == 'nccl':
+        torch.cuda.set_rng_state(states['cuda'][rank()].clone())
 
 # %% ../nbs/20_distributed.ipynb #48fc5e4b
 class _Pass(nn.Module):
@@ -433,8 +453,11 @@ def _check_20_1(answer):
         got, R, n = [float(f) for f in answer(list(counts))], len(counts), sum(counts)
         if len(got) != R: return f'for {R} processes it answers {len(got)} factors'
         right = [c*R/n for c in counts]
-        if near(got, [c/n for c in counts]) and R > 1: return f'for {counts} it answers the shares, which add up to 1; DDP divides by {R} once more'
-        if not near(got, right): return f'for {counts} it answers {got}; {right} makes the average of the gradients that of the whole'
+        if near(got, [c/n for c in counts]) and R > 1:
+            return f'for {counts} it answers the shares, which add up to 1; DDP divides by {R} once more'
+        if not near(got, right):
+            return (f'for {counts} it answers {got}; {right} makes the average of the gradients that of the '
+                    'whole')
 
 # %% ../nbs/20_distributed.ipynb #01bf0c86
 @exercise('20.2')
@@ -446,16 +469,24 @@ def _check_20_2(answer):
         n, mean, var = (float(v) for v in answer(list(stats)))
         joined = torch.cat(parts)
         if n != len(joined): return f'for parts of {sizes} values n is {n:g}; it should be {len(joined)}'
-        if not near(mean, joined.mean().item()): return f'for parts of {sizes} values the mean is {mean:.4g}; {joined.mean().item():.4g} is right, where each value counts the same'
-        if near(var, sum(m*v for m, _, v in stats)/n) and len(sizes) > 1: return 'this is the mean of the variances; it misses how far apart the means of the parts are'
-        if not near(var, joined.var(unbiased=False).item()): return f'for parts of {sizes} values the variance is {var:.4g}; {joined.var(unbiased=False).item():.4g} is right'
+        if not near(mean, joined.mean().item()):
+            return (f'for parts of {sizes} values the mean is {mean:.4g}; {joined.mean().item():.4g} is '
+                    'right, where each value counts the same')
+        if near(var, sum(m*v for m, _, v in stats)/n) and len(sizes) > 1:
+            return 'this is the mean of the variances; it misses how far apart the means of the parts are'
+        if not near(var, joined.var(unbiased=False).item()):
+            return (f'for parts of {sizes} values the variance is {var:.4g}; '
+                    f'{joined.var(unbiased=False).item():.4g} is right')
 
 # %% ../nbs/20_distributed.ipynb #dbba1e2f
 @exercise('20.3')
 def _check_20_3(answer):
     sched = answer(0.1, 32, 0.05, [0.3, 0.6, 0.9])
     if not callable(sched): return 'goyal(lr, k, warm, drops) should answer a function of the position'
-    for pos, right in ((0., 0.1), (0.025, 1.65), (0.05, 3.2), (0.29, 3.2), (0.31, 0.32), (0.61, 0.032), (0.95, 0.0032), (1., 0.0032)):
+    for pos, right in ((0., 0.1), (0.025, 1.65), (0.05, 3.2), (0.29, 3.2), (0.31, 0.32), (0.61, 0.032),
+                       (0.95, 0.0032), (1., 0.0032)):
         got = float(sched(pos))
-        if not abs(got/right - 1) < 1e-6: return f'with lr 0.1, k 32, a warm-up of 0.05 and drops at 0.3, 0.6, 0.9 it is {got:.4g} at {pos}; {right:g} is right'
+        if not abs(got/right - 1) < 1e-6:
+            return (f'with lr 0.1, k 32, a warm-up of 0.05 and drops at 0.3, 0.6, 0.9 it is {got:.4g} at '
+                    f'{pos}; {right:g} is right')
     if abs(float(answer(0.1, 8, 0.1, [])(1.)) - 0.8) > 1e-9: return 'without drops it should stay at k·lr'

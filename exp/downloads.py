@@ -7,7 +7,8 @@ __all__ = ['URLs', 'file_sums', 'ArchiveError', 'CacheError', 'DataUnavailable',
            'DataFile', 'DataSource', 'data_kind', 'untar_data']
 
 # %% ../nbs/01b_downloads.ipynb #c3828e5f
-import contextlib, errno, functools, gzip, hashlib, http.client, inspect, io, json, marshal, multiprocessing, os, re
+import contextlib, errno, functools, gzip, hashlib, http.client, inspect
+import io, json, marshal, multiprocessing, os, re
 import shutil, socket, stat, struct, sys, tarfile, tempfile, time
 import urllib.error, urllib.parse, urllib.request, uuid, zipfile, zlib
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from types import SimpleNamespace
 import filelock
 from tqdm import tqdm
 
-from .core import atomic_path, checkout, did_you_mean, exercise, is_clutter, settings, text_encoding, user_path
+from .core import (atomic_path, checkout, did_you_mean, exercise, is_clutter, settings, text_encoding,
+                      user_path)
 
 # %% ../nbs/01b_downloads.ipynb #2400badb
 def file_sums(
@@ -36,13 +38,16 @@ def file_sums(
 
 # %% ../nbs/01b_downloads.ipynb #43d0d019
 class ArchiveError(ValueError):
-    "A file of a data set is damaged, is not the one that was promised, or is unsafe to unpack. The message names it."
+    """A file of a data set is damaged, is not the one that was promised, or is unsafe to unpack. The message
+    names it."""
 
 class CacheError(OSError):
-    "The folder that keeps data sets cannot be used: it is not writable, it is full, or something in it is damaged."
+    """The folder that keeps data sets cannot be used: it is not writable, it is full, or something in it is
+    damaged."""
 
 class DataUnavailable(FileNotFoundError):
-    "No place has the data set. The message lists the places, why each could not give it, and what can be done."
+    """No place has the data set. The message lists the places, why each could not give it, and what can be
+    done."""
 
 # %% ../nbs/01b_downloads.ipynb #ed64cb46
 @contextlib.contextmanager
@@ -82,7 +87,8 @@ def _zip_members(f):
 # %% ../nbs/01b_downloads.ipynb #dfbbdb82
 _FREE, _FACTOR = 64 * 2**20, 20
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError, struct.error,
-           UnicodeError, NotImplementedError, RuntimeError, OverflowError, FileExistsError, NotADirectoryError,
+           UnicodeError, NotImplementedError, RuntimeError, OverflowError, FileExistsError,
+           NotADirectoryError,
            IsADirectoryError)
 
 def unpack(
@@ -101,7 +107,8 @@ def unpack(
                 if inside.anchor or '..' in inside.parts:
                     raise ArchiveError(f'{archive} is refused: {name!r} does not stay in the folder')
                 if left < 0:
-                    raise ArchiveError(f'{archive} is refused: it unpacks to more than {_FACTOR} times its size')
+                    raise ArchiveError(f'{archive} is refused: it unpacks to more than {_FACTOR} times its '
+                                       'size')
                 if any(map(is_clutter, inside.parts)): continue
                 path = new.joinpath(*inside.parts)
                 (path.parent if stream else path).mkdir(parents=True, exist_ok=True)
@@ -143,7 +150,8 @@ def _disk():
     try: yield
     except OSError as e:
         if e.errno not in _REFUSED: raise
-        raise CacheError(e.errno, f'data sets are kept in {settings().data}, but: {e.strerror}; set it right or '
+        raise CacheError(e.errno, f'data sets are kept in {settings().data}, but: {e.strerror}; set it right '
+                                  'or '
                                   f'name another folder in EXP_DATA or settings.ini', e.filename) from e
 
 def _fetch(url, part):
@@ -194,7 +202,8 @@ class DataFile:
 
     def __post_init__(self):
         if self.url and not self.sum and not self.url.startswith('https://'):
-            raise ValueError(f'{self.name}: without a checksum it may be fetched over https only, not from {self.url}')
+            raise ValueError(f'{self.name}: without a checksum it may be fetched over https only, not from '
+                             f'{self.url}')
 
 @dataclass(frozen=True)
 class DataSource:
@@ -206,7 +215,8 @@ class DataSource:
     def loose(self): return self.files[0].content is not None   # files that are used as they are
     @property
     def sums(self):
-        "The sums that the publisher lists, by file; None if not all are listed: then the recorded one must do."
+        """The sums that the publisher lists, by file; None if not all are listed: then the recorded one must
+        do."""
         return {f.name: f.sum for f in self.files} if all(f.sum for f in self.files) else None
 
 # %% ../nbs/01b_downloads.ipynb #102903f6
@@ -248,21 +258,30 @@ hotdog.zip            D2L            -  sha1:fba480ffa8aa7e0febbb511d181409f899b
 
 # %% ../nbs/01b_downloads.ipynb #cb709170
 _LOOSE = {'mnist': ('https://ossci-datasets.s3.amazonaws.com/mnist/', '''
-train-images-idx3-ubyte.gz f68b3c2dcbeaaa9fbdd348bbdeb94873 ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db
-train-labels-idx1-ubyte.gz d53e105ee54ea40749a09fcbcd1e9432 65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5
-t10k-images-idx3-ubyte.gz  9fb629c4189551a2d022fa330f9573f3 0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7
-t10k-labels-idx1-ubyte.gz  ec29112dd5afa0611ce80d1b7f02629c ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2
+train-images-idx3-ubyte.gz f68b3c2dcbeaaa9fbdd348bbdeb94873
+    ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db
+train-labels-idx1-ubyte.gz d53e105ee54ea40749a09fcbcd1e9432
+    65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5
+t10k-images-idx3-ubyte.gz 9fb629c4189551a2d022fa330f9573f3
+    0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7
+t10k-labels-idx1-ubyte.gz ec29112dd5afa0611ce80d1b7f02629c
+    ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2
 '''), 'fashion-mnist': ('http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/', '''
-train-images-idx3-ubyte.gz 8d4fb7e6c68d591d4c3dfef9ec88bf0d c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888
-train-labels-idx1-ubyte.gz 25c81989df183df01b3e8a0aad5dffbe bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9
-t10k-images-idx3-ubyte.gz  bef4ecab320f06d8554ea6380940ec79 5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b
-t10k-labels-idx1-ubyte.gz  bb300cfdad3c16e7a12a480ee83cd310 0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34
+train-images-idx3-ubyte.gz 8d4fb7e6c68d591d4c3dfef9ec88bf0d
+    c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888
+train-labels-idx1-ubyte.gz 25c81989df183df01b3e8a0aad5dffbe
+    bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9
+t10k-images-idx3-ubyte.gz bef4ecab320f06d8554ea6380940ec79
+    5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b
+t10k-labels-idx1-ubyte.gz bb300cfdad3c16e7a12a480ee83cd310
+    0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34
 ''')}
 
 # %% ../nbs/01b_downloads.ipynb #4d55a527
 class _URLs(SimpleNamespace):
     "The data sets of the course by name."
-    def __getattr__(self, name): raise AttributeError(f'URLs has no {name!r}{did_you_mean(name.upper(), vars(self))}')
+    def __getattr__(self, name):
+        raise AttributeError(f'URLs has no {name!r}{did_you_mean(name.upper(), vars(self))}')
     def __repr__(self): return 'URLs: ' + ', '.join(vars(self))
 
 def _sources():
@@ -272,11 +291,13 @@ def _sources():
         file = DataFile(name, url, None if size == '-' else int(size), None if digest == '-' else digest)
         yield DataSource(name.split('.')[0], (file,))
     for name, (base, rows) in _LOOSE.items():
-        yield DataSource(name, tuple(DataFile(f'{name}/{f}', base + f, None, f'md5:{md5}', f'sha256:{content}')
-                                     for f, md5, content in map(str.split, rows.strip().splitlines())))
+        yield DataSource(name,
+                         tuple(DataFile(f'{name}/{f}', base + f, None, f'md5:{md5}', f'sha256:{content}')
+                               for f, md5, content in zip(*[iter(rows.split())]*3)))
 
 _short = {'imagenette2': 'imagenette', 'imagewoof2': 'imagewoof', 'banana-detection': 'bananas'}
-URLs = _URLs(**{re.sub('|'.join(_short), lambda m: _short[m[0]], s.name).replace('-', '_').upper(): s for s in _sources()})
+URLs = _URLs(**{re.sub('|'.join(_short), lambda m: _short[m[0]], s.name).replace('-', '_').upper(): s
+                for s in _sources()})
 
 # %% ../nbs/01b_downloads.ipynb #8b24f035
 _MARKER = 'exp-data.json'
@@ -362,7 +383,9 @@ def _check_content(source, folder, place):
         path = folder/Path(f.name).name
         try: found = _content_sum(path, path.stat().st_size, path.stat().st_mtime_ns)
         except (*_BROKEN, OSError) as e: found = f'it is damaged or cut short ({e})'
-        if found != f.content: raise ArchiveError(f'{f.name} from {place} does not hold what was published for {source.name}: {found}')
+        if found != f.content:
+            raise ArchiveError(f'{f.name} from {place} does not hold what was published for {source.name}: '
+                               f'{found}')
 
 # %% ../nbs/01b_downloads.ipynb #cc2b773d
 def _fill(folder, source, paths, place):
@@ -397,7 +420,8 @@ def _install(home, source, paths, want, place):
             with atomic_folder(entry) as new:
                 _fill(new/source.name, source, paths, place)
                 _mark(new, source, kind=kind, places=[place], sums=sums)
-    if want is None: print(f'{source.name}: unverified, since its publisher lists no checksum; recorded: {sha}')
+    if want is None:
+        print(f'{source.name}: unverified, since its publisher lists no checksum; recorded: {sha}')
     return _data_folder(entry)
 
 # %% ../nbs/01b_downloads.ipynb #491bf50c
@@ -458,10 +482,12 @@ def _places(source):
 
 # %% ../nbs/01b_downloads.ipynb #a50e8ad4
 def _version(make):
-    "A fingerprint of `make`: its code, its module's unless that is a notebook or script, and bound arguments."
+    """A fingerprint of `make`: its code, its module's unless that is a notebook or script, and bound
+    arguments."""
     bound = (make.args, make.keywords) if isinstance(make, functools.partial) else ()
     f = inspect.unwrap(make.func if bound else make)
-    text = f'{f.__qualname__}{bound}' + marshal.dumps(f.__code__, 2).hex()   # 2: the same bytes for the same code
+    # 2: the same bytes for the same code
+    text = f'{f.__qualname__}{bound}' + marshal.dumps(f.__code__, 2).hex()
     with contextlib.suppress(OSError, TypeError, KeyError):
         if f.__module__ != '__main__': text += inspect.getsource(sys.modules[f.__module__])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -494,12 +520,13 @@ def untar_data(
     url: DataSource,               # one of `URLs`
     fallback: Callable|None = None,# fills an empty folder with a stand-in, for when no place has the data
 ) -> Path:                         # the data set's own folder
-    """The folder of a data set, checked and unpacked: from the cache, `data/` of the checkout, mirrors, system
-    folders or its publisher. With `fallback` one line tells what it is. `DataUnavailable` if no place has it,
-    `ArchiveError` for a damaged or unsafe file, `CacheError` if the cache cannot be written."""
+    """The folder of a data set, checked and unpacked: from the cache, `data/` of the checkout, mirrors,
+    system folders or its publisher. With `fallback` one line tells what it is. `DataUnavailable` if no place
+    has it, `ArchiveError` for a damaged or unsafe file, `CacheError` if the cache cannot be written."""
     if not isinstance(url, DataSource):
         raise TypeError(f'untar_data needs one of URLs, such as URLs.MNIST_TINY, not {url!r}')
-    tried = [f'the cache {settings().data}: no copy that a mirror which is set, or the publisher, vouches for']
+    tried = [f'the cache {settings().data}: no copy that a mirror which is set, or the publisher, vouches '
+             'for']
     for place, look in _places(url):
         try:
             folder = look()
@@ -521,7 +548,8 @@ def _check_01_2(answer):
         folder = Path(tmp)
         names = ['a.bin', 'b.bin', 'c.bin']
         for name in names: (folder/name).write_bytes(name.encode()*1000)
-        (folder/'SHA256SUMS').write_text(''.join(f'{hashlib.sha256((folder/n).read_bytes()).hexdigest()}  {n}\n' for n in names))
+        (folder/'SHA256SUMS').write_text(
+            ''.join(f'{hashlib.sha256((folder/n).read_bytes()).hexdigest()}  {n}\n' for n in names))
         if (got := list(answer(folder))) != []: return f'all three files are good, and it answers {got}'
         (folder/'a.bin').unlink()
         (folder/'c.bin').write_bytes(b'x' + (folder/'c.bin').read_bytes()[1:])

@@ -16,7 +16,8 @@ from .regularization import clip_grad_values, clip_grads
 
 # %% ../nbs/07b_faults.ipynb #9a15f22c
 class DelayedRead:
-    "Numbers on a device, read without waiting: a copy is sent now and then, and returned when it has arrived."
+    """Numbers on a device, read without waiting: a copy is sent now and then, and returned when it has
+    arrived."""
     def __init__(self,
         seconds: float = 0.1, # at least so long between two copies
     ):
@@ -32,7 +33,8 @@ class DelayedRead:
         value = None if self._copy is None else self._copy.tolist()
         self._due, self._copy, self._event = now + self.seconds, t.detach(), None
         if t.device.type == 'cuda':
-            self._copy = torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t.detach(), non_blocking=True)
+            self._copy = torch.empty(t.shape, dtype=t.dtype,
+                                     pin_memory=True).copy_(t.detach(), non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
         return value
@@ -69,7 +71,8 @@ class NanCheck(Callback):
         if batch is None or batch == _NONE_BAD: return
         self.where = self.epoch, batch
         warnings.warn(f'the loss was NaN or infinite in epoch {self.epoch}, batch {batch}, counted from 0; '
-                      'lower the learning rate, clip gradients, or look at the items of that batch', stacklevel=2)
+                      'lower the learning rate, clip gradients, or look at the items of that batch',
+                      stacklevel=2)
         if self.stop: raise CancelFitException
 
 # %% ../nbs/07b_faults.ipynb #6b4bc4a0
@@ -80,7 +83,8 @@ class GradClip(Callback):
         norm: float|None = None,  # at most this norm, of all gradients as one vector
         value: float|None = None, # each number lies in −value … value
     ):
-        if norm is None and value is None: raise ValueError('GradClip has nothing to limit; give norm=… or value=…')
+        if norm is None and value is None:
+            raise ValueError('GradClip has nothing to limit; give norm=… or value=…')
         self.norm = norm if norm is None else check_real(norm=norm, least=0)
         self.value = value if value is None else check_real(value=value, least=0)
 

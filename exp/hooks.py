@@ -123,7 +123,8 @@ _BINS = 2*_LIMIT*_PER_UNIT          # 400 of them
 
 def _counts(a):
     "How many numbers of `a` lie below −10, in each of 400 bins of width 0.05, from 10 on, and are NaN."
-    place = (a*_PER_UNIT).floor_().clamp_(-_BINS/2 - 1, _BINS/2).nan_to_num_(nan=_BINS/2 + 1).add_(_BINS/2 + 1.5)
+    place = (a*_PER_UNIT).floor_().clamp_(-_BINS/2 - 1,
+                                          _BINS/2).nan_to_num_(nan=_BINS/2 + 1).add_(_BINS/2 + 1.5)
     if a.device.type == 'cpu': return torch.bincount(place.flatten().to(torch.int32), minlength=_BINS + 3)
     return place.histc(_BINS + 3, 0, _BINS + 3)
 
@@ -132,7 +133,8 @@ def _edge(x):
     if math.isinf(x): return 0 if x < 0 else _BINS + 2
     k = round(x*_PER_UNIT) if abs(x) <= _LIMIT else math.inf
     if not abs(k - x*_PER_UNIT) < 1e-6:
-        raise ValueError(f'the bins end at multiples of 0.05 from −{_LIMIT} to {_LIMIT}, and at infinity, not at {x}')
+        raise ValueError(f'the bins end at multiples of 0.05 from −{_LIMIT} to {_LIMIT}, and at infinity, '
+                         f'not at {x}')
     return k + _BINS//2 + 1
 
 # %% ../nbs/09_cuda_hooks.ipynb #e5444e2c
@@ -205,7 +207,8 @@ def _layers(self: ActivationStats):
 def _is_layer(module, inp, a):
     "Has it parameters, or is it an activation function?"
     if next(module.parameters(), None) is not None: return True
-    if isinstance(module, (nn.Identity, nn.Flatten, nn.Unflatten)) or 'Dropout' in type(module).__name__: return False
+    if isinstance(module, (nn.Identity, nn.Flatten, nn.Unflatten)) or 'Dropout' in type(module).__name__:
+        return False
     return len(inp) > 0 and isinstance(inp[0], torch.Tensor) and inp[0].shape == a.shape
 
 # %% ../nbs/09_cuda_hooks.ipynb #ca094b4f
@@ -244,7 +247,8 @@ def share(self: ActivationStats,
 ) -> dict:     # a layer's name → a tensor with a share for each time
     "The share of each layer's activations in lo ≤ a < hi. `ValueError` for bounds that are no edges of bins."
     i, j = _edge(lo), _edge(hi)
-    return {name: counts[:, i:j].sum(1)/counts.sum(1) for name, counts in self._columns(slice(3, None)).items()}
+    return {name: counts[:, i:j].sum(1)/counts.sum(1)
+            for name, counts in self._columns(slice(3, None)).items()}
 
 # %% ../nbs/09_cuda_hooks.ipynb #fc7b630a
 def _lines(ax, batches, values, ylabel, style='-', legend=False):
@@ -280,7 +284,8 @@ def plot_means_stds(self: ActivationStats,
 def plot_near_zero(self: ActivationStats,
     ax=None, # matplotlib axes; None: a new figure
 ):           # the axes
-    "Each layer's share of activations near zero, |a| < 0.25, over the training; dotted, its share of dead units."
+    """Each layer's share of activations near zero, |a| < 0.25, over the training; dotted, its share of dead
+    units."""
     near_zero = self.near_zero
     ax = _axes(ax, 1, (6, 2.8), ncols=1)[0]
     _lines(ax, self.batches, self.dead, 'share', style=':')
@@ -306,7 +311,8 @@ def plot_hists(self: ActivationStats,
     high: float = 10,       # highest value shown
     bins: int = 40,         # rows of an image; (high − low)/bins should be a multiple of 0.05
 ):                          # the axes
-    "Each layer's histogram over the training as an image: a column for each time, brighter where log(1 + count) is larger."
+    """Each layer's histogram over the training as an image: a column for each time, brighter where log(1 +
+    count) is larger."""
     hists = self.hists
     own, n = axs is None, len(hists)
     # two wide images in a row: a pixel or more for each batch
@@ -326,7 +332,8 @@ def _check_09_1(answer):
         "Its parts run in another order than they were made in, one of them twice."
         def __init__(self):
             super().__init__()
-            self.last, self.act, self.first = nn.Linear(6, 2), nn.ReLU(), nn.Sequential(nn.Flatten(), nn.Linear(4, 6))
+            self.last, self.act, self.first = nn.Linear(6, 2), nn.ReLU(), nn.Sequential(
+                nn.Flatten(), nn.Linear(4, 6))
         def forward(self, x): return self.act(self.last(self.act(self.first(x))))
 
     def n_hooks(): return sum(len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules())
@@ -347,7 +354,9 @@ def _check_09_2(answer):
     with answer(layer, -0.5, 1.) as hook:
         if not isinstance(hook, Hook): return f'it returns a {type(hook).__name__}; a Hook is expected'
         held = layer(x)
-    if not near(held, before.clamp(-0.5, 1.)): return f'the outputs lie between {held.min():.3g} and {held.max():.3g}; between −0.5 and 1 they should be as they were'
+    if not near(held, before.clamp(-0.5, 1.)):
+        return (f'the outputs lie between {held.min():.3g} and {held.max():.3g}; between −0.5 and 1 they '
+                'should be as they were')
     if not near(layer(x), before): return 'after the block the outputs are still changed'
 
 # %% ../nbs/09_cuda_hooks.ipynb #34b6123f
@@ -365,6 +374,8 @@ def _check_09_3(answer):
         warnings.filterwarnings('ignore', 'Full backward hook')
         got = torch.tensor([float(v) for v in answer(model, nn.functional.cross_entropy, xb, yb)])
     if near(got, right.flip(0)): return 'these are the norms from the last part to the first'
-    if not near(got, right): return f'it answers {[f"{v:.4g}" for v in got.tolist()]}; {[f"{v:.4g}" for v in right.tolist()]} is right'
+    if not near(got, right):
+        return (f'it answers {[f"{v:.4g}" for v in got.tolist()]}; {[f"{v:.4g}" for v in right.tolist()]} is '
+                'right')
     left = sum(len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules())
     if left: return f'{left} hooks are left on the model'

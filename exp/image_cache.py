@@ -37,7 +37,8 @@ def image_of_numbers(item):
     a = image_array(item) if item.ndim in (2, 3) else np.asarray(item)
     known = a.dtype.kind in 'bf' or a.dtype.kind == 'u' and a.dtype.itemsize <= 2
     if not a.size or not known or a.ndim not in (2, 3) or a.ndim == 3 and a.shape[2] not in (2, 3, 4):
-        raise TypeError(f'an array of {item.dtype} with shape {tuple(item.shape)} is no image; bytes or floats h×w×3 are')
+        raise TypeError(f'an array of {item.dtype} with shape {tuple(item.shape)} is no image; bytes or '
+                        'floats h×w×3 are')
     return Image.fromarray(as_bytes(a))
 
 def is_one_image(array):
@@ -65,7 +66,8 @@ def as_mode(im, mode):
 
 # %% ../nbs/13b_image_cache.ipynb #a295790c
 class ImageError(ValueError):
-    "A file or bytes that are no image, or a damaged one: the message names it, `reason` is what its reader says."
+    """A file or bytes that are no image, or a damaged one: the message names it, `reason` is what its reader
+    says."""
 
 # %% ../nbs/13b_image_cache.ipynb #324fb7a0
 BYTES = bytes, bytearray, memoryview
@@ -95,11 +97,14 @@ def open_image(item, path='.'):
     if isinstance(item, (torch.Tensor, np.ndarray)): return image_of_numbers(item)
     if isinstance(item, (str, os.PathLike)): item = user_path(item, path)
     elif not isinstance(item, (Image.Image, *BYTES)) and not hasattr(item, 'read'):
-        raise TypeError(f'a {type(item).__name__} is no image; give a path, bytes, an open file, an array or a PIL image')
+        raise TypeError(f'a {type(item).__name__} is no image; give a path, bytes, an open file, an array or '
+                        'a PIL image')
     try:
         if isinstance(item, Image.Image):
-            if item.format != 'JPEG' or getattr(item, 'fp', None) is None: return ImageOps.exif_transpose(item)
-            item = item.fp   # not decoded yet: we open the file anew, since a draft would change the caller's image
+            if item.format != 'JPEG' or getattr(item, 'fp', None) is None:
+                return ImageOps.exif_transpose(item)
+            # not decoded yet: we open the file anew, since a draft would change the caller's image
+            item = item.fp
         im = Image.open(io.BytesIO(read_bytes(item)))
     except FileNotFoundError: raise FileNotFoundError(f'{item} does not exist') from None
     except Exception as e: raise image_error(item, e) from None   # PIL's readers raise all kinds of errors
@@ -129,7 +134,8 @@ def verify_images(
     workers: int|None = None # threads; None: as many as there are cores
 ) -> list:                   # pairs (path, reason)
     "Open and decode every image as a data set does, with a progress bar, and list the broken ones."
-    if isinstance(files, (str, Path)): raise TypeError(f'files is {files!r}; a list of paths is expected, as of get_files')
+    if isinstance(files, (str, Path)):
+        raise TypeError(f'files is {files!r}; a list of paths is expected, as of get_files')
     images = files if hasattr(files, 'open') else SimpleNamespace(open=open_image, mode='RGB')
     files = [Path(f) if isinstance(f, str) else f for f in list_of(files, is_one_image)]
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:   # decoding leaves the interpreter's lock
@@ -137,7 +143,8 @@ def verify_images(
     return [(f, e.reason) for f, e in zip(files, found) if e]
 
 # %% ../nbs/13b_image_cache.ipynb #b6a8cfe0
-FAST = torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512')   # where PyTorch's kernel is faster than PIL's
+# where PyTorch's kernel is faster than PIL's
+FAST = torch.backends.cpu.get_cpu_capability() in ('AVX2', 'AVX512')
 
 def ask_for_draft(im, size):
     "Let a JPEG that we opened, and is not decoded yet, come at a part of its size, at least (width, height)."
@@ -158,7 +165,8 @@ def resized(im, size):
 
 # %% ../nbs/13b_image_cache.ipynb #39e195a0
 def resize_into(out, ims, size):
-    "RGB images as bytes n×3×h×w, written into the array `out`; each leaves the list `ims` once it is decoded."
+    """RGB images as bytes n×3×h×w, written into the array `out`; each leaves the list `ims` once it is
+    decoded."""
     places = {}
     for i, im in enumerate(ims):
         ask_for_draft(im, size[::-1])
@@ -192,7 +200,8 @@ def check_memory(size, shared):
 
 # %% ../nbs/13b_image_cache.ipynb #9f98d0ac
 class ItemCache:
-    "Items as tensors, kept as they are before the first random transform, each from the first time it is asked for."
+    """Items as tensors, kept as they are before the first random transform, each from the first time it is
+    asked for."""
     def __init__(self, ds, shared):
         x, _ = ds.early(0)
         self.ds, self.pil = ds, isinstance(x, Image.Image)
@@ -200,7 +209,8 @@ class ItemCache:
         self.no_others = ds.y is None or self.y is not None
         x = self.tensor(x)
         check_memory(len(ds)*x.nbytes, shared)
-        self.x, self.done = torch.empty(len(ds), *x.shape, dtype=x.dtype), torch.zeros(len(ds), dtype=torch.bool)
+        self.x, self.done = torch.empty(len(ds), *x.shape,
+                                        dtype=x.dtype), torch.zeros(len(ds), dtype=torch.bool)
         if shared:
             for t in (self.x, self.done): t.share_memory_()
 

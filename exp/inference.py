@@ -21,7 +21,8 @@ from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
 from .callbacks import Callback, TrainEvalCallback, call_model
 from .checkpoints import check_weights, put_loss, shape_of, weights_for
-from .core import (exercise, get_grid, is_items, load_state, patch, save_state, to_cpu, to_device, tree_children,
+from .core import (exercise, get_grid, is_items, load_state, patch, save_state, to_cpu, to_device,
+                      tree_children,
                       tree_leaves, tree_like, user_path)
 from .specs import from_spec, to_spec
 from .data_block import ImageList, LabeledData
@@ -50,11 +51,14 @@ class Predictor:
     loss_func: Callable # of which it needs activation and decode
 
     item_data = property(lambda self: getattr(self.data, 'item_data', None),
-                         doc='How items are opened and transformed, and targets named; None without an item list.')
-    device = property(lambda self: next((p.device for p in self.model.parameters()), 'cpu'), doc='Where the model is.')
+                         doc='How items are opened and transformed, and targets named; None without an item '
+                         'list.')
+    device = property(lambda self: next((p.device for p in self.model.parameters()), 'cpu'),
+                      doc='Where the model is.')
 
     def predict(self,
-        item, # what the item list reads: a path, bytes, a PIL image, …; without an item list, an x of the data set
+        # what the item list reads: a path, bytes, a PIL image, …; without an item list, an x of the data set
+        item,
     ) -> Prediction:
         "The answer for one item: (label, target, probs)."
         return self.predict_batch([item])[0]
@@ -83,7 +87,8 @@ def _own_predictor(self: Learner):
 
 # %% ../nbs/16c_inference.ipynb #aa9f5a15
 class _Collect(Callback):
-    """Asks a `Predictor` about each batch, and keeps what functions of the runner, by name, make of it, on the CPU.
+    """Asks a `Predictor` about each batch, and keeps what functions of the runner, by name, make of it, on
+    the CPU.
 
     It waits for the device."""
     order = -95   # what casts an answer comes later
@@ -97,7 +102,8 @@ class _Collect(Callback):
 
     def after_batch(self):
         if self.over != 'batch': return   # it failed
-        if self.items is None and not (isinstance(self.dl, (list, tuple)) or getattr(self.dl, 'keeps_order', False)):
+        if (self.items is None and not (isinstance(self.dl, (list, tuple))
+                                        or getattr(self.dl, 'keeps_order', False))):
             raise TypeError(f'a {type(self.dl).__name__} does not say which items its batches hold; '
                             'give a DataLoader of a data set with __getitem__')
         self.places += self.items or ()
@@ -106,7 +112,8 @@ class _Collect(Callback):
     def joined(self, name):
         "All that was kept under a name, in the order of the items."
         b, places = join_batches(self.kept[name]), self.places
-        return b if places == sorted(places) else pick_rows(b, sorted(range(len(places)), key=places.__getitem__))
+        return (b if places == sorted(places)
+                else pick_rows(b, sorted(range(len(places)), key=places.__getitem__)))
 
 # %% ../nbs/16c_inference.ipynb #b3f74a07
 def join_batches(parts):
@@ -155,7 +162,8 @@ def _item_shape(data):
     if not hasattr(data, 'item_shape'):
         ds, data.item_shape = data.valid_ds if data.train_ds is None else data.train_ds, None
         with undisturbed(), suppress(Exception):   # a stream has no first item
-            if not isinstance(ds, LabeledData): data.item_shape = tuple(tree_leaves(as_columns(ds[0][0]))[0].shape)
+            if not isinstance(ds, LabeledData):
+                data.item_shape = tuple(tree_leaves(as_columns(ds[0][0]))[0].shape)
     return data.item_shape
 
 def _as_x(item, shape):
@@ -213,17 +221,20 @@ def _unwrapped(model):
 
 @patch
 def predictor(self: Learner) -> Predictor:
-    """A `Predictor` of a copy of model, loss and transforms as they are now, without callbacks: it answers in full precision.
+    """A `Predictor` of a copy of model, loss and transforms as they are now, without callbacks: it answers in
+    full precision.
 
     `RuntimeError` within a fit."""
     with self.asking():
         own, old = self._own_predictor(), self.data
-        given = [partial(cb.tfm) for cb in self.cbs if isinstance(cb, BatchTransform) and not cb.transforms_batches]
+        given = [partial(cb.tfm) for cb in self.cbs if isinstance(cb, BatchTransform)
+                 and not cb.transforms_batches]
         for f in given: f.on, f.order = getattr(f.func, 'on', None), math.inf   # after the data's own
         data = DataBunch(None, batch_tfms=([], [*old.batch_tfms[1], *given]), c=old.c, classes=old.classes)
         data.kind, data.item_shape = old.kind, _item_shape(old)
         if (ds := own.item_data) is not None:
-            data.item_data = LabeledData(ds.x.new([]), None if ds.y is None else ds.y.new([]), ds.tfms, ds.tfm_y)
+            data.item_data = LabeledData(ds.x.new([]), None if ds.y is None else ds.y.new([]), ds.tfms,
+                                         ds.tfm_y)
         own = copy.deepcopy(replace(own, model=_unwrapped(self.model), data=data))
     own.model.eval()
     return own
@@ -243,12 +254,15 @@ def predict_batch(self: Learner,
 @patch
 def _is_still(self: Learner):
     "Is there no pass or training that an answer could disturb, and no callback that has a say in it?"
-    if self.data.train_dl is not None or self.fitting or any(m.training for m in self.model.modules()): return False
-    return all(isinstance(cb, (TrainEvalCallback, DeviceCallback)) or cb.transforms_batches for cb in self.looking())
+    if self.data.train_dl is not None or self.fitting or any(m.training for m in self.model.modules()):
+        return False
+    return all(isinstance(cb, (TrainEvalCallback, DeviceCallback)) or cb.transforms_batches
+               for cb in self.looking())
 
 @patch
 def predict(self: Learner,
-    item, # what the item list reads: a path, bytes, a PIL image, …; without an item list, an x of the data set
+    # what the item list reads: a path, bytes, a PIL image, …; without an item list, an x of the data set
+    item,
 ) -> Prediction:
     """The answer for one item: (label, target, probs). Threads may ask at once.
 
@@ -258,7 +272,8 @@ def predict(self: Learner,
 # %% ../nbs/16c_inference.ipynb #8b294dba
 @patch
 def _show_batch(self: Learner, batch, n, imsize, notes=None):
-    "Items with truth and prediction: in words above each, or, for targets that lie on the image, side by side."
+    """Items with truth and prediction: in words above each, or, for targets that lie on the image, side by
+    side."""
     own, data, decode = self._own_predictor(), self.data, loss_parts(self.loss_func).decode
     collect = _Collect(own, xs=lambda run: data.decode_batch(run.xb), ys=lambda run: run.yb,
                        answers=lambda run: decode(run.pred))
@@ -268,7 +283,8 @@ def _show_batch(self: Learner, batch, n, imsize, notes=None):
     beside = y_list is not None and y_list.spatial
     fig, axs = get_grid(2*len(rows) if beside else len(rows), ncols=4 if beside else None, imsize=imsize)
     if beside:
-        sides = [(x, *side) for x, y, answer, note in rows for side in ((y, 'truth'), (answer, f'prediction {note}'))]
+        sides = [(x, *side) for x, y, answer, note in rows
+                 for side in ((y, 'truth'), (answer, f'prediction {note}'))]
         for ax, (x, target, title) in zip(axs, sides):
             x_list.show(x, ax, title=title)
             if target is not None: y_list.show(target, ax)
@@ -294,8 +310,10 @@ def show_results(self: Learner,
 def top_losses(self: Learner,
     k: int = 9,  # how many
     dl='valid',  # 'valid', 'train', 'test', or a loader
-):               # a data frame with a row for each: item, loss, truth, prediction, and its file where it is one
-    "The items with the largest losses. `ValueError` without targets, or for a loss that cannot give each item a value."
+# a data frame with a row for each: item, loss, truth, prediction, and its file where it is one
+):
+    """The items with the largest losses. `ValueError` without targets, or for a loss that cannot give each
+    item a value."""
     import pandas as pd
     own, decode = Predictor(self.model, self.data, self.loss_func), loss_parts(self.loss_func).decode
     collect = _Collect(own, losses=lambda run: item_losses(run.loss_func, run.pred, run.need_targets()),
@@ -304,7 +322,8 @@ def top_losses(self: Learner,
     losses, answers, targets = map(collect.joined, collect.kept)
     places, ds = sorted(collect.places) or range(len(losses)), dataset_of(dl)
     rows = [{'item': places[i], 'loss': losses[i].item(), 'truth': own.text(pick_rows(targets, i)),
-             'prediction': own.text(pick_rows(answers, i))} for i in losses.topk(min(k, len(losses))).indices.tolist()]
+             'prediction': own.text(pick_rows(answers, i))}
+            for i in losses.topk(min(k, len(losses))).indices.tolist()]
     if isinstance(ds, LabeledData) and isinstance(ds.x.items[0], (str, Path)):
         for row in rows: row['file'] = ds.x.name_of(Path(ds.x.items[row['item']]))
     return pd.DataFrame(rows)
@@ -315,7 +334,8 @@ def plot_top_losses(self: Learner,
     dl='valid',          # 'valid', 'train', 'test', or a loader
     imsize: float = 1.8, # inches for each
 ):
-    "The items with the largest losses, with truth, prediction and loss. `TypeError` for a loader whose items have no places."
+    """The items with the largest losses, with truth, prediction and loss. `TypeError` for a loader whose
+    items have no places."""
     with self.asking(dl) as dl:
         if not isinstance(dl, (DataLoader, torch.utils.data.DataLoader)):
             raise TypeError(f'the items of a {type(dl).__name__} have no places; give a DataLoader')
@@ -332,7 +352,8 @@ class _Confusions(Callback):
         if self.over != 'batch': return   # it failed
         both = [_classes_at(t) for t in (self.run.need_targets(), self.decode(self.pred))]
         if any(t is None for t in both) or both[0].shape != both[1].shape:
-            raise ValueError('a confusion matrix needs one class for each item or position, as a target and as an answer')
+            raise ValueError('a confusion matrix needs one class for each item or position, as a target and '
+                             'as an answer')
         counted = which_count(self.loss_func, both[0], both[0])
         keep = (both[0] >= 0) & (True if counted is None else counted)   # below 0 there is no class
         targets, answers = (t[keep] for t in both)
@@ -341,23 +362,27 @@ class _Confusions(Callback):
         self.counts = grown + (targets*c + answers).bincount(minlength=c*c).view(c, c)
 
 def _classes_at(t):
-    """A class for each item or position, int64, of whole numbers, which may be floats, or bools for one yes or no.
+    """A class for each item or position, int64, of whole numbers, which may be floats, or bools for one yes
+    or no.
 
     None for anything else."""
     if not isinstance(t, torch.Tensor) or not torch.equal(t, t.long().to(t.dtype)): return None
     t = to_cpu(t.squeeze(1) if t.shape[1:] == (1,) else t)
-    return None if t.ndim == 2 and t.dtype not in (torch.int64, torch.int32, torch.uint8) else t.long()   # several yes or no
+    # several yes or no
+    return None if t.ndim == 2 and t.dtype not in (torch.int64, torch.int32, torch.uint8) else t.long()
 
 @patch
 def confusion_matrix(self: Learner,
     dl='valid', # 'valid', 'train', 'test', or a loader
 ):              # a data frame of counts, a row for each class, a column for each prediction
-    """How often items, or positions of masks, of each class are taken for each other; yes and no of one logit are the classes 1 and 0.
+    """How often items, or positions of masks, of each class are taken for each other; yes and no of one logit
+    are the classes 1 and 0.
 
     Targets that the loss ignores are left out. `ValueError` unless each item or position has one class."""
     import pandas as pd
     classes = self.data.classes
-    confusions = _Confusions(loss_parts(self.loss_func).decode, self.data.c or 2 if classes is None else len(classes))
+    confusions = _Confusions(loss_parts(self.loss_func).decode,
+                             self.data.c or 2 if classes is None else len(classes))
     with self.asking(dl) as dl: self.look(self.in_order(dl), confusions)
     c = len(confusions.counts)
     names = range(c) if classes is None or len(classes) < c else classes
@@ -381,7 +406,8 @@ def plot_confusion_matrix(self: Learner,
         ax.text(j, i, counts[i, j], ha='center', va='center', fontsize=7, color=color)
     ax.set(xlabel='prediction', ylabel='truth', xticks=range(n), yticks=range(n))
     ax.set_yticklabels(table.index, parse_math=False)
-    ax.set_xticklabels(table.columns, rotation=90 if max(len(str(c)) for c in table.columns) > 2 else 0, parse_math=False)
+    ax.set_xticklabels(table.columns, rotation=90 if max(len(str(c)) for c in table.columns) > 2 else 0,
+                       parse_math=False)
     return ax
 
 # %% ../nbs/16c_inference.ipynb #7d33bf2d
@@ -389,18 +415,23 @@ def plot_confusion_matrix(self: Learner,
 def summary(self: Learner,
     train: bool = True, # of a batch of the training set, or of the validation set
 ):                      # a data frame with a row for each layer, and one for `all`
-    "The layers in the order in which they run: output's shape, parameters, those that learn, and the bytes of a batch's output."
+    """The layers in the order in which they run: output's shape, parameters, those that learn, and the bytes
+    of a batch's output."""
     import pandas as pd
     rows, seen, named = [], set(), {}
     for name, m in self.model.named_modules():
         if not list(m.children()) or list(m.parameters(recurse=False)): named[m] = name
     def row(hook, m, inp, outp):
-        outp, params = tree_leaves(outp), [p for p in m.parameters(recurse=False) if id(p) not in seen]   # shared ones count once
+        # shared ones count once
+        outp, params = tree_leaves(outp), [p for p in m.parameters(recurse=False) if id(p) not in seen]
         seen.update(map(id, params))
-        theirs = {t.untyped_storage().data_ptr() for t in tree_leaves(inp)}   # a view, or an activation in place, takes none of its own
+        # a view, or an activation in place, takes none of its own
+        theirs = {t.untyped_storage().data_ptr() for t in tree_leaves(inp)}
         size = sum(t.nbytes for t in outp if t.untyped_storage().data_ptr() not in theirs)
-        rows.append({'layer': named[m], 'type': type(m).__name__, 'shape': tuple(outp[0].shape) if outp else (),
-                     'parameters': sum(p.numel() for p in params), 'trainable': sum(p.numel() for p in params if p.requires_grad),
+        rows.append({'layer': named[m], 'type': type(m).__name__,
+                     'shape': tuple(outp[0].shape) if outp else (),
+                     'parameters': sum(p.numel() for p in params),
+                     'trainable': sum(p.numel() for p in params if p.requires_grad),
                      'bytes': 0 if list(m.children()) else size})
     with self.asking('train' if train else 'valid') as dl, Hooks(list(named), row):
         self.look([(first_batch(dl)[0][0], None)], None)
@@ -411,8 +442,10 @@ def summary(self: Learner,
 
 # %% ../nbs/16c_inference.ipynb #fd025514
 def _outline(m):
-    changed = ['forward' in vars(part) or bool(part._forward_hooks or part._forward_pre_hooks) for part in m.modules()]
-    return {k: shape_of(v) for k, v in m.state_dict().items()}, [name for name, _ in m.named_parameters()], repr(m), changed
+    changed = ['forward' in vars(part) or bool(part._forward_hooks or part._forward_pre_hooks)
+               for part in m.modules()]
+    return {k: shape_of(v)
+            for k, v in m.state_dict().items()}, [name for name, _ in m.named_parameters()], repr(m), changed
 
 def _spec_or_name(o, what):
     "What `from_spec` reads or, with a warning, the name of what it could not make again."
@@ -430,17 +463,22 @@ def _spec_or_name(o, what):
 def export(self: Learner,
     path='export.pth', # a file, in the learner's folder unless the path says otherwise
 ) -> Path:
-    """Write one file with all that `predict` needs: weights, classes and means, network, transforms and loss as names and plain arguments.
+    """Write one file with all that `predict` needs: weights, classes and means, network, transforms and loss
+    as names and plain arguments.
 
-    Warns where the network or the loss has parts that are not registered; `TypeError` that names a transform or item list that is not."""
+    Warns where the network or the loss has parts that are not registered; `TypeError` that names a transform
+    or item list that is not."""
     path, data, model = user_path(path, self.path), self.data, _unwrapped(self.model)
     ds = getattr(data, 'item_data', None)
     try:
         items = None if ds is None else ds.state()
-        tfms = [{'tfm': to_spec(getattr(t, 'tfm', t)), 'placed': isinstance(t, OnBatch)} for t in data.batch_tfms[1]]
+        tfms = [{'tfm': to_spec(getattr(t, 'tfm', t)), 'placed': isinstance(t, OnBatch)}
+                for t in data.batch_tfms[1]]
     except TypeError as e:
-        raise TypeError(f'export writes item lists and transforms by name: {e}, in a module imported before load_learner') from None
-    save_state(path, {'kind': 'exp learner 1', 'model': model.state_dict(), 'architecture': _spec_or_name(model, 'model'),
+        raise TypeError(f'export writes item lists and transforms by name: {e}, in a module imported before '
+                        'load_learner') from None
+    save_state(path, {'kind': 'exp learner 1', 'model': model.state_dict(),
+                      'architecture': _spec_or_name(model, 'model'),
                       'loss': _spec_or_name(self.loss_func, 'loss_func'), 'loss_state': self.loss_state(),
                       'item_shape': _item_shape(data), 'items': items, 'batch_tfms': tfms,
                       'classes': None if data.classes is None else list(data.classes), 'c': data.c})
@@ -449,7 +487,8 @@ def export(self: Learner,
 # %% ../nbs/16c_inference.ipynb #a6a6746e
 def load_learner(
     path,            # a file of `Learner.export`
-    model=None,      # the network, where a class in it is neither PyTorch's nor registered (`exp.specs.register`)
+    # the network, where a class in it is neither PyTorch's nor registered (`exp.specs.register`)
+    model=None,
     *,
     loss_func=None,  # the loss, where it is not registered
 ) -> Learner:
@@ -488,7 +527,8 @@ def _data_from(state, loss_func):
         tfm = from_spec(t['tfm'])
         if isinstance(tfm, Normalize): data.normalize((tfm.mean, tfm.std))   # as it was added there
         else:
-            for tfms in data.batch_tfms: tfms.append(OnBatch(as_transform(tfm), place, kind) if t['placed'] else tfm)
+            for tfms in data.batch_tfms:
+                tfms.append(OnBatch(as_transform(tfm), place, kind) if t['placed'] else tfm)
     return data
 
 def load_predictor(
@@ -506,12 +546,14 @@ def _check_16_3(answer):
     import pandas as pd
     names = ['cat', 'dog', 'fox']
     counts = [[50, 3, 0], [7, 40, 1], [0, 2, 60]]
-    table = pd.DataFrame(counts, index=pd.Index(names, name='truth'), columns=pd.Index(names, name='prediction'))
+    table = pd.DataFrame(counts, index=pd.Index(names, name='truth'),
+                         columns=pd.Index(names, name='prediction'))
     want = [('dog', 'cat', 7), ('cat', 'dog', 3), ('fox', 'dog', 2), ('dog', 'fox', 1)]
     for k in (1, 2, 4, 9):
         got = [tuple(row) for row in answer(table.copy(), k)]
         if any(t == p for t, p, *_ in got): return 'the diagonal holds what is right, not errors'
-        if got and got[0][:2] == ('cat', 'dog'): return 'it answers cats taken for dogs first; a row is the truth, so 7 dogs were taken for cats'
+        if got and got[0][:2] == ('cat', 'dog'):
+            return 'it answers cats taken for dogs first; a row is the truth, so 7 dogs were taken for cats'
         if any(len(row) != 3 for row in got): return 'each error should be (truth, prediction, count)'
         if any(row[2] == 0 for row in got): return 'it lists errors that never happened'
         if got != want[:k]: return f'for k = {k} it answers {got}; {want[:k]} is right'

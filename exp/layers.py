@@ -44,7 +44,8 @@ class GeneralRelu(nn.Module):
     negative_slope = property(lambda self: self.leak or 0., doc='As of `nn.LeakyReLU`.')
 
 # %% ../nbs/10_layers.ipynb #f8f31899
-GeneralRelu._spec_args = property(lambda self: dict(leak=self.leak, sub=self.sub, maxv=self.maxv), lambda self, made_with: None)
+GeneralRelu._spec_args = property(lambda self: dict(leak=self.leak, sub=self.sub, maxv=self.maxv),
+                                  lambda self, made_with: None)
 
 # %% ../nbs/10_layers.ipynb #e829057d
 @patch
@@ -54,12 +55,14 @@ def _save_to_state_dict(self: GeneralRelu, destination, prefix, keep_vars):
     if self.sub is not None: destination[prefix + 'sub'] = torch.tensor(float(self.sub), dtype=torch.float32)
 
 @patch
-def _load_from_state_dict(self: GeneralRelu, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+def _load_from_state_dict(self: GeneralRelu, state_dict, prefix, local_metadata, strict, missing_keys,
+                          unexpected_keys, error_msgs):
     "Take `sub` from the state; report it missing if this module has one."
     sub = state_dict.pop(prefix + 'sub', None)
     if sub is not None: self.sub = sub.item()
     elif self.sub is not None: missing_keys.append(prefix + 'sub')
-    nn.Module._load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+    nn.Module._load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys,
+                                    unexpected_keys, error_msgs)
 
 # %% ../nbs/10_layers.ipynb #3e8f1d66
 def conv_layer(
@@ -102,7 +105,8 @@ class Lambda(nn.Module):
 _WEIGHTED = nn.Linear, nn.modules.conv._ConvNd   # _ConvNd: all convolutions, transposed ones too
 
 def _in_order(module):
-    "The layers in `module` in the order in which they run, as far as nn.Sequential tells; None where it cannot be seen."
+    """The layers in `module` in the order in which they run, as far as nn.Sequential tells; None where it
+    cannot be seen."""
     children = list(module.children())
     if not children or isinstance(module, _WEIGHTED): return [module]
     gap = [] if getattr(type(module), 'forward', None) is nn.Sequential.forward else [None]
@@ -146,12 +150,15 @@ def init_cnn(
 # %% ../nbs/10_layers.ipynb #923e4479
 @exercise('10.1')
 def _check_10_1(answer):
-    if not near(answer(0., 0., 1.), 1/math.sqrt(2*math.pi)): return f'for a ReLU and standard normal inputs it answers {answer(0., 0., 1.)}; 1/√(2π) is right'
+    if not near(answer(0., 0., 1.), 1/math.sqrt(2*math.pi)):
+        return f'for a ReLU and standard normal inputs it answers {answer(0., 0., 1.)}; 1/√(2π) is right'
     for leak, mu, sigma in ((0.1, 0., 1.), (0., 0., 2.), (0., 1., 1.), (0.2, -0.5, 1.5), (1., 0.7, 2.)):
         z = torch.linspace(-12, 12, 400_001, dtype=torch.float64)
         density = torch.exp(-z**2/2)/math.sqrt(2*math.pi)
         right = torch.trapezoid(F.leaky_relu(mu + sigma*z, leak)*density, z)
-        if not near(answer(leak, mu, sigma), right, 1e-4): return f'for leak {leak}, mu {mu} and sigma {sigma} it answers {float(answer(leak, mu, sigma)):.4f}; the mean there is {right:.4f}'
+        if not near(answer(leak, mu, sigma), right, 1e-4):
+            return (f'for leak {leak}, mu {mu} and sigma {sigma} it answers '
+                    f'{float(answer(leak, mu, sigma)):.4f}; the mean there is {right:.4f}')
 
 # %% ../nbs/10_layers.ipynb #75a2ae9d
 @exercise('10.2')
@@ -160,9 +167,11 @@ def _check_10_2(answer):
     x = torch.randn(2, 3, 4, 5, requires_grad=True)
     before = x.detach().clone()
     y = conv_layer(3, 8, act=answer).act(x)
-    if y.shape != (2, 6, 4, 5): return f'an input of 2×3×4×5 becomes {"×".join(map(str, y.shape))}; 2×6×4×5 is right'
+    if y.shape != (2, 6, 4, 5):
+        return f'an input of 2×3×4×5 becomes {"×".join(map(str, y.shape))}; 2×6×4×5 is right'
     if not near(y[:, :3], before.relu()): return 'the first channels should be the positive parts'
-    if not near(y[:, 3:], (-before).relu()): return 'the last channels should be the positive parts of the negated input'
+    if not near(y[:, 3:], (-before).relu()):
+        return 'the last channels should be the positive parts of the negated input'
     if not near(x.detach(), before): return 'it changes its input'
     (y[:, :3] - y[:, 3:]).sum().backward()
     if not near(x.grad, torch.ones_like(x)): return 'the gradient does not reach its input as it should'
@@ -170,7 +179,9 @@ def _check_10_2(answer):
 # %% ../nbs/10_layers.ipynb #4eea19d5
 @exercise('10.3')
 def _check_10_3(answer):
-    def build(): return nn.Sequential(conv_layer(1, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 10)))
+    def build():
+        return nn.Sequential(conv_layer(1, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                             nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 10)))
     model = build()
     if answer(model) is not model: return 'it should answer the model that it was given'
     x, y = torch.randn(20, 1, 28, 28), torch.arange(20) % 10

@@ -20,7 +20,8 @@ from .callbacks import (AvgStats, Callback, Recorder, Runner, TrainEvalCallback,
 from .core import check_choice, exercise, listify, patch, user_path
 from .data_block import LabeledData
 from .workers import Batch
-from .dataloader import (BatchSampler, DataLoader, Dataset, Sampler, TransformedDataset, as_bunch, check_loader,
+from .dataloader import (BatchSampler, DataLoader, Dataset, Sampler, TransformedDataset, as_bunch,
+                            check_loader,
                             dataset_of, drawn_order, make_data)
 from .hooks import BatchTransform, DeviceCallback
 from .losses import check_same_shape
@@ -33,9 +34,11 @@ from .snapshots import undisturbed
 # %% ../nbs/16_learner.ipynb #9ef70e48
 class _DataTransform(Callback):
     "Passes each batch through the transforms of whatever `data` the runner has then."
-    name, order, transforms_batches = 'batch_transform', BatchTransform.order, True   # what `Runner` looks for
+    # what `Runner` looks for
+    name, order, transforms_batches = 'batch_transform', BatchTransform.order, True
     def before_batch(self):
-        self.run.xb, self.run.yb = self.data.transform_batch(self.xb, self.yb, train=self.in_train, items=self.items)
+        self.run.xb, self.run.yb = self.data.transform_batch(self.xb, self.yb, train=self.in_train,
+                                                             items=self.items)
 
 # %% ../nbs/16_learner.ipynb #8dc0d722
 class _TrainEval(TrainEvalCallback):
@@ -49,7 +52,8 @@ def _comforts(cbs, metrics):
     "The callbacks that a learner has by itself, but for those whose kind is among `cbs`."
     if metrics and any(isinstance(cb, AvgStats) for cb in cbs):
         raise ValueError('give metrics=… or an AvgStats among the callbacks, not both')
-    kinds = {TrainEvalCallback: _TrainEval, DeviceCallback: DeviceCallback, Recorder: Recorder, Progress: Progress,
+    kinds = {TrainEvalCallback: _TrainEval, DeviceCallback: DeviceCallback, Recorder: Recorder,
+             Progress: Progress,
              AvgStats: partial(AvgStats, *metrics)}
     own = [make() for kind, make in kinds.items() if not any(isinstance(cb, kind) for cb in cbs)]
     return own if any(getattr(cb, 'transforms_batches', False) for cb in cbs) else [*own, _DataTransform()]
@@ -65,19 +69,24 @@ class Learner(Runner):
         opt_func=None,     # opt_func(groups, lr=lr) makes the optimizer; None: `adam_opt`
         lr: float = 1e-3,  # learning rate where a fit is given none
         wd: float|None = None, # weight decay, not of biases and norms; None: as `opt_func` has it
-        splitter=None,     # of the model: a list of layer groups, each a module, a parameter, or a list of these; None: one group
+        # of the model: a list of layer groups, each a module, a parameter, or a list of these; None: one
+        # group
+        splitter=None,
         metrics=(),        # functions of (pred, yb), or objects with `reset`, `update` and `compute`
-        cbs=None,          # callbacks for every fit; one of a kind that a learner has by itself takes its place
+        # callbacks for every fit; one of a kind that a learner has by itself takes its place
+        cbs=None,
         path='.',          # folder for files
     ):
         self.wd, self.splitter, self._frozen_norms = wd, splitter, ()
         self.metrics, self.path = listify(metrics), user_path(path)
         cbs = listify(cbs)
-        super().__init__(data, model, loss_func=loss_func, opt_func=adam_opt if opt_func is None else opt_func, lr=lr,
+        super().__init__(data, model, loss_func=loss_func,
+                         opt_func=adam_opt if opt_func is None else opt_func, lr=lr,
                          cbs=[*_comforts(cbs, self.metrics), *cbs])
         if splitter is not None: self.layer_groups()   # what is wrong with it shows here
 
-    history = property(lambda self: self.find(AvgStats).history, doc='The table of the last fit: a row for each epoch.')
+    history = property(lambda self: self.find(AvgStats).history,
+                       doc='The table of the last fit: a row for each epoch.')
 
     def quiet(self):
         "A `with` block in which no bars and tables are shown."
@@ -85,7 +94,8 @@ class Learner(Runner):
 
     def __repr__(self):
         groups = f', {len(self.layer_groups())} layer groups' if self.splitter else ''
-        return f'Learner({type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} parameters{groups})'
+        return (f'Learner({type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} '
+                f'parameters{groups})')
 
 # %% ../nbs/16_learner.ipynb #04a1953f
 ELEMENTWISE_LOSSES = F.mse_loss, F.l1_loss, F.huber_loss, F.smooth_l1_loss
@@ -93,7 +103,8 @@ ELEMENTWISE_CLASSES = nn.MSELoss, nn.L1Loss, nn.HuberLoss, nn.SmoothL1Loss
 
 @patch
 def get_loss(self: Learner):
-    "The loss of the batch. `ValueError` where an elementwise loss of PyTorch would broadcast predictions and targets."
+    """The loss of the batch. `ValueError` where an elementwise loss of PyTorch would broadcast predictions
+    and targets."""
     f = self.loss_func.func if isinstance(self.loss_func, partial) else self.loss_func
     if f in ELEMENTWISE_LOSSES or isinstance(f, ELEMENTWISE_CLASSES):
         check_same_shape(self.pred, self.yb, getattr(f, '__name__', type(f).__name__))
@@ -104,25 +115,30 @@ def _params_of(part):
     if isinstance(part, nn.Module): return list(part.parameters())
     if isinstance(part, torch.Tensor): return [part]
     if isinstance(part, (str, dict)) or not hasattr(part, '__iter__'):
-        raise TypeError(f'a layer group should be a module, a parameter, or a list of these, not a {type(part).__name__}')
+        raise TypeError('a layer group should be a module, a parameter, or a list of these, not a '
+                        f'{type(part).__name__}')
     return [p for o in part for p in _params_of(o)]
 
 @patch
 def layer_groups(self: Learner) -> list:   # lists of parameters, from the input to the output
-    "The model's parameters by layer group, as `splitter` says. `ValueError` if one is missing or comes twice."
+    """The model's parameters by layer group, as `splitter` says. `ValueError` if one is missing or comes
+    twice."""
     if self.splitter is None: return [list(self.model.parameters())]
-    groups = [list(dict.fromkeys(_params_of([part]))) for part in self.splitter(self.model)]   # tied weights once
+    # tied weights once
+    groups = [list(dict.fromkeys(_params_of([part]))) for part in self.splitter(self.model)]
     places = Counter(p for group in groups for p in group)
     for name, p in self.model.named_parameters():
         n = places.pop(p, 0)
-        if n != 1: raise ValueError(f'the splitter put {name} into {n} places; each parameter belongs to one group')
+        if n != 1:
+            raise ValueError(f'the splitter put {name} into {n} places; each parameter belongs to one group')
     if places: raise ValueError('the splitter gave a parameter that is not of the model')
     return [g for g in groups if g]   # a group without parameters is none
 
 # %% ../nbs/16_learner.ipynb #25c44b7a
 @patch
 def param_groups(self: Learner) -> list:   # of dicts with 'params' and 'layer'
-    "For each layer group the parameters that are decayed, and those that are not: biases, and weights of norm layers, which have one dimension."
+    """For each layer group the parameters that are decayed, and those that are not: biases, and weights of
+    norm layers, which have one dimension."""
     groups = [group for i, params in enumerate(self.layer_groups())
               for group in ({'params': [p for p in params if p.ndim > 1], 'layer': i},
                             {'params': [p for p in params if p.ndim <= 1], 'layer': i, 'weight_decay': 0.})]
@@ -131,9 +147,11 @@ def param_groups(self: Learner) -> list:   # of dicts with 'params' and 'layer'
 # %% ../nbs/16_learner.ipynb #3f7b8162
 @patch
 def rates(self: Learner,
-    lr, # one number for all, slice(low, high) from the first to the last by equal factors, slice(high), or a list
+    # one number for all, slice(low, high) from the first to the last by equal factors, slice(high), or a list
+    lr,
 ) -> list:
-    "A rate for each layer group. `ValueError` for a list of another length, or a slice that is no range of rates."
+    """A rate for each layer group. `ValueError` for a list of another length, or a slice that is no range of
+    rates."""
     n = len(self.layer_groups())
     if isinstance(lr, slice):
         low, high = (None if v is None else check_rate(v) for v in (lr.start, lr.stop))
@@ -150,7 +168,8 @@ def rates(self: Learner,
 @patch
 def _check_idle(self: Learner):
     if self.fitting:
-        raise RuntimeError('this was called within a fit; train with another Learner there, look at batches in a callback')
+        raise RuntimeError('this was called within a fit; train with another Learner there, look at batches '
+                           'in a callback')
 
 @patch
 def _ready_opt(self: Learner, lr):
@@ -161,7 +180,8 @@ def _ready_opt(self: Learner, lr):
 @patch
 def _decays(self: Learner, wd):
     "`wd` for each parameter group, but for those of biases and norms alone, which keep what they have."
-    return [g.get('weight_decay') if all(p.ndim <= 1 for p in g['params']) else wd for g in self.opt.param_groups]
+    return [g.get('weight_decay') if all(p.ndim <= 1 for p in g['params']) else wd
+            for g in self.opt.param_groups]
 
 # %% ../nbs/16_learner.ipynb #da264241
 @patch
@@ -171,9 +191,12 @@ def fit(self: Learner,
     cbs=None,     # callbacks for this fit alone
     *,
     wd=None,      # weight decay in this fit, not of biases and norms; None: the learner's
-    resume=None,  # path of a `Checkpoint` of this fit (exp.checkpoints), to go on from; True: that of the one among the callbacks
+    # path of a `Checkpoint` of this fit (exp.checkpoints), to go on from; True: that of the one among the
+    # callbacks
+    resume=None,
 ):
-    "Train for `epochs`, each with a validation pass. A resumed fit ends with the weights of one that was never broken off."
+    """Train for `epochs`, each with a validation pass. A resumed fit ends with the weights of one that was
+    never broken off."""
     cbs = listify(cbs)
     if wd is not None:
         self._ready_opt(lr)   # its groups say how many decays there are
@@ -185,17 +208,20 @@ def fit(self: Learner,
 @patch
 def fit_one_cycle(self: Learner,
     epochs: int,
-    lr=None,                    # the highest rate: a number, slice(low, high) over layer groups, or a list; None: the learner's
+    # the highest rate: a number, slice(low, high) over layer groups, or a list; None: the learner's
+    lr=None,
     *,
     pct_start: float = 0.25,    # the part of the fit in which it rises
     div: float = 25.,           # it begins at lr/div
     div_final: float = 1e5,     # and ends at lr/div_final
-    moms=(0.95, 0.85, 0.95),    # momentum, if there is any, at the beginning, the highest rate, the end; None: as it is
+    # momentum, if there is any, at the beginning, the highest rate, the end; None: as it is
+    moms=(0.95, 0.85, 0.95),
     cbs=None, wd=None, resume=None, # as in `fit`
 ):
     "One cycle: the rates rise and fall, momentum falls and rises (Smith & Topin 2017, 1708.07120)."
     self._ready_opt(lr)   # its groups say how many schedules there are
-    cycles = [cos_1cycle(high/div, high, high/div_final, pct_start) for high in map(float, get_hyper(self.opt, 'lr'))]
+    cycles = [cos_1cycle(high/div, high, high/div_final, pct_start)
+              for high in map(float, get_hyper(self.opt, 'lr'))]
     scheds = [ParamScheduler('lr', cycles)]
     if moms is not None:
         falls = ParamScheduler('mom', cos_1cycle(*moms, pct_start=pct_start))
@@ -212,9 +238,11 @@ def lr_find(self: Learner,
     min_lr: float = 1e-6, # rate of the first
     max_lr: float = 10,   # rate of the last
     show: bool = True,    # draw losses against rates
-    rule=None,            # 'valley', 'steep', 'rise' or a function of (lrs, losses), as `LRFinder.suggest` takes it
+    # 'valley', 'steep', 'rise' or a function of (lrs, losses), as `LRFinder.suggest` takes it
+    rule=None,
 ) -> float|None:          # the suggested rate
-    "Try rates and suggest one (`LRFinder`); afterwards all is as it was. None, with a warning, where the losses suggest nothing."
+    """Try rates and suggest one (`LRFinder`); afterwards all is as it was. None, with a warning, where the
+    losses suggest nothing."""
     self._check_idle()
     finder, before = LRFinder(max_iter, min_lr, max_lr, rule), self.cbs
     self._set_cbs([cb for cb in before if not (isinstance(cb, _LOGS) or cb.keeps_records)])
@@ -227,15 +255,18 @@ def lr_find(self: Learner,
 @patch
 def freeze_to(self: Learner,
     n: int,                # groups before this one are frozen; negative: counted from the last
-    train_bn: bool = True, # norm layers learn in frozen groups too; False: they stay as they are, statistics and all
+    # norm layers learn in frozen groups too; False: they stay as they are, statistics and all
+    train_bn: bool = True,
 ):
-    "Let the layer groups from `n` on learn, and those before it stay as they are. `IndexError` if there is no such group."
+    """Let the layer groups from `n` on learn, and those before it stay as they are. `IndexError` if there is
+    no such group."""
     groups = self.layer_groups()
     first = range(len(groups))[n]   # counted from the first
     frozen = {id(p) for group in groups[:first] for p in group}
     ids, norms = [], {}
     for m in self.model.modules():
-        ids = [id(p) for p in m.parameters(recurse=False)] or ids   # a norm layer without parameters goes with those before it
+        # a norm layer without parameters goes with those before it
+        ids = [id(p) for p in m.parameters(recurse=False)] or ids
         if isinstance(m, NORMS): norms[m] = ids
     learning = {id(p) for m in norms for p in m.parameters(recurse=False)} if train_bn else set()
     for p in self.model.parameters(): p.requires_grad_(id(p) not in frozen or id(p) in learning)
@@ -247,11 +278,14 @@ def freeze(self: Learner,
     train_bn: bool = True, # norm layers learn in frozen groups too
 ):
     "Let only the last layer group learn. `ValueError` if there is no other."
-    if len(self.layer_groups()) < 2: raise ValueError('there is one layer group, so nothing can be frozen; give the learner a splitter')
+    if len(self.layer_groups()) < 2:
+        raise ValueError('there is one layer group, so nothing can be frozen; give the learner a splitter')
     self.freeze_to(-1, train_bn)
 
 @patch
-def unfreeze(self: Learner): "Let everything learn."; self.freeze_to(0)
+def unfreeze(self: Learner):
+    "Let everything learn."
+    self.freeze_to(0)
 
 # %% ../nbs/16_learner.ipynb #ec439c78
 _ONE_AT_A_TIME = threading.RLock()   # random states are the process's, so threads wait for each other
@@ -259,7 +293,8 @@ _ONE_AT_A_TIME = threading.RLock()   # random states are the process's, so threa
 @patch
 @contextmanager
 def asking(self: Learner, dl=None):
-    """A block for one thread, with a loader or that of a name, after which it and all random states are as before.
+    """A block for one thread, with a loader or that of a name, after which it and all random states are as
+    before.
 
     `RuntimeError` within a fit."""
     with _ONE_AT_A_TIME:
@@ -274,14 +309,16 @@ def asking(self: Learner, dl=None):
 @contextmanager
 def _prepared(self: Learner, epochs, lr, cbs):
     with ExitStack() as fit:
-        with _ONE_AT_A_TIME: fit.enter_context(Runner._prepared(self, epochs, lr, cbs))   # after the answers that others wait for
+        # after the answers that others wait for
+        with _ONE_AT_A_TIME: fit.enter_context(Runner._prepared(self, epochs, lr, cbs))
         yield
 
 @patch
 def looking(self: Learner) -> list:
     "The callbacks that are needed where nothing is trained."
     kinds = TrainEvalCallback, DeviceCallback, BatchTransform
-    return [cb for cb in self.cbs if isinstance(cb, kinds) or cb.transforms_batches or getattr(type(cb), 'evaluates', False)]
+    return [cb for cb in self.cbs if isinstance(cb, kinds) or cb.transforms_batches
+            or getattr(type(cb), 'evaluates', False)]
 
 @patch
 def look(self: Learner, dl, cb):
@@ -302,7 +339,8 @@ def _listed(o):
     return listify(o.tolist() if hasattr(o, 'tolist') else o)
 
 def _items_of(sampler, n):
-    "The items that a sampler is there for, in order: those that it names in each epoch, or all `n` where they change."
+    """The items that a sampler is there for, in order: those that it names in each epoch, or all `n` where
+    they change."""
     first, second = ({i for o in drawn_order(sampler, epoch, 0) for i in _listed(o)} for epoch in (0, 1))
     return sorted(first) if first == second else range(n)
 
@@ -326,12 +364,14 @@ class _Planned:
     keeps_order = True   # also where a batch does not say
     def __init__(self, dl, ds, plan):
         self.dl, self.plan = copy.copy(dl), plan
-        vars(self.dl).update({'sampler' if dl.batch_sampler is None else 'batch_sampler': plan, 'dataset': ds, '_iterator': None})
+        vars(self.dl).update({'sampler' if dl.batch_sampler is None else 'batch_sampler': plan, 'dataset': ds,
+                              '_iterator': None})
 
     def __len__(self): return len(self.plan)
     def __iter__(self):
         for batch, items in zip(self.dl, self.plan):
-            yield Batch(batch, items) if isinstance(batch, (tuple, list)) and not isinstance(items, int) else batch
+            yield (Batch(batch, items) if isinstance(batch, (tuple, list)) and not isinstance(items, int)
+                   else batch)
 
 def planned(dl, ds, plan):
     "A loader like `dl` for batches of these items of `ds`."
@@ -340,18 +380,24 @@ def planned(dl, ds, plan):
 
 @patch
 def in_order(self: Learner, dl):
-    "A loader of all items behind `dl` in the set's order, without random changes; `dl` itself where its items have no places."
+    """A loader of all items behind `dl` in the set's order, without random changes; `dl` itself where its
+    items have no places."""
     ds = dataset_of(dl)
-    if not isinstance(dl, (DataLoader, torch.utils.data.DataLoader)) or isinstance(ds, torch.utils.data.IterableDataset): return dl
+    if (not isinstance(dl, (DataLoader, torch.utils.data.DataLoader))
+        or isinstance(ds, torch.utils.data.IterableDataset)):
+        return dl
     plain, batches = self.plain(ds), dl.batch_sampler
-    ordered = type(batches) is BatchSampler and not batches.drop_last and type(dl.sampler) is Sampler and not dl.sampler.shuffle
+    ordered = (type(batches) is BatchSampler and not batches.drop_last and type(dl.sampler) is Sampler
+               and not dl.sampler.shuffle)
     if plain is ds and ordered and isinstance(dl, DataLoader): return dl   # with its workers
-    return planned(dl, plain, _plan(dl, len(ds), 2 if dl is self.data.train_dl else 1))   # without gradients twice as many fit
+    # without gradients twice as many fit
+    return planned(dl, plain, _plan(dl, len(ds), 2 if dl is self.data.train_dl else 1))
 
 # %% ../nbs/16_learner.ipynb #8989ce03
 @patch
 def plain(self: Learner, ds):
-    "The items of `ds` without random changes: the training set's, and others with such, go through the validation set's transforms."
+    """The items of `ds` without random changes: the training set's, and others with such, go through the
+    validation set's transforms."""
     data, chance = self.data, isinstance(ds, LabeledData) and any(t.random for t in ds.tfms)
     if not (chance or ds is data.train_ds and isinstance(ds, (LabeledData, TransformedDataset))): return ds
     return with_tfms(ds, getattr(data, 'item_data', data.valid_ds))
@@ -360,13 +406,15 @@ def with_tfms(ds, like):
     "The items of `ds`, through the transforms of `like`."
     while isinstance(ds, TransformedDataset): ds = ds.ds
     if isinstance(like, TransformedDataset): return TransformedDataset(with_tfms(ds, like.ds), like.tfms)
-    return LabeledData(ds.x, ds.y, like.tfms, like.tfm_y) if isinstance(ds, LabeledData) and isinstance(like, LabeledData) else ds
+    return (LabeledData(ds.x, ds.y, like.tfms, like.tfm_y) if isinstance(ds, LabeledData)
+            and isinstance(like, LabeledData) else ds)
 
 # %% ../nbs/16_learner.ipynb #d5b85f1d
 @patch
 def need_targets(self: Learner):
     "The batch's targets. `ValueError` where there are none to compare answers with."
-    if self.yb is None: raise ValueError('these items have no targets to compare with; get_preds returns predictions')
+    if self.yb is None:
+        raise ValueError('these items have no targets to compare with; get_preds returns predictions')
     return self.yb
 
 class _Evaluation(Callback):
@@ -400,10 +448,14 @@ def _check_16_1(answer):
         groups = [_params_of([g]) for g in splitter(model)]
         if len(groups) != n: return f'for n = {n} it makes {len(groups)} groups'
         flat, own = [id(p) for g in groups for p in g], [id(p) for p in model.parameters()]
-        if sorted(flat) != sorted(own): return f'{k} layers have {len(own)} parameters, and its groups {len(flat)}, of which {len(set(flat) & set(own))} are the model\'s; each should be in one group'
+        if sorted(flat) != sorted(own):
+            return (f'{k} layers have {len(own)} parameters, and its groups {len(flat)}, of which '
+                    f'{len(set(flat) & set(own))} are the model\'s; each should be in one group')
         if flat != own: return 'the groups should go from the input to the output'
         sizes = [len(g)//2 for g in groups]
         if sizes != want: return f'it cuts {k} layers with parameters into groups of {sizes}; {want} is right'
     ds = Dataset(torch.zeros(8, 4), torch.zeros(8).long())
-    learn = Learner(make_data(ds, ds, bs=4), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)), splitter=answer(2))
-    if len(learn.layer_groups()) != 2: return 'a learner with two linear layers should have two layer groups by it'
+    learn = Learner(make_data(ds, ds, bs=4), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)),
+                    splitter=answer(2))
+    if len(learn.layer_groups()) != 2:
+        return 'a learner with two linear layers should have two layer groups by it'

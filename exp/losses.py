@@ -231,9 +231,11 @@ add_loss_parts(F.binary_cross_entropy, nn.BCELoss, activation=SquaredLoss().acti
 
 # %% ../nbs/04_linear_models.ipynb #d58682b8
 def loss_parts(
-    loss_func, # a loss: with `activation` and `decode`, or in the table, or a `partial` of a function in the table
+    # a loss: with `activation` and `decode`, or in the table, or a `partial` of a function in the table
+    loss_func,
 ) -> LossParts:
-    "The activation and decode of any loss. `ValueError` for one that has none and is not in the table, `TypeError` for a class."
+    """The activation and decode of any loss. `ValueError` for one that has none and is not in the table,
+    `TypeError` for a class."""
     if isinstance(loss_func, type):
         raise TypeError(f'{loss_func.__name__} is a class; give an instance, {loss_func.__name__}()')
     if hasattr(loss_func, 'activation') and hasattr(loss_func, 'decode'):
@@ -246,7 +248,8 @@ def loss_parts(
 
 # %% ../nbs/04_linear_models.ipynb #7523c270
 def loss_attr(loss_func, name):
-    "An attribute of a loss, or the default of an argument of a loss that is a function; None if it has neither."
+    """An attribute of a loss, or the default of an argument of a loss that is a function; None if it has
+    neither."""
     if hasattr(loss_func, name): return getattr(loss_func, name)
     try: return inspect.signature(loss_func).parameters[name].default
     except (KeyError, TypeError, ValueError): return None
@@ -262,7 +265,8 @@ def item_losses(
     pred,      # n×…
     yb,        # n×…
 ):             # a tensor of n numbers
-    "One loss for each item, from any loss, whatever its reduction; `loss_func` is left as it is. `TypeError` if it has no reduction."
+    """One loss for each item, from any loss, whatever its reduction; `loss_func` is left as it is.
+    `TypeError` if it has no reduction."""
     if hasattr(loss_func, 'reduction'):
         each = copy.copy(loss_func)
         each.reduction = 'none'
@@ -278,7 +282,8 @@ def target_weights(
     loss_func, # any loss
     yb,        # targets
 ):             # a tensor in the shape of `yb`, or None: all count alike
-    "What each target counts in the mean that the loss takes: 0 if it is ignored, else 1, or its class's weight in PyTorch's losses of classes."
+    """What each target counts in the mean that the loss takes: 0 if it is ignored, else 1, or its class's
+    weight in PyTorch's losses of classes."""
     if isinstance(loss_func, Loss): return loss_func.mask(yb)
     f, option = loss_func, functools.partial(getattr, loss_func)
     if isinstance(loss_func, functools.partial): f, option = loss_func.func, loss_func.keywords.get
@@ -294,7 +299,8 @@ def loss_weight(
     loss_func, # any loss
     yb,        # a batch's targets
 ):             # a number or a tensor of one; None: the number of items
-    "By what the loss divides to take the mean of a batch: `loss_func.count(yb)` where there is such a method, else its `target_weights`."
+    """By what the loss divides to take the mean of a batch: `loss_func.count(yb)` where there is such a
+    method, else its `target_weights`."""
     count = getattr(loss_func, 'count', None)
     if count is not None: return count(yb)
     weights = target_weights(loss_func, yb)
@@ -311,14 +317,24 @@ def is_sum(
 def _check_04_1(answer):
     pred, yb = torch.tensor([0., 0., 0., 1.]), torch.tensor([2., -2., 0., 1.])
     got = answer(pred, yb, 0.9)
-    if not isinstance(got, torch.Tensor) or got.ndim: return 'it should answer a tensor of one number, the mean over the items'
-    if near(got, 0.9*2/4 - 0.1*2/4): return 'a target below its prediction lowers the loss; it should cost (1 − q)(p − y), which is positive'
-    if near(got, 0.1*2/4 + 0.9*2/4) and near(answer(pred[:1], yb[:1], 0.9), 0.2): return 'the two sides are exchanged: a target above its prediction should cost q for each unit'
-    if not near(got, (0.9*2 + 0.1*2)/4): return f'for errors of 2 above, 2 below and two of 0 it answers {got.item():.4g}; (0.9·2 + 0.1·2)/4 = 0.5 is right'
-    if not near(answer(pred[:1], yb[:1], 0.9), 1.8): return f'one target 2 above its prediction costs {answer(pred[:1], yb[:1], 0.9).item():.4g}; with q = 0.9 it should cost 1.8'
+    if not isinstance(got, torch.Tensor) or got.ndim:
+        return 'it should answer a tensor of one number, the mean over the items'
+    if near(got, 0.9*2/4 - 0.1*2/4):
+        return ('a target below its prediction lowers the loss; it should cost (1 − q)(p − y), which is '
+                'positive')
+    if near(got, 0.1*2/4 + 0.9*2/4) and near(answer(pred[:1], yb[:1], 0.9), 0.2):
+        return 'the two sides are exchanged: a target above its prediction should cost q for each unit'
+    if not near(got, (0.9*2 + 0.1*2)/4):
+        return (f'for errors of 2 above, 2 below and two of 0 it answers {got.item():.4g}; (0.9·2 + 0.1·2)/4 '
+                '= 0.5 is right')
+    if not near(answer(pred[:1], yb[:1], 0.9), 1.8):
+        return (f'one target 2 above its prediction costs {answer(pred[:1], yb[:1], 0.9).item():.4g}; with q '
+                '= 0.9 it should cost 1.8')
     data = torch.arange(101.)
     best = min(range(101), key=lambda c: answer(torch.full((101,), float(c)), data, 0.9).item())
-    if best not in (90, 91): return f'of the constants 0 to 100 the best for the targets 0 to 100 is {best}; it should be the 90 % quantile'
+    if best not in (90, 91):
+        return (f'of the constants 0 to 100 the best for the targets 0 to 100 is {best}; it should be the 90 '
+                '% quantile')
 
 # %% ../nbs/04_linear_models.ipynb #0d3f4c49
 @exercise('04.2')
@@ -328,7 +344,9 @@ def _check_04_2(answer):
     y = (torch.rand(30, generator=g) < 0.5).float()
     true, = torch.autograd.grad(F.binary_cross_entropy_with_logits(X @ w, y), w)
     got = torch.as_tensor(answer(X, w.detach(), y))
-    if tuple(got.shape) != (4,): return f'for four weights the gradient has the shape {tuple(got.shape)}; it should be (4,)'
-    if near(got, 30*true, 1e-4): return 'this is the gradient of the sum over the items; divide by their number'
+    if tuple(got.shape) != (4,):
+        return f'for four weights the gradient has the shape {tuple(got.shape)}; it should be (4,)'
+    if near(got, 30*true, 1e-4):
+        return 'this is the gradient of the sum over the items; divide by their number'
     if near(got, -true, 1e-4): return 'it has the wrong sign: the error is the prediction less the target'
     if not near(got, true, 1e-5): return f'it answers {got.tolist()}; autograd says {true.tolist()}'

@@ -76,14 +76,16 @@ class _Layer:
 
 # %% ../nbs/12_lsuv.ipynb #504a842f
 def _as_layer(module, model):
-    "A module as a `_Layer`: one with a weight, or a block with one such in it, measured at its end or before its norm layer."
+    """A module as a `_Layer`: one with a weight, or a block with one such in it, measured at its end or
+    before its norm layer."""
     name = next((name for name, m in model.named_modules() if m is module), None)
     if name is None: raise ValueError(f'{module!r} is not a part of the model')
     if _has_weight(module): return _Layer(name, module, None, module)
     parts = list(module.modules())
     owners = [m for m in parts if _has_weight(m)]
     if len(owners) != 1:
-        raise LsuvError(f'layer {name!r} ({type(module).__name__}) has {len(owners)} layers with a weight, not one')
+        raise LsuvError(f'layer {name!r} ({type(module).__name__}) has {len(owners)} layers with a weight, '
+                        'not one')
     norm = next((i for i, m in enumerate(parts) if _is_norm(m)), None)
     act = next((m for m in parts[:norm] if _has_sub(m)), None)
     return _Layer(name, owners[0], act, module if norm is None else act or owners[0])
@@ -180,7 +182,8 @@ def lsuv_module(
 
 # %% ../nbs/12_lsuv.ipynb #e1cffe0b
 def _trace(model, xb):
-    "The modules with a weight in the order in which they first run, each with the GeneralRelu with `sub` that takes its output, or None."
+    """The modules with a weight in the order in which they first run, each with the GeneralRelu with `sub`
+    that takes its output, or None."""
     runs = []
     def note(hook, m, inp, outp): runs.append((m, inp[0] if inp else None, outp))
     with Hooks(find_modules(model, lambda m: _has_weight(m) or _has_sub(m)), note): _forward(model, [xb])
@@ -238,13 +241,17 @@ def _check_12_1(answer):
         conv, x = nn.Conv2d(3, 6, 3, padding=1), 2 + torch.randn(40, 3, 8, 8)
     weight, before = conv.weight, conv.weight.detach().clone()
     answer(conv, x)
-    if conv.weight is not weight or not weight.requires_grad: return 'the weight should stay the parameter that it is, and be changed in place'
+    if conv.weight is not weight or not weight.requires_grad:
+        return 'the weight should stay the parameter that it is, and be changed in place'
     ratio = (weight.detach()/before).flatten(1)
-    if not near(ratio, ratio[:, :1].expand_as(ratio), tol=1e-3): return 'the weights of a channel should all be divided by one number'
+    if not near(ratio, ratio[:, :1].expand_as(ratio), tol=1e-3):
+        return 'the weights of a channel should all be divided by one number'
     out = conv(x).detach().double()
     mean, std = out.mean((0, 2, 3)), out.std((0, 2, 3))
-    if not near(std, torch.ones_like(std), tol=1e-3): return f'the deviations of the channels are {[round(v, 3) for v in std.tolist()]}'
-    if not near(mean, torch.zeros_like(mean), tol=1e-3): return f'the means of the channels are {[round(v, 3) for v in mean.tolist()]}'
+    if not near(std, torch.ones_like(std), tol=1e-3):
+        return f'the deviations of the channels are {[round(v, 3) for v in std.tolist()]}'
+    if not near(mean, torch.zeros_like(mean), tol=1e-3):
+        return f'the means of the channels are {[round(v, 3) for v in mean.tolist()]}'
     if (ratio < 0).any(): return 'the sign of some weights has changed'
 
 # %% ../nbs/12_lsuv.ipynb #672e3361
@@ -257,8 +264,11 @@ def _check_12_2(answer):
         m = m if len(m) <= m.shape[1] else m.T
         gram, which = m @ m.T, 'rows' if shape[0] <= w[0].numel() else 'columns'
         lengths = gram.diagonal().sqrt()
-        if not near(lengths, torch.ones_like(lengths), tol=1e-4): return f'for the shape {shape} the {which} have lengths from {lengths.min():.3g} to {lengths.max():.3g}'
-        if not near(gram, torch.eye(len(gram), dtype=gram.dtype), tol=1e-4): return f'for the shape {shape} the {which} are not orthogonal'
+        if not near(lengths, torch.ones_like(lengths), tol=1e-4):
+            return (f'for the shape {shape} the {which} have lengths from {lengths.min():.3g} to '
+                    f'{lengths.max():.3g}')
+        if not near(gram, torch.eye(len(gram), dtype=gram.dtype), tol=1e-4):
+            return f'for the shape {shape} the {which} are not orthogonal'
         other = torch.zeros(shape, requires_grad=True)
         answer(other)
         if near(other, w): return 'two calls give the same weights; they should be random'
@@ -275,7 +285,8 @@ def _check_12_3(answer):
     got = answer(layers[1], model, x)
     seen = list(ran)
     if hooks(): return 'a hook stays behind'
-    if not isinstance(got, torch.Tensor) or not near(got, layers[1](layers[0](x))): return 'it does not answer the output of the module'
+    if not isinstance(got, torch.Tensor) or not near(got, layers[1](layers[0](x))):
+        return 'it does not answer the output of the module'
     if seen != [0, 1]: return f'for the second of four layers, layers {[i + 1 for i in seen]} ran'
     try: answer(layers[1], model, torch.randn(5, 3))
     except RuntimeError: pass

@@ -46,7 +46,8 @@ def binary_accuracy(
     yb,   # 0 and 1, whole or floating-point numbers, or bool: as many
     thresh: float = 0.5, # yes above this probability
 ):        # a tensor of one number, 0 to 1
-    "The share of yes-or-no targets that are right. `ValueError` for another number of targets than of logits."
+    """The share of yes-or-no targets that are right. `ValueError` for another number of targets than of
+    logits."""
     return _right_sides(pred, yb, thresh).float().mean()
 
 binary_accuracy.per_item = lambda pred, yb: item_means(_right_sides(pred, yb).float())
@@ -224,4 +225,5 @@ def _check_04_3(answer):
             for p, t in zip(pred.split(bs), yb.split(bs)): metric.update(p, t)
             got = torch.as_tensor(metric.compute())
             if not near(got, true, 1e-3):
-                return f'for targets around {level:g} in batches of {bs} it answers {got.item():.5g}; {true.item():.5g} is right'
+                return (f'for targets around {level:g} in batches of {bs} it answers {got.item():.5g}; '
+                        f'{true.item():.5g} is right')

@@ -25,7 +25,8 @@ from .progress import Progress
 # %% ../nbs/18_mixup.ipynb #de6b0256
 @register
 class LabelSmoothing(CrossEntropy):
-    "Cross-entropy with targets of 1 − eps + eps/K for the right one of K classes and eps/K for the others (Szegedy et al. 2015, 1512.00567)."
+    """Cross-entropy with targets of 1 − eps + eps/K for the right one of K classes and eps/K for the others
+    (Szegedy et al. 2015, 1512.00567)."""
     def __init__(self,
         eps: float = 0.1,                 # the share of the target that all classes divide among them, 0 to 1
         reduction: str = 'mean',          # as in `Loss`; means are over the targets that count
@@ -37,7 +38,8 @@ class LabelSmoothing(CrossEntropy):
         check_within(0, most=1, eps=self.eps)
 
     def elements(self, pred, yb):
-        "(1 − eps)·(−log p of the right class) + eps·(mean of −log p over the classes), 0 where a target does not count."
+        """(1 − eps)·(−log p of the right class) + eps·(mean of −log p over the classes), 0 where a target
+        does not count."""
         right, every = super().elements(pred, yb), -F.log_softmax(widen(pred), self.dim).mean(self.dim)
         counts = self.mask(yb)
         if counts is not None: every = every.where(counts, torch.zeros_like(every))
@@ -50,7 +52,8 @@ def _unreduced(loss_func, pred, yb):
     "The loss before its mean is taken, in the shape that it has then."
     f = loss_func.func if isinstance(loss_func, functools.partial) else loss_func
     if f in ELEMENTWISE_LOSSES or isinstance(f, ELEMENTWISE_CLASSES): check_same_shape(pred, yb, _name(f))
-    if isinstance(loss_func, Loss) and type(loss_func).__call__ is Loss.__call__: return loss_func.elements(pred, yb)
+    if isinstance(loss_func, Loss) and type(loss_func).__call__ is Loss.__call__:
+        return loss_func.elements(pred, yb)
     if not hasattr(loss_func, 'reduction'): return loss_func(pred, yb, reduction='none')
     each = copy.copy(loss_func)
     each.reduction = 'none'
@@ -60,7 +63,8 @@ def _reduction(loss_func):
     "'mean' or 'sum'. `ValueError` for a loss with another reduction or none, and for a class."
     reduction = None if isinstance(loss_func, type) else loss_attr(loss_func, 'reduction')
     if reduction in ('mean', 'sum'): return reduction
-    raise ValueError(f"{_name(loss_func)} has reduction {reduction!r}; to mix targets, give a loss that can be asked for 'none', "
+    raise ValueError(f"{_name(loss_func)} has reduction {reduction!r}; to mix targets, give a loss that can "
+                     "be asked for 'none', "
                      "and has 'mean' or 'sum'")
 
 # %% ../nbs/18_mixup.ipynb #64aa6c34
@@ -70,7 +74,8 @@ def _mix(lam, a, b):
     return lam*a + (1 - lam)*b
 
 def _mixed_weight(loss_func, lam, targets, values):
-    "What the two targets of each item count together in the loss's mean, `values` being of its shape; None: all the same."
+    """What the two targets of each item count together in the loss's mean, `values` being of its shape; None:
+    all the same."""
     found = []
     for yb, v in zip(targets, values):
         w = target_weights(loss_func, yb)
@@ -85,12 +90,15 @@ def mixed_loss(
     y2,                # their second targets, n×…
     lam: torch.Tensor, # the first one's share in each, n numbers
 ):                     # a tensor of one number
-    """λ·loss(pred, y1) + (1 − λ)·loss(pred, y2) of each item, then the mean or sum that `loss_func` itself would take.
+    """λ·loss(pred, y1) + (1 − λ)·loss(pred, y2) of each item, then the mean or sum that `loss_func` itself
+    would take.
 
-    `ValueError` for a loss that does not give each item a value, or takes neither their mean nor their sum."""
+    `ValueError` for a loss that does not give each item a value, or takes neither their mean nor their
+    sum."""
     reduction, values = _reduction(loss_func), [_unreduced(loss_func, pred, yb) for yb in (y1, y2)]
     if values[0].shape[:1] != getattr(lam, 'shape', None):
-        raise ValueError(f"each item needs a value and a share; {_name(loss_func)} with reduction='none' returns shape "
+        raise ValueError(f"each item needs a value and a share; {_name(loss_func)} with reduction='none' "
+                         "returns shape "
                          f'{tuple(values[0].shape)}, and lam is {lam!r:.40}')
     total = _mix(lam, *values)
     if reduction == 'sum': return total.sum()
@@ -176,7 +184,8 @@ def before_batch(self: Mixer):
 # %% ../nbs/18_mixup.ipynb #f7705e44
 def check_resumed(cb, saved):
     "`CheckpointError` unless a callback is as the one that was saved, by their representations."
-    if repr(cb) != repr(saved): raise CheckpointError(f'the checkpoint is of a fit with {saved!r}, and this is {cb!r}')
+    if repr(cb) != repr(saved):
+        raise CheckpointError(f'the checkpoint is of a fit with {saved!r}, and this is {cb!r}')
 
 @patch
 def state_dict(self: Mixer):
@@ -190,29 +199,36 @@ def load_state_dict(self: Mixer, state):
 
 # %% ../nbs/18_mixup.ipynb #aade6aad
 class MixUp(Mixer):
-    """Trains on λ·x₁ + (1 − λ)·x₂ with both targets in these shares, one λ ~ Beta(alpha, alpha) for each item (Zhang et al. 2017, 1710.09412).
+    """Trains on λ·x₁ + (1 − λ)·x₂ with both targets in these shares, one λ ~ Beta(alpha, alpha) for each item
+    (Zhang et al. 2017, 1710.09412).
 
-    Afterwards `lam` and `partner` hold the last batch's shares and partners. `TypeError` for inputs that are not floating-point numbers."""
+    Afterwards `lam` and `partner` hold the last batch's shares and partners. `TypeError` for inputs that are
+    not floating-point numbers."""
     name = 'mixup'
     def __init__(self,
-        alpha: float = 0.4, # near 0: hardly mixed; 1: every share has the same chance; more: shares near a half
+        # near 0: hardly mixed; 1: every share has the same chance; more: shares near a half
+        alpha: float = 0.4,
     ): super().__init__(alpha)
 
     def mix(self, lams, rngs):
         "λ·x₁ + (1 − λ)·x₂."
         self.lam = _send(torch.tensor(lams), self.partner.device)
         def mixed(t):
-            if not t.is_floating_point(): raise TypeError(f'mixup adds inputs up, and these are {t.dtype}; a batch transform can make them floats')
+            if not t.is_floating_point():
+                raise TypeError(f'mixup adds inputs up, and these are {t.dtype}; a batch transform can make '
+                                'them floats')
             return _mix(self.lam.to(t.dtype), t, t[self.partner])
         self.run.xb = tree_map(mixed, self.xb)
         return tree_map(lambda t: t[self.partner], self.yb)
 
 # %% ../nbs/18_mixup.ipynb #ceb76288
 def _boxes(lam, centres, h, w):
-    "For shares and centres (n×2, rows and columns, 0 to 1): the corners of the boxes, n×4 (top, left, bottom, right), and the exact shares that stay."
+    """For shares and centres (n×2, rows and columns, 0 to 1): the corners of the boxes, n×4 (top, left,
+    bottom, right), and the exact shares that stay."""
     size = torch.tensor([h, w])
     half = (1 - lam).clamp(min=0).sqrt()[:, None]*size/2
-    low, high = (centres*size - half).round().clamp(min=0).long(), (centres*size + half).round().long().minimum(size)
+    low, high = (centres*size
+                 - half).round().clamp(min=0).long(), (centres*size + half).round().long().minimum(size)
     return torch.cat([low, high], 1), 1 - (high - low).prod(1)/(h*w)
 
 def _inside(boxes, h, w):
@@ -223,34 +239,42 @@ def _inside(boxes, h, w):
 
 # %% ../nbs/18_mixup.ipynb #066217d5
 class CutMix(Mixer):
-    """Pastes a box of another item's image into each, and mixes their targets by the shares of pixels (Yun et al. 2019, 1905.04899).
+    """Pastes a box of another item's image into each, and mixes their targets by the shares of pixels (Yun et
+    al. 2019, 1905.04899).
 
-    Targets that lie on the image (…×h×w) are pasted too. Afterwards `lam` and `partner` hold the last batch's exact shares and partners.
-    `ValueError` for inputs that are not images of one size, …×h×w, and for points and boxes as targets."""
+    Targets that lie on the image (…×h×w) are pasted too. Afterwards `lam` and `partner` hold the last batch's
+    exact shares and partners. `ValueError` for inputs that are not images of one size, …×h×w, and for points
+    and boxes as targets."""
     name = 'cutmix'
     def __init__(self,
-        alpha: float = 1., # of Beta(alpha, alpha), from which comes the share that stays, before boxes are cut off at the edge
+        # of Beta(alpha, alpha), from which comes the share that stays, before boxes are cut off at the edge
+        alpha: float = 1.,
     ): super().__init__(alpha)
 
     def before_fit(self):
         kind = getattr(self.data, 'kind', None)
-        if kind in ('points', 'boxes'): raise ValueError(f'CutMix pastes pixels, and the targets, {kind}, would not come with them; use MixUp')
+        if kind in ('points', 'boxes'):
+            raise ValueError(f'CutMix pastes pixels, and the targets, {kind}, would not come with them; use '
+                             'MixUp')
         super().before_fit()
 
     def mix(self, lams, rngs):
         "Boxes of the partners', as large as the shares say."
         shapes = [tuple(t.shape) for t in tree_leaves(self.xb)]
         sizes = {shape[-2:] if len(shape) > 2 else None for shape in shapes}
-        if len(sizes) > 1 or None in sizes: raise ValueError(f'CutMix needs images of one size, n×…×h×w, and the inputs are {shapes}')
+        if len(sizes) > 1 or None in sizes:
+            raise ValueError(f'CutMix needs images of one size, n×…×h×w, and the inputs are {shapes}')
         (h, w), = sizes
-        boxes, lam = _boxes(torch.tensor(lams), torch.tensor([(rng.random(), rng.random()) for rng in rngs]), h, w)
+        boxes, lam = _boxes(torch.tensor(lams), torch.tensor([(rng.random(), rng.random()) for rng in rngs]),
+                            h, w)
         device = self.partner.device
         self.lam, inside = _send(lam, device), _inside(_send(boxes, device), h, w)
         def paste(t): return torch.where(inside.view(len(t), *[1]*(t.ndim - 3), h, w), t[self.partner], t)
         def on_image(t): return t.ndim > 2 and t.shape[-2:] == (h, w)
         own = self.yb
         if any(t.ndim > 2 and not t.is_floating_point() and not on_image(t) for t in tree_leaves(own)):
-            raise ValueError(f'CutMix pastes pixels of {h}×{w}, and the targets are classes of other places; make them as large, or use MixUp')
+            raise ValueError(f'CutMix pastes pixels of {h}×{w}, and the targets are classes of other places; '
+                             'make them as large, or use MixUp')
         self.run.xb = tree_map(paste, self.xb)
         self.run.yb = tree_map(lambda t: paste(t) if on_image(t) else t, own)
         if all(map(on_image, tree_leaves(own))): return None   # no target is a mixture
@@ -261,30 +285,44 @@ class CutMix(Mixer):
 def _check_18_1(answer):
     for eps, k in ((0.1, 10), (0.2, 10), (0.1, 1000), (0.5, 2)):
         got = answer(eps, k)
-        if not (isinstance(got, tuple) and len(got) == 2): return 'it should answer two numbers: the probability and the gap'
+        if not (isinstance(got, tuple) and len(got) == 2):
+            return 'it should answer two numbers: the probability and the gap'
         p, gap = map(float, got)
-        if not (math.isfinite(p) and math.isfinite(gap)): return f'for eps = {eps} and {k} classes it answers {p:g} and {gap:g}; both are finite numbers'
+        if not (math.isfinite(p) and math.isfinite(gap)):
+            return f'for eps = {eps} and {k} classes it answers {p:g} and {gap:g}; both are finite numbers'
         z = torch.zeros(1, k, dtype=torch.float64)
         z[0, 0] = gap
-        if abs(p - (1 - eps)) < 1e-9: return 'the right class has its part of eps too, which all classes divide among them'
-        if abs(p - (1 - eps + eps/k)) > 1e-6: return f'for eps = {eps} and {k} classes it answers a probability of {p:.4g}; {1 - eps + eps/k:.4g} is right'
-        if abs(float(z.softmax(1)[0, 0]) - p) > 1e-6: return f'a gap of {gap:.4g} over {k - 1} other classes gives a probability of {float(z.softmax(1)[0, 0]):.4g}, not {p:.4g}'
+        if abs(p - (1 - eps)) < 1e-9:
+            return 'the right class has its part of eps too, which all classes divide among them'
+        if abs(p - (1 - eps + eps/k)) > 1e-6:
+            return (f'for eps = {eps} and {k} classes it answers a probability of {p:.4g}; '
+                    f'{1 - eps + eps/k:.4g} is right')
+        if abs(float(z.softmax(1)[0, 0]) - p) > 1e-6:
+            return (f'a gap of {gap:.4g} over {k - 1} other classes gives a probability of '
+                    f'{float(z.softmax(1)[0, 0]):.4g}, not {p:.4g}')
 
 # %% ../nbs/18_mixup.ipynb #bc73c706
 @exercise('18.2')
 def _check_18_2(answer):
     g = torch.Generator().manual_seed(4)
     pred, lam = torch.randn(6, 5, generator=g), torch.rand(6, generator=g)
-    y1, y2 = torch.tensor([0, 1, 2, 3, 4, 2]), torch.tensor([4, 3, 1, 0, 0, 2])   # the last pair is of one class
+    # the last pair is of one class
+    y1, y2 = torch.tensor([0, 1, 2, 3, 4, 2]), torch.tensor([4, 3, 1, 0, 0, 2])
     got = answer(y1, y2, lam, 5)
-    if not isinstance(got, torch.Tensor) or tuple(got.shape) != (6, 5): return 'it should answer a tensor with a row for each item and a column for each class'
+    if not isinstance(got, torch.Tensor) or tuple(got.shape) != (6, 5):
+        return 'it should answer a tensor with a row for each item and a column for each class'
     sums = got.sum(1)
     if near(got[:5].sum(1), torch.ones(5)) and not near(sums[5], torch.tensor(1.)):
-        return f'where both are of one class the row adds up to {sums[5].item():.3g}; the two shares should add up, and one must not overwrite the other'
-    if not near(sums, torch.ones(6)): return f'the rows should add up to 1; the first adds up to {sums[0].item():.3g}'
+        return (f'where both are of one class the row adds up to {sums[5].item():.3g}; the two shares should '
+                'add up, and one must not overwrite the other')
+    if not near(sums, torch.ones(6)):
+        return f'the rows should add up to 1; the first adds up to {sums[0].item():.3g}'
     swapped = mixed_loss(CrossEntropy(), pred, y2, y1, lam)
-    if near(F.cross_entropy(pred, got), swapped) and not near(F.cross_entropy(pred, got), mixed_loss(CrossEntropy(), pred, y1, y2, lam)): return 'lam is the share of y1; here it is that of y2'
-    if not near(F.cross_entropy(pred, got), mixed_loss(CrossEntropy(), pred, y1, y2, lam)): return 'the cross-entropy with these targets is not the loss of the mixtures'
+    if (near(F.cross_entropy(pred, got), swapped)
+        and not near(F.cross_entropy(pred, got), mixed_loss(CrossEntropy(), pred, y1, y2, lam))):
+        return 'lam is the share of y1; here it is that of y2'
+    if not near(F.cross_entropy(pred, got), mixed_loss(CrossEntropy(), pred, y1, y2, lam)):
+        return 'the cross-entropy with these targets is not the loss of the mixtures'
 
 # %% ../nbs/18_mixup.ipynb #592a8c90
 @exercise('18.3')
@@ -293,29 +331,40 @@ def _check_18_3(answer):
         class Judge(Callback):
             order = 30
             def before_fit(self): self.seen = {True: [], False: []}
-            def after_pred(self): self.seen[self.in_train].append((self.xb.clone(), self.yb.clone(), list(self.items)))
+            def after_pred(self):
+                self.seen[self.in_train].append((self.xb.clone(), self.yb.clone(), list(self.items)))
         g = torch.Generator().manual_seed(5)
         x = torch.rand(24, 2, 12, 9, generator=g) + 1
         ds = [Dataset(x[a:b].clone(), torch.arange(b - a) % 3) for a, b in ((0, 16), (16, 24))]
-        learn = Learner(make_data(*ds, bs=8), nn.Sequential(nn.Flatten(), nn.Linear(2*12*9, 3)), cbs=[Progress(False), cb, judge := Judge()])
+        learn = Learner(make_data(*ds, bs=8), nn.Sequential(nn.Flatten(), nn.Linear(2*12*9, 3)),
+                        cbs=[Progress(False), cb, judge := Judge()])
         learn.fit(2)
         return judge.seen, ds, x
 
     seen, (train_ds, valid_ds), x = cutout_learner(answer(4))
-    if not torch.equal(train_ds.x, x[:16]): return 'the data set itself has changed; make a new tensor instead of working in place'
-    if not torch.equal(torch.cat([xb for xb, *_ in seen[False]]), x[16:].repeat(2, 1, 1, 1)): return 'the validation images are cut too'
+    if not torch.equal(train_ds.x, x[:16]):
+        return 'the data set itself has changed; make a new tensor instead of working in place'
+    if not torch.equal(torch.cat([xb for xb, *_ in seen[False]]), x[16:].repeat(2, 1, 1, 1)):
+        return 'the validation images are cut too'
     places = []
     for xb, yb, items in seen[True]:
         if not torch.equal(yb, torch.tensor(items) % 3): return 'the targets have changed; they should stay'
         gone = xb == 0
-        if not torch.equal(torch.where(gone, x[items], xb), x[items]): return 'what is not erased should stay as it was'
-        if not torch.equal(gone[:, 0], gone[:, 1]): return 'all channels of an image should lose the same square'
+        if not torch.equal(torch.where(gone, x[items], xb), x[items]):
+            return 'what is not erased should stay as it was'
+        if not torch.equal(gone[:, 0], gone[:, 1]):
+            return 'all channels of an image should lose the same square'
         for one in gone[:, 0]:
             rows, columns = one.any(1).nonzero().flatten().tolist(), one.any(0).nonzero().flatten().tolist()
-            if int(one.sum()) != 16 or len(rows) != 4 or rows[-1] - rows[0] != 3 or len(columns) != 4 or columns[-1] - columns[0] != 3:
-                return f'for size = 4 an image lost {int(one.sum())} pixels in {len(rows)} rows and {len(columns)} columns; it should be a whole square of 4×4'
+            if (int(one.sum()) != 16 or len(rows) != 4 or rows[-1] - rows[0] != 3 or len(columns) != 4
+                or columns[-1] - columns[0] != 3):
+                return (f'for size = 4 an image lost {int(one.sum())} pixels in {len(rows)} rows and '
+                        f'{len(columns)} columns; it should be a whole square of 4×4')
             places.append((rows[0], columns[0]))
-    if len(set(places[:8])) == 1: return 'all images of a batch lose the same square; each should have its own'
-    by_item = [{i: p for i, p in zip([i for *_, items in seen[True][e:e + 2] for i in items], places[8*e:8*e + 16])} for e in (0, 2)]
+    if len(set(places[:8])) == 1:
+        return 'all images of a batch lose the same square; each should have its own'
+    by_item = [{i: p for i, p in zip([i for *_, items in seen[True][e:e + 2] for i in items],
+                                     places[8*e:8*e + 16])} for e in (0, 2)]
     if by_item[0] == by_item[1]: return 'an image loses the same square in each epoch'
-    if max(r for r, _ in places) < 6 or max(c for _, c in places) < 4: return 'the squares keep to the upper left; the image is 12 pixels high and 9 wide'
+    if max(r for r, _ in places) < 6 or max(c for _, c in places) < 4:
+        return 'the squares keep to the upper left; the image is 12 pixels high and 9 wide'

@@ -24,7 +24,8 @@ def _check(x, shape, first, last=None):
 # %% ../nbs/11_batchnorm.ipynb #cdd25af4
 @fx.wrap
 def _standardized(x, first, eps, least=0):
-    "`x`, in float32 at least, with mean 0 and (biased) variance 1 over the `least` or more numbers from `first` on."
+    """`x`, in float32 at least, with mean 0 and (biased) variance 1 over the `least` or more numbers from
+    `first` on."""
     if math.prod(x.shape[first:]) < least:
         raise ValueError(f'x has shape {tuple(x.shape)}: a map of one value is its own mean; use larger maps')
     x = widen(x)
@@ -149,7 +150,8 @@ class GroupNorm(nn.GroupNorm):
         return _affine(x_hat, self.weight, self.bias).to(x.dtype)
 
 # %% ../nbs/11_batchnorm.ipynb #7047b2b4
-NORMS = nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm   # for isinstance; _NormBase: batch and instance norms
+# for isinstance; _NormBase: batch and instance norms
+NORMS = nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 
 # %% ../nbs/11_batchnorm.ipynb #85c0c6ad
 def _kept(mom, bs):
@@ -256,23 +258,31 @@ def _check_11_1(answer):
         x = torch.randn(4, 3, 9, 9, generator=g)
         want, got = norm(conv(x)), answer(conv, norm)
         if not isinstance(got, nn.Conv2d): return f'it should answer an nn.Conv2d, not a {type(got).__name__}'
-        if got is conv or not torch.equal(conv.weight, before): return 'it changes the convolution that it was given; make a new one'
+        if got is conv or not torch.equal(conv.weight, before):
+            return 'it changes the convolution that it was given; make a new one'
         out = got(x)
-        if out.shape != want.shape: return f'the new convolution gives the shape {tuple(out.shape)}, the two layers {tuple(want.shape)}; stride and padding count'
+        if out.shape != want.shape:
+            return (f'the new convolution gives the shape {tuple(out.shape)}, the two layers '
+                    f'{tuple(want.shape)}; stride and padding count')
         if not near(out, want, tol=1e-4):
-            return f'the new convolution is off by up to {(out - want).abs().max().item():.3g}{"" if bias else " where the old one has no bias"}'
+            return (
+                'the new convolution is off by up to '
+                f'{(out - want).abs().max().item():.3g}{"" if bias else " where the old one has no bias"}')
 
 # %% ../nbs/11_batchnorm.ipynb #d9c6e530
 @exercise('11.2')
 def _check_11_2(answer):
-    x = torch.randn(10, 3, 4, 5, generator=torch.Generator().manual_seed(2))*torch.arange(1., 11)[:, None, None, None] + 1
+    x = torch.randn(10, 3, 4, 5,
+                    generator=torch.Generator().manual_seed(2))*torch.arange(1., 11)[:, None, None, None] + 1
     before = x.clone()
     for size in (2, 4, 10, 16):
         got = answer(x, size)
         if not torch.equal(x, before): return 'it changes its argument; work on a copy'
-        want = torch.cat([nn.functional.batch_norm(part, None, None, training=True) for part in x.split(size)])
+        want = torch.cat([nn.functional.batch_norm(part, None, None, training=True)
+                          for part in x.split(size)])
         if got.shape != x.shape: return f'for a batch of shape {tuple(x.shape)} it answers {tuple(got.shape)}'
-        if near(got, nn.functional.batch_norm(x, None, None, training=True), tol=1e-4) and size < 10: return f'with size {size} it normalises the batch as a whole'
+        if near(got, nn.functional.batch_norm(x, None, None, training=True), tol=1e-4) and size < 10:
+            return f'with size {size} it normalises the batch as a whole'
         if not near(got, want, tol=1e-4):
             return f'with 10 images and size {size} it is off by up to {(got - want).abs().max().item():.3g}'
 
@@ -283,9 +293,12 @@ def _check_11_3(answer):
     for offset in (0., 1e4):
         a, b = (offset + torch.randn(n, generator=g)*s + m for n, s, m in ((7, 1., 0.), (20, 2., 1.5)))
         both = torch.cat([a, b]).double()
-        n, mean, var = answer(len(a), a.double().mean().float(), a.double().var(unbiased=False).float(), len(b), b.double().mean().float(), b.double().var(unbiased=False).float())
+        n, mean, var = answer(len(a), a.double().mean().float(), a.double().var(unbiased=False).float(),
+                              len(b), b.double().mean().float(), b.double().var(unbiased=False).float())
         if n != 27: return f'7 and 20 numbers are 27, not {n}'
-        if not near(mean, both.mean(), tol=1e-5): return f'the mean is {float(mean):.6g}; {both.mean().item():.6g} is right'
+        if not near(mean, both.mean(), tol=1e-5):
+            return f'the mean is {float(mean):.6g}; {both.mean().item():.6g} is right'
         if not near(var, both.var(unbiased=False), tol=1e-2):
             return (f'the variance is {float(var):.6g}; {both.var(unbiased=False).item():.6g} is right'
-                    + (' (the means are near 10,000: squares of large numbers cancel badly)' if offset else ''))
+                    + (' (the means are near 10,000: squares of large numbers cancel badly)' if offset
+                       else ''))

@@ -38,13 +38,19 @@ def l2_reg(ps, grads, wd=0.):
 class Stat:
     """What an optimizer remembers of each parameter from one step to the next.
 
-    A subclass names it by `key` and brings it up to date in `update`, whose parameters say what that needs: the key itself, `ps`, `grads`, other
-    stats' keys, hyper-parameters. Lists of tensors change in place; a plain number is returned anew. `init(p)` is the value before the first step,
-    zeros unless overridden. It is updated right before the first stepper that reads it, or after all steppers if it is `late`."""
+    A subclass names it by `key` and brings it up to date in `update`, whose parameters say what that needs:
+    the key itself, `ps`, `grads`, other stats' keys, hyper-parameters. Lists of tensors change in place; a
+    plain number is returned anew. `init(p)` is the value before the first step, zeros unless overridden. It
+    is updated right before the first stepper that reads it, or after all steppers if it is `late`."""
     key, late = None, False
-    def init(self, p): "The value before the first step."; return torch.zeros_like(p)
-    def idle(self, hypers): "While True, steppers get the gradients in its place, and no memory is used."; return False
-    def __repr__(self): return f'{type(self).__name__}({", ".join(f"{k}={v!r}" for k, v in vars(self).items())})'
+    def init(self, p):
+        "The value before the first step."
+        return torch.zeros_like(p)
+    def idle(self, hypers):
+        "While True, steppers get the gradients in its place, and no memory is used."
+        return False
+    def __repr__(self):
+        return f'{type(self).__name__}({", ".join(f"{k}={v!r}" for k, v in vars(self).items())})'
 
 # %% ../nbs/14_optimizers.ipynb #887a9052
 class AverageGrad(Stat):
@@ -61,7 +67,9 @@ class AverageGrad(Stat):
             torch._foreach_mul_(grad_avg, mom)
             torch._foreach_add_(grad_avg, grads)
 
-    def idle(self, hypers): "A sum that forgets all at once is the gradient."; return not self.dampening and not hypers['mom']
+    def idle(self, hypers):
+        "A sum that forgets all at once is the gradient."
+        return not self.dampening and not hypers['mom']
 
 # %% ../nbs/14_optimizers.ipynb #4dbe89a9
 class AverageSqrGrad(Stat):
@@ -75,8 +83,12 @@ class AverageSqrGrad(Stat):
 class StepCount(Stat):
     "`step`: the number of steps that a parameter has taken, a plain number."
     key = 'step'
-    def init(self, p): "No step yet."; return 0
-    def update(self, step): "One more."; return step + 1
+    def init(self, p):
+        "No step yet."
+        return 0
+    def update(self, step):
+        "One more."
+        return step + 1
 
 # %% ../nbs/14_optimizers.ipynb #70a0b18e
 def momentum_step(ps, grad_avg, lr):
@@ -282,11 +294,13 @@ def sgd_opt(
     wd: float = 0.,         # L2 regularisation
 ) -> Optimizer:
     "Gradient descent with momentum: the steps of `torch.optim.SGD`."
-    return Optimizer(params, [l2_reg, nesterov_step if nesterov else momentum_step], AverageGrad(), lr=lr, mom=mom, wd=wd)
+    return Optimizer(params, [l2_reg, nesterov_step if nesterov else momentum_step], AverageGrad(), lr=lr,
+                     mom=mom, wd=wd)
 
 # %% ../nbs/14_optimizers.ipynb #065e1c6e
 def nesterov_step(ps, grads, grad_avg, lr, mom=0.9):
-    "A step along the average as it will be if the gradient stays, $p - lr·(g + mom·a)$ (Nesterov 1983; Sutskever et al. 2013)."
+    """A step along the average as it will be if the gradient stays, $p - lr·(g + mom·a)$ (Nesterov 1983;
+    Sutskever et al. 2013)."""
     torch._foreach_add_(ps, grads, alpha=-lr)
     torch._foreach_add_(ps, grad_avg, alpha=-lr*mom)
 
@@ -295,12 +309,14 @@ def _root(sqr_avg, eps):
     "New tensors, $\\sqrt s + \\epsilon$."
     root = torch._foreach_sqrt(sqr_avg)
     torch._foreach_add_(root, eps)
-    if root[0].dtype == torch.float16: torch._foreach_clamp_min_(root, 2**-24)   # its smallest number; eps may be less
+    # its smallest number; eps may be less
+    if root[0].dtype == torch.float16: torch._foreach_clamp_min_(root, 2**-24)
     return root
 
 def _over(grads, root):
     "`grads`/`root`, in the memory of `root`: to ask the system for more takes longer than the arithmetic."
-    if root[0].dtype == torch.float16: return torch._foreach_div(grads, root)   # 1/root may be more than it holds
+    # 1/root may be more than it holds
+    if root[0].dtype == torch.float16: return torch._foreach_div(grads, root)
     torch._foreach_reciprocal_(root)
     torch._foreach_mul_(root, grads)
     return root
@@ -318,11 +334,13 @@ def rmsprop_opt(
     wd: float = 0.,        # L2 regularisation
 ) -> Optimizer:
     "RMSProp: the steps of `torch.optim.RMSprop`."
-    return Optimizer(params, [l2_reg, rms_scale, momentum_step], [AverageSqrGrad(), AverageGrad()], lr=lr, sqr_mom=sqr_mom, mom=mom, eps=eps, wd=wd)
+    return Optimizer(params, [l2_reg, rms_scale, momentum_step], [AverageSqrGrad(), AverageGrad()], lr=lr,
+                     sqr_mom=sqr_mom, mom=mom, eps=eps, wd=wd)
 
 # %% ../nbs/14_optimizers.ipynb #ba892ec3
 def adam_step(ps, grad_avg, sqr_avg, step, lr, mom=0.9, sqr_mom=0.99, eps=1e-5):
-    r"A step along the debiased average by its usual size, $p - lr·\frac{a/d_1}{\sqrt{s/d_2}+\epsilon}$ (Kingma & Ba 2014, 1412.6980)."
+    r"""A step along the debiased average by its usual size, $p - lr·\frac{a/d_1}{\sqrt{s/d_2}+\epsilon}$
+    (Kingma & Ba 2014, 1412.6980)."""
     d1, d2 = 1 - mom**step, math.sqrt(1 - sqr_mom**step)      # d2: its root
     torch._foreach_addcdiv_(ps, grad_avg, _root(sqr_avg, eps*d2), -lr*d2/d1)
 
@@ -338,10 +356,13 @@ def adam_opt(
 ) -> Optimizer:
     "AdamW, or Adam with `decouple_wd=False`: the steps of `torch.optim.AdamW` and `torch.optim.Adam`."
     stats = [AverageGrad(dampening=True), AverageSqrGrad(), StepCount()]
-    return Optimizer(params, [weight_decay if decouple_wd else l2_reg, adam_step], stats, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+    return Optimizer(params, [weight_decay if decouple_wd else l2_reg, adam_step], stats, lr=lr, mom=mom,
+                     sqr_mom=sqr_mom, eps=eps, wd=wd)
 
 # %% ../nbs/14_optimizers.ipynb #0ff230a9
-def _norms(ts): return torch.stack(torch._foreach_norm(ts, 2, torch.float32 if ts[0].dtype in (torch.float16, torch.bfloat16) else None))
+def _norms(ts):
+    return torch.stack(torch._foreach_norm(ts, 2, torch.float32
+                                           if ts[0].dtype in (torch.float16, torch.bfloat16) else None))
 
 def trust_ratio(
     over,  # a number for each tensor
@@ -351,7 +372,8 @@ def trust_ratio(
     return torch.where((over > 0) & (under > 0), over/under, 1.)
 
 def lars_scale(ps, grads, lr, wd=0., trust=0.001):
-    r"Each layer's gradient at its own rate, $lr·\lambda(g + wd·p)$ with $\lambda = trust·\frac{‖p‖}{‖g‖ + wd‖p‖}$ (You et al. 2017, 1708.03888)."
+    r"""Each layer's gradient at its own rate, $lr·\lambda(g + wd·p)$ with $\lambda = trust·\frac{‖p‖}{‖g‖ +
+    wd‖p‖}$ (You et al. 2017, 1708.03888)."""
     norm_p, norm_g = _norms(ps), _norms(grads)
     rates = lr*trust_ratio(trust*norm_p, norm_g + wd*norm_p)
     scaled = torch._foreach_add(grads, ps, alpha=wd)
@@ -378,7 +400,8 @@ def _trusted_step(ps, grads, lr):
     torch._foreach_addcmul_(ps, grads, trust_ratio(_norms(ps), _norms(grads)).unbind(), -lr)
 
 def lamb_step(ps, grad_avg, sqr_avg, step, lr, mom=0.9, sqr_mom=0.99, eps=1e-5, wd=0.):
-    r"$p - lr\frac{‖p‖}{‖u‖}u$ with $u = \frac{a/d_1}{\sqrt{s/d_2}+\epsilon} + wd·p$ (You et al. 2019, 1904.00962)."
+    r"""$p - lr\frac{‖p‖}{‖u‖}u$ with $u = \frac{a/d_1}{\sqrt{s/d_2}+\epsilon} + wd·p$ (You et al. 2019,
+    1904.00962)."""
     d1, d2 = 1 - mom**step, math.sqrt(1 - sqr_mom**step)
     update = _over(grad_avg, _root(sqr_avg, eps*d2))
     torch._foreach_mul_(update, d2/d1)
@@ -394,12 +417,15 @@ def lamb_opt(
     eps: float = 1e-5,     # bounds the division
     wd: float = 0.,        # weight decay, within the update
 ) -> Optimizer:
-    "LAMB (You et al. 2019, 1904.00962): Adam's direction, each layer at a rate in proportion to its weights' length."
-    return Optimizer(params, lamb_step, [AverageGrad(dampening=True), AverageSqrGrad(), StepCount()], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+    """LAMB (You et al. 2019, 1904.00962): Adam's direction, each layer at a rate in proportion to its
+    weights' length."""
+    return Optimizer(params, lamb_step, [AverageGrad(dampening=True), AverageSqrGrad(), StepCount()], lr=lr,
+                     mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
 # %% ../nbs/14_optimizers.ipynb #f1e46ed9
 class LateAverage(Stat):
-    "`grad_avg` as with `AverageGrad(dampening=True)`, but brought up to date after the step, and with a weight of its own."
+    """`grad_avg` as with `AverageGrad(dampening=True)`, but brought up to date after the step, and with a
+    weight of its own."""
     key, late = 'grad_avg', True
     def update(self, grad_avg, grads, late_mom=0.99):
         "One step of the average."
@@ -418,8 +444,10 @@ def lion_opt(
     late_mom: float = 0.99, # weight of the past in what is remembered
     wd: float = 0.,         # weight decay
 ) -> Optimizer:
-    "Lion (Chen et al. 2023, 2302.06675): steps of the same size in each number, and one memory instead of Adam's two."
-    return Optimizer(params, [weight_decay, lion_step], LateAverage(), lr=lr, mom=mom, late_mom=late_mom, wd=wd)
+    """Lion (Chen et al. 2023, 2302.06675): steps of the same size in each number, and one memory instead of
+    Adam's two."""
+    return Optimizer(params, [weight_decay, lion_step], LateAverage(), lr=lr, mom=mom, late_mom=late_mom,
+                     wd=wd)
 
 # %% ../nbs/14_optimizers.ipynb #7a171e31
 _MEANS = AverageGrad(dampening=True), AverageSqrGrad(), StepCount()
@@ -472,10 +500,13 @@ def _check_14_2(answer):
 # %% ../nbs/14_optimizers.ipynb #32375097
 @exercise('14.3')
 def _check_14_3(answer):
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(),
+                                torch.nn.Linear(4, 2))
     model[0].requires_grad_(False)
     opt = adam_opt(answer(model), lr=0.1, wd=0.01)
-    if [g['weight_decay'] for g in opt.param_groups] != [0.01, 0.]: return f"the groups' decay is {[g['weight_decay'] for g in opt.param_groups]}; with wd=0.01 it should be [0.01, 0.0]"
+    if [g['weight_decay'] for g in opt.param_groups] != [0.01, 0.]:
+        return (f"the groups' decay is {[g['weight_decay'] for g in opt.param_groups]}; with wd=0.01 it "
+                "should be [0.01, 0.0]")
     shapes = [[tuple(p.shape) for p in g['params']] for g in opt.param_groups]
     right = [[(4, 3, 3, 3), (2, 4)], [(4,), (4,), (4,), (2,)]]
     if shapes != right: return f'the groups hold parameters of shapes {shapes}; {right} is right'

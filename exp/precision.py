@@ -194,10 +194,12 @@ def to_fp32(self: Learner) -> Learner:
 def _at_least(x, low): return x.clamp(min=low) if isinstance(x, torch.Tensor) else max(x, low)
 
 class GradAccumulation(Callback):
-    """Steps with the gradient of several batches' common mean, when they have at least `n_items` items, and when an epoch ends, also one that is cancelled.
+    """Steps with the gradient of several batches' common mean, when they have at least `n_items` items, and
+    when an epoch ends, also one that is cancelled.
 
-    It is the gradient of one large batch, except for layers that mix the items of a batch, as batch norm does. Schedules go on with each
-    batch. A batch that was cancelled before its backward pass is not counted. After an error what was gathered is dropped."""
+    It is the gradient of one large batch, except for layers that mix the items of a batch, as batch norm
+    does. Schedules go on with each batch. A batch that was cancelled before its backward pass is not counted.
+    After an error what was gathered is dropped."""
     order = -20
     def __init__(self,
         n_items: int, # items for a step, over all processes
@@ -238,7 +240,8 @@ class GradAccumulation(Callback):
         if self._seen: self._seen = seen   # called off by another; the group goes on
 
     def after_cancel_epoch(self):
-        with suppress(CancelEpochException): self.after_train()   # who calls off this step too cannot end what has ended
+        # who calls off this step too cannot end what has ended
+        with suppress(CancelEpochException): self.after_train()
     def after_cancel_fit(self):
         with suppress(CancelEpochException, CancelFitException): self.after_train()
 
@@ -254,7 +257,8 @@ def whole_weight(self: Runner):
 def _share(self: GradAccumulation, loss):
     "Take a batch into the group; its weight, in units of that of the group's first."
     weight = self.run.whole_weight()
-    if isinstance(weight, torch.Tensor): weight = weight.to(loss.device, torch.promote_types(loss.dtype, torch.float32))
+    if isinstance(weight, torch.Tensor):
+        weight = weight.to(loss.device, torch.promote_types(loss.dtype, torch.float32))
     if self._seen == 0: self._unit = _at_least(weight, 1)
     self._total = weight if is_sum(self.loss_func) else self._total + weight
     self._seen += count_items(self.xb) if self.items is None else self.run.whole_batch()
@@ -274,7 +278,8 @@ def load_state_dict(self: GradAccumulation,
     check_resumed(self, GradAccumulation(state['n_items']))
     self._forget()
     device = next(self.model.parameters()).device
-    self._seen, self._unit, self._total = state['seen'], *(tree_map(lambda t: t.to(device), state[k]) for k in ('unit', 'total'))
+    self._seen, self._unit, self._total = state['seen'], *(tree_map(lambda t: t.to(device), state[k])
+                                                           for k in ('unit', 'total'))
 
 # %% ../nbs/19_mixed_precision.ipynb #d09dbedf
 def _last(t): return t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t
@@ -376,10 +381,14 @@ def _check_19_1(answer):
         while (torch.tensor(top)*want*2).half().isfinite(): want *= 2
         got = answer([g.clone() for g in grads])
         if not isinstance(got, float): return f'it answers a {type(got).__name__}, not a float'
-        if not got > 0 or not math.log2(got).is_integer(): return f'for a largest gradient of {top:g} it answers {got:g}, which is no power of two'
-        if got > want: return f'for a largest gradient of −{top:g} it answers {got:g}, and {top:g} × {got:g} is infinite in fp16'
+        if not got > 0 or not math.log2(got).is_integer():
+            return f'for a largest gradient of {top:g} it answers {got:g}, which is no power of two'
+        if got > want:
+            return (f'for a largest gradient of −{top:g} it answers {got:g}, and {top:g} × {got:g} is '
+                    'infinite in fp16')
         if got < want: return f'for a largest gradient of −{top:g} it answers {got:g}; {want:g} is still safe'
-    if answer([torch.zeros(3)]) != math.inf: return 'for gradients that are all zero it should answer math.inf'
+    if answer([torch.zeros(3)]) != math.inf:
+        return 'for gradients that are all zero it should answer math.inf'
 
 # %% ../nbs/19_mixed_precision.ipynb #ad177216
 @exercise('19.2')
@@ -389,15 +398,19 @@ def _check_19_2(answer):
     got = answer(exact.clone(), g)
     if not isinstance(got, torch.Tensor): return f'it answers a {type(got).__name__}, not a tensor'
     if got.dtype != torch.bfloat16: return f'it answers {got.dtype}, not torch.bfloat16'
-    if not torch.equal(got, exact.bfloat16()) and not near(got[:4].float(), exact[:4], 0.): return 'numbers that bf16 has should stay what they are'
+    if not torch.equal(got, exact.bfloat16()) and not near(got[:4].float(), exact[:4], 0.):
+        return 'numbers that bf16 has should stay what they are'
     for value in (1.001, -1.001, 1.0055, 3e-5, -417.3):
         x = torch.full((40_000,), value)
         out = answer(x, g).float()
         bits = x[:1].view(torch.int32) & -65536
         ends = torch.stack([bits, bits + 65536]).view(torch.float32).flatten()
-        if not torch.isin(out, ends).all(): return f'{value} may become {ends[0]:.6g} or {ends[1]:.6g}; it became {out[~torch.isin(out, ends)][0]:.6g}'
+        if not torch.isin(out, ends).all():
+            return (f'{value} may become {ends[0]:.6g} or {ends[1]:.6g}; it became '
+                    f'{out[~torch.isin(out, ends)][0]:.6g}')
         gap = (ends[1] - ends[0]).abs()
-        if (out.double().mean() - x[0].double()).abs() > 5*gap/2/40_000**0.5: return f'the mean of 40,000 roundings of {value} is {out.double().mean():.6g}'
+        if (out.double().mean() - x[0].double()).abs() > 5*gap/2/40_000**0.5:
+            return f'the mean of 40,000 roundings of {value} is {out.double().mean():.6g}'
 
 # %% ../nbs/19_mixed_precision.ipynb #036befe1
 @exercise('19.3')
@@ -410,12 +423,21 @@ def _check_19_3(answer):
         cb, log = MixedPrecision(init_scale=start, growth_interval=interval), answer()
         if not isinstance(log, Callback): return 'it should be a class whose instances are callbacks'
         torch.manual_seed(1)
-        run = Runner((DataLoader(ds, 4), DataLoader(ds, 4)), nn.Linear(4, 1), loss_func=nn.MSELoss(), lr=1e-3, cbs=[cb, log])
+        run = Runner((DataLoader(ds, 4), DataLoader(ds, 4)), nn.Linear(4, 1), loss_func=nn.MSELoss(), lr=1e-3,
+                     cbs=[cb, log])
         for _ in range(2):
             first = cb.scale
             run.fit(1)
             if not hasattr(log, 'scales'): return 'it has no list `scales`'
-            if len(log.scales) != 12: return f'after a fit of 12 training batches and as many of validation `scales` holds {len(log.scales)} numbers'
-            if float(log.scales[0]) != first: return f'the first loss was multiplied by {first:g}; `scales` begins with {float(log.scales[0]):g}'
-            if start > 2.**40 and any(a != 2*b for a, b in zip(log.scales[:5], log.scales[1:6])) and run.epoch == 1: return 'while steps are skipped, each batch has half the scale of the one before'
-            if start < 2.**40 and log.scales != [first*2.**(i//3) for i in range(12)]: return f'with a growth_interval of 3 the scale doubles after each third batch; `scales` is {log.scales}'
+            if len(log.scales) != 12:
+                return ('after a fit of 12 training batches and as many of validation `scales` holds '
+                        f'{len(log.scales)} numbers')
+            if float(log.scales[0]) != first:
+                return (f'the first loss was multiplied by {first:g}; `scales` begins with '
+                        f'{float(log.scales[0]):g}')
+            if (start > 2.**40 and any(a != 2*b for a, b in zip(log.scales[:5], log.scales[1:6]))
+                and run.epoch == 1):
+                return 'while steps are skipped, each batch has half the scale of the one before'
+            if start < 2.**40 and log.scales != [first*2.**(i//3) for i in range(12)]:
+                return ('with a growth_interval of 3 the scale doubles after each third batch; `scales` is '
+                        f'{log.scales}')

@@ -392,9 +392,13 @@ def _check_15_1(answer):
         low, high = min(means, default=0), max(means, default=0)
         return ''.join('▁▂▃▄▅▆▇█'[round(7*(m - low)/(high - low)) if high > low else 0] for m in means)
 
-    for losses, width, what in (([0., 1., 2., 3., 4., 5., 6., 7.], 8, 'the numbers from 0 to 7 in 8 characters'), ([3., 1.], 10, '3 and 1 in 10 characters'),
-                                ([4., 6., 1., 1., 0., 2.], 3, '4, 6, 1, 1, 0, 2 in 3 characters'), ([2.5]*6, 3, 'six equal numbers in 3 characters'),
-                                ([1/(1 + i) for i in range(200)], 20, '1/(1 + i) for i to 199 in 20 characters')):
+    for losses, width, what in (([0., 1., 2., 3., 4., 5., 6., 7.], 8,
+                                 'the numbers from 0 to 7 in 8 characters'),
+                                ([3., 1.], 10, '3 and 1 in 10 characters'),
+                                ([4., 6., 1., 1., 0., 2.], 3, '4, 6, 1, 1, 0, 2 in 3 characters'),
+                                ([2.5]*6, 3, 'six equal numbers in 3 characters'),
+                                ([1/(1 + i) for i in range(200)], 20,
+                                 '1/(1 + i) for i to 199 in 20 characters')):
         got, right = answer(list(losses), width), sparkline(losses, width)
         if got != right: return f'for {what} it answers {got!r}; {right!r} is right'
 
@@ -402,10 +406,14 @@ def _check_15_1(answer):
 @exercise('15.2')
 def _check_15_2(answer):
     if answer([], 10) is not None: return 'with no steps done it should answer None'
-    for seconds, total, last, right in (([60., 1., 1., 1.], 10, 25, 6.), ([9.]*5 + [1., 2., 3.], 10, 3, 4.), ([1., 3.], 4, 25, 4.), ([1., 1.], 2, 25, 0.)):
+    for seconds, total, last, right in (([60., 1., 1., 1.], 10, 25, 6.), ([9.]*5 + [1., 2., 3.], 10, 3, 4.),
+                                        ([1., 3.], 4, 25, 4.), ([1., 1.], 2, 25, 0.)):
         got = answer(list(seconds), total, last)
-        if not near(float(got), right): return f'after steps of {seconds} seconds of {total}, with last={last}, it answers {got}; {right:g} is right'
-    if not near(float(answer([60.] + [1.]*30, 40)), 9.): return 'without a third argument it looks at the last 25 steps'
+        if not near(float(got), right):
+            return (f'after steps of {seconds} seconds of {total}, with last={last}, it answers {got}; '
+                    f'{right:g} is right')
+    if not near(float(answer([60.] + [1.]*30, 40)), 9.):
+        return 'without a third argument it looks at the last 25 steps'
 
 # %% ../nbs/15_progress.ipynb #6da9edb4
 @exercise('15.3')
@@ -419,7 +427,8 @@ def _check_15_3(answer):
     class JSONReader(Callback):
         order = 100
         def __init__(self): self.lines = []
-        def after_epoch(self): self.lines.append(path.read_text(encoding='utf-8').splitlines() if path.exists() else [])
+        def after_epoch(self):
+            self.lines.append(path.read_text(encoding='utf-8').splitlines() if path.exists() else [])
 
     def no_constant(s): raise ValueError(f'{s} is no JSON')
     x = torch.linspace(-1, 1, 12)[:, None]
@@ -435,7 +444,9 @@ def _check_15_3(answer):
                 if 'the end' not in str(e): raise
             lengths = [len(lines) for lines in reader.lines]
             if lengths != [1, 2, 3, 3]:
-                return f'in a fit whose fourth epoch is broken off, the file has {lengths} lines at the ends of the epochs; it should be [1, 2, 3, 3]'
+                return (f'in a fit whose fourth epoch is broken off, the file has {lengths} lines at the '
+                        'ends of the epochs; it should be [1, 2, 3, 3]')
             for line, row in zip(reader.lines[-1], stats.history):
                 right = {k: v if math.isfinite(v) else None for k, v in row.items()}
-                if json.loads(line, parse_constant=no_constant) != right: return f'a line is {line}; it should hold {right}'
+                if json.loads(line, parse_constant=no_constant) != right:
+                    return f'a line is {line}; it should hold {right}'

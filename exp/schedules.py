@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from .callbacks import AvgStats, Callback, CancelFitException, Runner, labelled_axes, smoothed
-from .core import check_choice, check_int, check_real, exercise, load_state, patch, tree_map, user_path, widen
+from .core import (check_choice, check_int, check_real, exercise, load_state, patch, tree_map, user_path,
+                      widen)
 from .snapshots import Snapshot, set_epoch, undisturbed
 
 # %% ../nbs/08_schedules.ipynb #58fcb069

@@ -22,7 +22,8 @@ from .core import did_you_mean, is_clutter, load_state, mask_places, read_text, 
 def list_of(items, is_one=lambda array: False):
     "A list of the items in a list, array, tensor, column or iterator; anything else is one item."
     if items is None: return []
-    if getattr(items, 'ndim', 0) == 2 and hasattr(items, 'to_numpy'): items = items.to_numpy()   # rows of a table
+    # rows of a table
+    if getattr(items, 'ndim', 0) == 2 and hasattr(items, 'to_numpy'): items = items.to_numpy()
     one = isinstance(items, (str, bytes, bytearray, Mapping)) or hasattr(items, 'read')
     array = isinstance(items, (np.ndarray, torch.Tensor))
     if one or not isinstance(items, Iterable) or array and (items.ndim == 0 or is_one(items)): return [items]
@@ -37,12 +38,14 @@ def chosen_places(chosen, n):
 
 # %% ../nbs/13d_sources.ipynb #61f9a06a
 def _opens(kind):
-    "Can Pillow open this format here, as pictures? Not videos, PostScript, and formats that it knows by name only."
+    """Can Pillow open this format here, as pictures? Not videos, PostScript, and formats that it knows by
+    name only."""
     reader = Image.OPEN.get(kind, [None])[0]
     stub = isinstance(reader, type) and issubclass(reader, ImageFile.StubImageFile)
     return reader is not None and not stub and Image.MIME.get(kind, 'image/').startswith('image/')
 
-_formats = {**Image.registered_extensions(), '.mpo': 'JPEG'}   # several JPEGs in one, which their reader opens
+# several JPEGs in one, which their reader opens
+_formats = {**Image.registered_extensions(), '.mpo': 'JPEG'}
 image_extensions = frozenset(ending for ending, kind in _formats.items() if _opens(kind))
 
 # %% ../nbs/13d_sources.ipynb #33dbc586
@@ -97,7 +100,8 @@ def file_key(name, root):
 
 # %% ../nbs/13d_sources.ipynb #cbc20b7f
 def read_names(names, root):
-    "The names in a list; of a path, the lines of that text file, or what a `.pth` file of `save_state` holds."
+    """The names in a list; of a path, the lines of that text file, or what a `.pth` file of `save_state`
+    holds."""
     if not isinstance(names, (str, Path)): return list_of(names)
     path = user_path(names, root)
     return load_state(path) if path.suffix == '.pth' else read_text(path).split('\n')
@@ -107,7 +111,8 @@ WHOLE = r'0|-?[1-9]\d{0,17}'
 NUMBER = WHOLE + r'|[+-]?((0|[1-9]\d*)\.\d*|\.\d+)([eE][+-]?\d+)?|[+-]?\d+[eE][+-]\d+'
 
 def read_table(path, sep=',', text=()):
-    "A table. Columns of plain numbers become numbers, others stay text; those in `text` only if all are whole."
+    """A table. Columns of plain numbers become numbers, others stay text; those in `text` only if all are
+    whole."""
     import pandas as pd
     with open(path, 'rb') as f: encoding = text_encoding(f.read(4))
     how = dict(dtype=str, keep_default_na=False, na_values=[''], skipinitialspace=True)
@@ -125,20 +130,25 @@ def read_table(path, sep=',', text=()):
 
 def table_column(df, col, holes=False):
     "The column of a table by its name, else its number. `ValueError` if it is not there, or has holes."
-    if df is None: raise ValueError('these items have no table with a row for each; make them by from_df, or give a table')
+    if df is None:
+        raise ValueError('these items have no table with a row for each; make them by from_df, or give a '
+                         'table')
     if col in df.columns: found = df[col]
     elif isinstance(col, Integral) and -len(df.columns) <= col < len(df.columns): found = df.iloc[:, col]
     else:
         names = list(map(str, df.columns))
-        raise ValueError(f'the table has no column {col!r}{did_you_mean(str(col), names)}; it has {", ".join(names)}. '
+        raise ValueError(f'the table has no column {col!r}{did_you_mean(str(col), names)}; it has '
+                         f'{", ".join(names)}. '
                          'Was the separator right?')
     if (empty := found.isna()).any() and not holes:
-        raise ValueError(f'the column {found.name!r} is empty in {empty.sum()} rows, first in row {empty.argmax()}')
+        raise ValueError(f'the column {found.name!r} is empty in {empty.sum()} rows, first in row '
+                         f'{empty.argmax()}')
     return found
 
 # %% ../nbs/13d_sources.ipynb #c81a8b89
 def cell_labels(df, col, sep=None):
-    "The label of each row; with `sep`, the list of those in its cell, each once; of a list of columns a tuple."
+    """The label of each row; with `sep`, the list of those in its cell, each once; of a list of columns a
+    tuple."""
     if isinstance(col, Iterable) and not isinstance(col, str):
         return list(zip(*(cell_labels(df, c, sep) for c in list_of(col))))
     if sep is None: return table_column(df, col).tolist()
@@ -148,19 +158,25 @@ def cell_labels(df, col, sep=None):
 
 # %% ../nbs/13d_sources.ipynb #2dbfd352
 def label_finder(names, labels, root):
-    "A function of an item: the label beside its name. `ValueError` for an item that has no row, or a row of two."
+    """A function of an item: the label beside its name. `ValueError` for an item that has no row, or a row of
+    two."""
     rows, taken = dict(zip(names, labels)), {}
-    if len(rows) < len(names): raise ValueError(f'{Counter(names).most_common(1)[0][0]!r} has more than one row in the table')
+    if len(rows) < len(names):
+        raise ValueError(f'{Counter(names).most_common(1)[0][0]!r} has more than one row in the table')
     def label(item):
         key = file_key(item, root)
         row = key if key in rows else key.rsplit('/', 1)[-1]
-        if row not in rows: raise ValueError(f'{key} has no row in the table ({", ".join(names[:3])}, …); check folder and suffix')
+        if row not in rows:
+            raise ValueError(f'{key} has no row in the table ({", ".join(names[:3])}, …); check folder and '
+                             'suffix')
         other = taken.setdefault(row, key)
-        if other != key: raise ValueError(f'{other} and {key} share the row {row!r}; give their paths from {root}')
+        if other != key:
+            raise ValueError(f'{other} and {key} share the row {row!r}; give their paths from {root}')
         return rows[row]
     return label
 
 def read_pairs(path):
-    "A dictionary from names to labels: of a `.pth` file of `save_state`, or of a text with a name and its label in each line."
+    """A dictionary from names to labels: of a `.pth` file of `save_state`, or of a text with a name and its
+    label in each line."""
     if path.suffix == '.pth': return load_state(path)
     return dict(line.rsplit(maxsplit=1) for line in read_text(path).split('\n') if line.strip())

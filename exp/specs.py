@@ -21,12 +21,15 @@ def register(
     *,
     name: str|None = None, # None: its own name
 ):
-    "A decorator: let `to_spec` write the function or the class's instances as a name and arguments, and `from_spec` make them again."
+    """A decorator: let `to_spec` write the function or the class's instances as a name and arguments, and
+    `from_spec` make them again."""
     if o is None: return functools.partial(register, name=name)
     name = name or o.__name__
     other = _registry.get(name, o)
-    if (other.__module__, other.__qualname__) != (o.__module__, o.__qualname__) and '__main__' not in (other.__module__, o.__module__):
-        raise ValueError(f'the name {name!r} is taken by {other.__module__}.{other.__qualname__}; give another with @register(name=…)')
+    if ((other.__module__, other.__qualname__) != (o.__module__, o.__qualname__)
+        and '__main__' not in (other.__module__, o.__module__)):
+        raise ValueError(f'the name {name!r} is taken by {other.__module__}.{other.__qualname__}; give '
+                         'another with @register(name=…)')
     o._spec_name = name
     if isinstance(o, type): _record_arguments(o)
     _registry[name] = o
@@ -51,10 +54,12 @@ def of_torch():
     "PyTorch's layers and functions of tensors by full name: all that a spec may name unregistered."
     nn, homes = torch.nn, ('torch', 'torch._C._nn', 'torch.nn.functional')
     layers = {f'torch.nn.{k}': v for k, v in vars(nn).items()
-              if isinstance(v, type) and issubclass(v, nn.Module) and v.__module__.startswith('torch.nn.modules.')}
+              if isinstance(v, type) and issubclass(v, nn.Module)
+              and v.__module__.startswith('torch.nn.modules.')}
     functions = {f'torch.nn.functional.{k}': v for k, v in vars(nn.functional).items()
                  if k[0] != '_' and inspect.isroutine(v) and v.__module__ in homes}
-    tensors = {f'torch.{k}': v for k, v in vars(torch).items() if inspect.isbuiltin(v) and hasattr(torch.Tensor, k)}
+    tensors = {f'torch.{k}': v
+               for k, v in vars(torch).items() if inspect.isbuiltin(v) and hasattr(torch.Tensor, k)}
     return {**tensors, **functions, **layers}
 
 @functools.cache
@@ -65,15 +70,19 @@ def _name_of(o):
     return getattr(o, '__dict__', {}).get('_spec_name') or _torch_names().get(id(o))
 
 def _recurrent(m, *more):
-    return {k: getattr(m, k) for k in ('input_size', 'hidden_size', 'num_layers', 'bias', 'batch_first', 'dropout',
+    return {k: getattr(m, k) for k in ('input_size', 'hidden_size', 'num_layers', 'bias', 'batch_first',
+                                       'dropout',
                                        'bidirectional', *more)}
 
 def _attending(m):
-    return dict(d_model=m.linear1.in_features, nhead=m.self_attn.num_heads, dim_feedforward=m.linear1.out_features,
-                dropout=m.dropout.p, layer_norm_eps=m.norm1.eps, batch_first=m.self_attn.batch_first, bias=m.linear1.bias is not None)
+    return dict(d_model=m.linear1.in_features, nhead=m.self_attn.num_heads,
+                dim_feedforward=m.linear1.out_features,
+                dropout=m.dropout.p, layer_norm_eps=m.norm1.eps, batch_first=m.self_attn.batch_first,
+                bias=m.linear1.bias is not None)
 
 _KEPT_ELSEWHERE = {   # by the name of a layer: a function that gives arguments
-    'RNN': lambda m: _recurrent(m, 'nonlinearity'), 'GRU': _recurrent, 'LSTM': lambda m: _recurrent(m, 'proj_size'),
+    'RNN': lambda m: _recurrent(m, 'nonlinearity'), 'GRU': _recurrent,
+    'LSTM': lambda m: _recurrent(m, 'proj_size'),
     'MultiheadAttention': lambda m: dict(bias=m.in_proj_bias is not None, add_bias_kv=m.bias_k is not None),
     'TransformerEncoderLayer': _attending, 'TransformerDecoderLayer': _attending,
     'TransformerEncoder': lambda m: dict(encoder_layer=m.layers[0]),
@@ -81,7 +90,8 @@ _KEPT_ELSEWHERE = {   # by the name of a layer: a function that gives arguments
     'Transformer': lambda m: dict(custom_encoder=m.encoder, custom_decoder=m.decoder),
     'PairwiseDistance': lambda m: dict(p=m.norm),
     'AdaptiveLogSoftmaxWithLoss': lambda m: dict(cutoffs=m.cutoffs[:-1]),
-    'LinearCrossEntropyLoss': lambda m: dict(in_features=m.linear.in_features, bias=m.linear.bias is not None),
+    'LinearCrossEntropyLoss': lambda m: dict(in_features=m.linear.in_features,
+                                             bias=m.linear.bias is not None),
 }
 
 def _made_with(layer):
@@ -89,14 +99,18 @@ def _made_with(layer):
     given = {}
     for name, p in inspect.signature(type(layer)).parameters.items():
         if name in layer._parameters: given[name] = layer._parameters[name] is not None   # such as a bias
-        elif p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and hasattr(layer, name): given[name] = getattr(layer, name)
+        elif p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and hasattr(layer, name):
+            given[name] = getattr(layer, name)
     return {**given, **_KEPT_ELSEWHERE.get(type(layer).__name__, lambda m: {})(layer)}
 
 # %% ../nbs/00b_specs.ipynb #22200ffe
 def to_spec(
-    o, # a function, class or object whose name is registered or PyTorch's, a `partial` of such a function, or plain data
+    # a function, class or object whose name is registered or PyTorch's, a `partial` of such a function, or
+    # plain data
+    o,
 ):
-    "Plain data from which `from_spec` makes `o` again, but for its weights. `TypeError` for what is not registered."
+    """Plain data from which `from_spec` makes `o` again, but for its weights. `TypeError` for what is not
+    registered."""
     seen = {}   # the layers so far, by identity, each with its number
     def spec(o):
         o = o.tolist() if isinstance(o, np.ndarray) else own_type(o)
@@ -106,13 +120,16 @@ def to_spec(
         if id(o) in seen: return {'spec': 'the layer', 'number': seen[id(o)]}
         if isinstance(o, functools.partial):
             inner, places = spec(o.func), {'*': spec(o.args)} if o.args else {}
-            return {'spec': inner['spec'], 'partial': {**inner.get('partial', {}), **places, **spec(o.keywords)}}
+            return {'spec': inner['spec'],
+                    'partial': {**inner.get('partial', {}), **places, **spec(o.keywords)}}
         if (name := _name_of(o)) is not None: return {'spec': name}
         kind = type(o)
         if (name := _name_of(kind)) is None:
-            raise TypeError(f'{getattr(o, "__name__", kind.__name__)} has no registered name; put @register of exp.specs above its definition')
+            raise TypeError(f'{getattr(o, "__name__", kind.__name__)} has no registered name; put @register '
+                            'of exp.specs above its definition')
         if kind in _CONTAINERS: made = {'spec': name, 'parts': spec(dict(o._modules))}
-        else: made = {'spec': name, 'args': spec(o._spec_args if '_spec_name' in vars(kind) else _made_with(o))}
+        else:
+            made = {'spec': name, 'args': spec(o._spec_args if '_spec_name' in vars(kind) else _made_with(o))}
         if isinstance(o, torch.nn.Module):
             made.get('args', {}).pop('device', None)   # the one that loads it has its own
             seen[id(o)] = len(seen)
@@ -124,7 +141,8 @@ _CONTAINERS = torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict
 def from_spec(
     spec, # what `to_spec` returned
 ):
-    "The object that `spec` describes. `ValueError` for a name that nothing has registered (import its module first)."
+    """The object that `spec` describes. `ValueError` for a name that nothing has registered (import its
+    module first)."""
     layers = []   # those made so far
     def make(spec):
         if type(spec) in (list, tuple): return type(spec)(map(make, spec))
@@ -133,7 +151,9 @@ def from_spec(
         if 'number' in spec: return layers[spec['number']]
         name = spec['spec']
         o = _registry.get(name, of_torch().get(name))
-        if o is None: raise ValueError(f'nothing is registered as {name!r}; import the module that defines it{did_you_mean(name, _registry)}')
+        if o is None:
+            raise ValueError(f'nothing is registered as {name!r}; import the module that defines '
+                             f'it{did_you_mean(name, _registry)}')
         arguments = make(spec.get('args', spec.get('partial', {})))
         args = arguments.pop('*', [])
         if 'partial' in spec: return functools.partial(o, *args, **arguments)

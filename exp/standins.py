@@ -19,11 +19,13 @@ from .datasets import FASHION_CLASSES, fashion_mnist, mnist
 
 # %% ../nbs/01c_standins.ipynb #b635277a
 def _rng(name):
-    "The random generator of the stand-in `name`: the same numbers on every machine, none from the global one."
+    """The random generator of the stand-in `name`: the same numbers on every machine, none from the global
+    one."""
     return np.random.RandomState(zlib.crc32(name.encode()))
 
 def _whole(rng, low, high):
-    "A whole number from `low` to `high`, both included (`randint` depends on the platform's integers, `rand` does not)."
+    """A whole number from `low` to `high`, both included (`randint` depends on the platform's integers,
+    `rand` does not)."""
     return low + int(rng.rand()*(high + 1 - low))
 
 def _empty(folder):
@@ -33,20 +35,24 @@ def _empty(folder):
     return folder
 
 # %% ../nbs/01c_standins.ipynb #67f380d0
-_IMAGENETTE = dict(n01440764='tench', n02102040='English springer', n02979186='cassette player', n03000684='chain saw',
-                   n03028079='church', n03394916='French horn', n03417042='garbage truck', n03425413='gas pump',
+_IMAGENETTE = dict(n01440764='tench', n02102040='English springer', n02979186='cassette player',
+                   n03000684='chain saw',
+                   n03028079='church', n03394916='French horn', n03417042='garbage truck',
+                   n03425413='gas pump',
                    n03445777='golf ball', n03888257='parachute')
 
 def imagenette_names(
     path, # the folder of Imagenette, of any size, or of its stand-in
 ) -> dict: # {'n01440764': 'tench', …}; for the stand-in the clothes that take their places
     "What the folders of Imagenette hold, in words."
-    clothes = any((user_path(path)/'train'/next(iter(_IMAGENETTE))).glob('*.png'))   # the photographs are all .JPEG
+    # the photographs are all .JPEG
+    clothes = any((user_path(path)/'train'/next(iter(_IMAGENETTE))).glob('*.png'))
     return dict(zip(_IMAGENETTE, FASHION_CLASSES)) if clothes else dict(_IMAGENETTE)
 
 # %% ../nbs/01c_standins.ipynb #be4a3e4d
 def _write_classes(folder, images, labels, names, n, name='{c}_{i}.png'):
-    "The first `n` images of each class as PNG in `folder/names[label]`, `c` the class, `i` the place; the paths."
+    """The first `n` images of each class as PNG in `folder/names[label]`, `c` the class, `i` the place; the
+    paths."""
     paths = []
     for label, c in names.items():
         (folder/c).mkdir(parents=True)
@@ -58,7 +64,8 @@ def _write_classes(folder, images, labels, names, n, name='{c}_{i}.png'):
 def imagenette_standin(
     folder, # exists and is empty
 ):
-    "Fashion-MNIST in Imagenette's folders: `train|val/<wnid>/<wnid>_<number>.png`, 300 and 100 grey 28×28 images per class."
+    """Fashion-MNIST in Imagenette's folders: `train|val/<wnid>/<wnid>_<number>.png`, 300 and 100 grey 28×28
+    images per class."""
     folder = _empty(folder)
     for part, split, n in ('train', 'train', 300), ('val', 'valid', 100):
         _write_classes(folder/part, *fashion_mnist(split), dict(enumerate(_IMAGENETTE)), n)
@@ -66,25 +73,29 @@ def imagenette_standin(
 # %% ../nbs/01c_standins.ipynb #6860ed04
 def _write_csv(path, header, rows):
     "A CSV file of a header and rows, in UTF-8 with plain line ends on every system."
-    with open(path, 'w', encoding='utf-8', newline='') as f: csv.writer(f, lineterminator='\n').writerows([header, *rows])
+    with open(path, 'w', encoding='utf-8', newline='') as f:
+        csv.writer(f, lineterminator='\n').writerows([header, *rows])
 
 def mnist_tiny_standin(
     folder, # exists and is empty
 ):
-    "MNIST's threes and sevens: `train|valid/3|7/*.png` (350 of each), `test/*.png` (20), `labels.csv` with `name,label`."
+    """MNIST's threes and sevens: `train|valid/3|7/*.png` (350 of each), `test/*.png` (20), `labels.csv` with
+    `name,label`."""
     folder, rows = _empty(folder), []
     for part in 'train', 'valid':
         images, labels = mnist(part)
         paths = _write_classes(folder/part, images, labels, {3: '3', 7: '7'}, 350, name='{i}.png')
         rows += [(p.relative_to(folder).as_posix(), p.parent.name) for p in paths]
-        spare = (labels == 3).logical_or(labels == 7).nonzero()[-20:, 0].tolist()   # the last ones: not in train or valid
+        # the last ones: not in train or valid
+        spare = (labels == 3).logical_or(labels == 7).nonzero()[-20:, 0].tolist()
     (folder/'test').mkdir()
     for i in spare: Image.fromarray(images[i].numpy()).save(folder/'test'/f'{i}.png')
     _write_csv(folder/'labels.csv', ['name', 'label'], rows)
 
 # %% ../nbs/01c_standins.ipynb #6bbece31
 def _texture(rng, height, width, low, high, cells):
-    "A canvas, height×width×3 bytes, of `cells`×`cells` random colours between `low` and `high`, smoothly enlarged."
+    """A canvas, height×width×3 bytes, of `cells`×`cells` random colours between `low` and `high`, smoothly
+    enlarged."""
     grid = low + rng.rand(cells, cells, 3)*(np.array(high) - low)
     return np.array(Image.fromarray(grid.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -121,7 +132,8 @@ def draw_digit(
     x1, y1, x2, y2 = mask_box(digit > 127)
     trimmed, width = Image.fromarray(digit[y1:y2, x1:x2]), _width(digit, size)
     if x < 0 or y < 0 or y + size > canvas.shape[0] or x + width > canvas.shape[1]:
-        raise ValueError(f'a digit of {width}×{size} pixels at ({x}, {y}) leaves the canvas; draw it smaller or elsewhere')
+        raise ValueError(f'a digit of {width}×{size} pixels at ({x}, {y}) leaves the canvas; draw it smaller '
+                         'or elsewhere')
     ink, here = np.zeros(canvas.shape[:2], np.uint8), np.s_[y:y+size, x:x+width]
     ink[here] = trimmed.resize((width, size), Image.Resampling.BILINEAR)
     alpha = ink[here][..., None].astype(np.int32)
@@ -150,7 +162,8 @@ def _shared(a, b):
     return max(w, 0)*max(h, 0)/((a[2] - a[0])*(a[3] - a[1]))
 
 def _place(rng, canvas, width, height, boxes):
-    "A random box (x1, y1, x2, y2) of this size on the canvas that shares little with `boxes`; None after twenty tries."
+    """A random box (x1, y1, x2, y2) of this size on the canvas that shares little with `boxes`; None after
+    twenty tries."""
     h, w = canvas.shape[:2]
     for _ in range(20 if width <= w and height <= h else 0):
         x, y = _whole(rng, 0, w - width), _whole(rng, 0, h - height)
@@ -166,7 +179,8 @@ def scatter_digits(
     colors=None,    # one for each digit; None: random bright ones
 ) -> list:          # for each digit h×w bytes, the ink that can be seen of it; None if it found no room
     "Draw digits at random places and sizes, with little overlap."
-    if not 1 <= sizes[0] <= sizes[1]: raise ValueError(f'sizes are {sizes}; the smallest height comes first, and is at least 1')
+    if not 1 <= sizes[0] <= sizes[1]:
+        raise ValueError(f'sizes are {sizes}; the smallest height comes first, and is at least 1')
     if colors is not None and len(colors) != len(digits):
         raise ValueError(f'there are {len(colors)} colors for {len(digits)} digits')
     inks, boxes = [], []
@@ -203,7 +217,8 @@ def _draw_clouds(rng, canvas):
 def _planet_scene(rng, bag, side=256):
     "A canvas, side×side×3 bytes, and the set of its tags."
     weather = ['clear', 'partly_cloudy', 'haze', 'cloudy'][int(np.searchsorted([.70, .89, .95], rng.rand()))]
-    if weather == 'cloudy': return _texture(rng, side, side, (180,)*3, (245,)*3, 6)[..., :1].repeat(3, 2), {'cloudy'}
+    if weather == 'cloudy':
+        return _texture(rng, side, side, (180,)*3, (245,)*3, 6)[..., :1].repeat(3, 2), {'cloudy'}
     tags = {weather} | {tag for tag, p in (('primary', .85), ('road', .2), ('water', .17)) if rng.rand() < p}
     ground = ((10, 45, 15), (60, 105, 45)) if 'primary' in tags else ((85, 60, 35), (125, 95, 75))
     canvas = _texture(rng, side, side, *ground, 10)
@@ -218,7 +233,8 @@ def _planet_scene(rng, bag, side=256):
 def planet_standin(
     folder, # exists and is empty
 ):
-    "1,000 scenes in the format of Planet's sample: `train/train_<n>.jpg` (CMYK, 256×256), `labels.csv` with `image_name,tags`."
+    """1,000 scenes in the format of Planet's sample: `train/train_<n>.jpg` (CMYK, 256×256), `labels.csv` with
+    `image_name,tags`."""
     folder, rng, rows = _empty(folder), _rng('planet'), []
     (folder/'train').mkdir()
     bag = _DigitBag(rng)
@@ -229,9 +245,10 @@ def planet_standin(
     _write_csv(folder/'labels.csv', ['image_name', 'tags'], rows)
 
 # %% ../nbs/01c_standins.ipynb #162a1854
-_CODES_32 = '''Animal Archway Bicyclist Bridge Building Car CartLuggagePram Child Column_Pole Fence LaneMkgsDriv
-    LaneMkgsNonDriv Misc_Text MotorcycleScooter OtherMoving ParkingBlock Pedestrian Road RoadShoulder Sidewalk SignSymbol Sky
-    SUVPickupTruck TrafficCone TrafficLight Train Tree Truck_Bus Tunnel VegetationMisc Void Wall'''.split()
+_CODES_32 = '''Animal Archway Bicyclist Bridge Building Car CartLuggagePram Child Column_Pole Fence
+    LaneMkgsDriv LaneMkgsNonDriv Misc_Text MotorcycleScooter OtherMoving ParkingBlock Pedestrian Road
+    RoadShoulder Sidewalk SignSymbol Sky SUVPickupTruck TrafficCone TrafficLight Train Tree Truck_Bus Tunnel
+    VegetationMisc Void Wall'''.split()
 _CODES_11 = 'Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist Void'.split()
 _ON_THE_ROAD = ['Car', 'Pedestrian', 'Bicyclist', 'SignSymbol', 'Fence']   # what the digits 0 to 4 stand for
 _STREET = dict(Sky=((70, 110, 150), (110, 150, 200)), Building=((80, 50, 40), (140, 100, 80)),
@@ -252,7 +269,8 @@ def _street_scene(rng, bag, codes, height=96, width=128):
         fill(['Building', 'Tree'][int(rng.rand()*2)], _whole(rng, height//12, kerb - 8), kerb, x, x2)
         x = x2
     digits = [int(rng.rand()*5) for _ in range(_whole(rng, 3, 6))]
-    for d, ink in zip(digits, scatter_digits(canvas, [bag.take(d) for d in digits], rng, (height//5, 2*height//5))):
+    for d, ink in zip(digits,
+                      scatter_digits(canvas, [bag.take(d) for d in digits], rng, (height//5, 2*height//5))):
         if ink is None: continue
         mask[(ink > 0) & (ink <= 127)] = codes.index('Void')
         mask[ink > 127] = codes.index(_ON_THE_ROAD[d])
@@ -265,11 +283,13 @@ def _write_camvid(folder, codes, suffix, train, valid, test):
     bag = _DigitBag(rng)
     for sub in 'images', 'labels': (folder/sub).mkdir()
     (folder/'codes.txt').write_text('\n'.join(codes) + '\n', encoding='utf-8', newline='\n')
-    for film, n, listed in ('0006R0_f', train, None), ('0016E5_', valid, 'valid.txt'), ('Seq05VD_f', test, 'test.txt'):
+    for film, n, listed in ('0006R0_f', train, None), ('0016E5_', valid,
+                                                       'valid.txt'), ('Seq05VD_f', test, 'test.txt'):
         names = [f'{film}{30*i:05}' for i in range(n)]
         for name in names:
             canvas, mask = _street_scene(rng, bag, codes)
-            Image.fromarray(canvas).save(folder/'images'/f'{name}{suffix}', quality=90)   # which PNG does not heed
+            # which PNG does not heed
+            Image.fromarray(canvas).save(folder/'images'/f'{name}{suffix}', quality=90)
             Image.fromarray(mask).save(folder/'labels'/f'{name}_P.png')
         lines = ''.join(f'{name}{suffix}\n' for name in names)
         if listed and names: (folder/listed).write_text(lines, encoding='utf-8', newline='\n')
@@ -277,13 +297,15 @@ def _write_camvid(folder, codes, suffix, train, valid, test):
 def camvid_standin(
     folder, # exists and is empty
 ):
-    "100 street scenes in `camvid_tiny`'s format: `images/*.png`, `labels/*_P.png` (128×96), 32 codes; no list of a split."
+    """100 street scenes in `camvid_tiny`'s format: `images/*.png`, `labels/*_P.png` (128×96), 32 codes; no
+    list of a split."""
     _write_camvid(folder, _CODES_32, '.png', train=100, valid=0, test=0)
 
 def camvid_11_standin(
     folder, # exists and is empty
 ):
-    "400 street scenes in `camvid_11`'s format: `images/*.jpg`, `labels/*_P.png` (128×96), 12 codes, `valid.txt`, `test.txt`."
+    """400 street scenes in `camvid_11`'s format: `images/*.jpg`, `labels/*_P.png` (128×96), 12 codes,
+    `valid.txt`, `test.txt`."""
     _write_camvid(folder, _CODES_11, '.jpg', train=240, valid=60, test=100)
 
 # %% ../nbs/01c_standins.ipynb #b2196829
@@ -306,7 +328,8 @@ def _pose(box):
 def biwi_standin(
     folder, # exists and is empty
 ):
-    "24 people of 40 frames in BIWI's format: `01…24/frame_<n>_rgb.jpg` (160×120), `frame_<n>_pose.txt`, `rgb.cal`."
+    """24 people of 40 frames in BIWI's format: `01…24/frame_<n>_rgb.jpg` (160×120), `frame_<n>_pose.txt`,
+    `rgb.cal`."""
     folder, rng = _empty(folder), _rng('biwi')
     bag = _DigitBag(rng)
     for person in range(1, 25):
@@ -321,7 +344,8 @@ def biwi_standin(
             scatter_digits(canvas, others, rng, (12, 18))
             ink = scatter_digits(canvas, [head], rng, (32, 56), [color])[0]
             Image.fromarray(canvas).save(sub/f'frame_{n:05}_rgb.jpg', quality=90)
-            (sub/f'frame_{n:05}_pose.txt').write_text(_pose(mask_box(ink > 127)), encoding='utf-8', newline='\n')
+            (sub/f'frame_{n:05}_pose.txt').write_text(_pose(mask_box(ink > 127)), encoding='utf-8',
+                                                      newline='\n')
 
 # %% ../nbs/01c_standins.ipynb #bb944fb3
 _COCO_IDS = [62, 63, 72, 75, 84, 86]   # the categories of coco_tiny; here the digits 0 to 5
@@ -329,7 +353,8 @@ _COCO_IDS = [62, 63, 72, 75, 84, 86]   # the categories of coco_tiny; here the d
 def coco_standin(
     folder, # exists and is empty
 ):
-    "200 scenes in the format of `coco_tiny`: `train/<12 figures>.jpg` (128×128), `train.json` with boxes (x, y, width, height)."
+    """200 scenes in the format of `coco_tiny`: `train/<12 figures>.jpg` (128×128), `train.json` with boxes
+    (x, y, width, height)."""
     folder, rng = _empty(folder), _rng('coco')
     (folder/'train').mkdir()
     bag, images, annotations = _DigitBag(rng), [], []
@@ -362,7 +387,8 @@ def _banana_scene(rng, bag, side=256):
 def bananas_standin(
     folder, # exists and is empty
 ):
-    "500 and 100 scenes in the format of D2L's bananas: `bananas_train|bananas_val/images/<n>.png` (256×256), `label.csv`."
+    """500 and 100 scenes in the format of D2L's bananas: `bananas_train|bananas_val/images/<n>.png`
+    (256×256), `label.csv`."""
     folder, rng = _empty(folder), _rng('bananas')
     bag = _DigitBag(rng)
     for part, n in ('bananas_train', 500), ('bananas_val', 100):
@@ -379,7 +405,8 @@ _GIVEAWAYS = r'>>>|\||^(Changed in|Added in|New in|Deprecated since|CPython impl
 _PLAIN_TYPE = str.maketrans('’‘“”–—…', '\'\'""--.')
 
 def _passages(text, shortest=25):
-    "The paragraphs of `text` with at least `shortest` words, each on one line, without code and without marks of emphasis."
+    """The paragraphs of `text` with at least `shortest` words, each on one line, without code and without
+    marks of emphasis."""
     for p in re.split(r'\n\s*\n', text):
         p = re.sub(r'[*`"]+|::', '', ' '.join(p.split()).translate(_PLAIN_TYPE))
         prose = sum(c.isalpha() or c == ' ' for c in p) > .9*len(p)
@@ -389,12 +416,14 @@ def _docstrings():
     "{module: its docstrings} of the standard library, read as text and never imported."
     for file in sorted(Path(sysconfig.get_path('stdlib')).glob('[a-z]*.py')):
         nodes = ast.walk(ast.parse(file.read_text(encoding='utf-8')))
-        docs = [ast.get_docstring(n) for n in nodes if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+        docs = [ast.get_docstring(n)
+                for n in nodes if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
         yield file.stem, '\n\n'.join(filter(None, docs))
 
 # %% ../nbs/01c_standins.ipynb #92a695bf
 def _split_sources(rng, sources, seen, n_train, n_valid):
-    "Passages of `sources`, (name, text), in two lists: `n_train`, and `n_valid` from sources that give none to training."
+    """Passages of `sources`, (name, text), in two lists: `n_train`, and `n_valid` from sources that give none
+    to training."""
     parts = []
     for _, text in sources:
         parts.append([p for p in dict.fromkeys(_passages(text)) if p not in seen])
@@ -410,7 +439,8 @@ def _split_sources(rng, sources, seen, n_train, n_valid):
 def imdb_standin(
     folder, # exists and is empty
 ):
-    "1,000 passages of Python's documentation in the format of IMDB's sample: `texts.csv` with `label,text,is_valid`."
+    """1,000 passages of Python's documentation in the format of IMDB's sample: `texts.csv` with
+    `label,text,is_valid`."""
     from pydoc_data.topics import topics
     folder, rng, rows, seen = _empty(folder), _rng('imdb'), [], set()
     for label, sources in ('positive', sorted(topics.items())), ('negative', _docstrings()):
@@ -428,7 +458,8 @@ def _hotdog_images(folder):
 @exercise('01.5')
 def _check_01_5(answer):
     with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
-        answer(Path(a)); answer(Path(b))
+        answer(Path(a))
+        answer(Path(b))
         sets, again = _hotdog_images(Path(a)), _hotdog_images(Path(b))
     for (part, c), images in sets.items():
         if len(images) < 20: return f'{part}/{c} has {len(images)} PNG images; 20 are the least'
@@ -442,4 +473,5 @@ def _check_01_5(answer):
     middles = np.stack([mean['train', c].mean(0) for c in ('hotdog', 'not-hotdog')])
     right = [np.linalg.norm(mean['test', c][:, None] - middles, axis=2).argmin(1) == i
              for i, c in enumerate(('hotdog', 'not-hotdog'))]
-    if (score := np.concatenate(right).mean()) > .8: return f'the mean colour alone tells {score:.0%} of the test images'
+    if (score := np.concatenate(right).mean()) > .8:
+        return f'the mean colour alone tells {score:.0%} of the test images'

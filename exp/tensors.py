@@ -19,13 +19,16 @@ from .core import exercise, near, widen
 def broadcast_shape(
     *shapes: tuple[int, ...], # shapes of the tensors that meet
 ) -> tuple[int, ...]:         # the shape of their sum
-    "The shape that tensors of these `shapes` broadcast to. `ValueError` that names the dimension where they do not fit."
+    """The shape that tensors of these `shapes` broadcast to. `ValueError` that names the dimension where they
+    do not fit."""
     result = []
     for place, sizes in enumerate(zip_longest(*(reversed(s) for s in shapes), fillvalue=1), start=1):
         wide = sorted({s for s in sizes if s != 1})
         if len(wide) > 1:
-            raise ValueError(f'shapes {" and ".join(str(tuple(s)) for s in shapes)} do not broadcast: dimension -{place} has '
-                             f'sizes {" and ".join(map(str, wide))}; they should be equal, or all but one of them 1')
+            raise ValueError(f'shapes {" and ".join(str(tuple(s)) for s in shapes)} do not broadcast: '
+                             f'dimension -{place} has '
+                             f'sizes {" and ".join(map(str, wide))}; they should be equal, or all but one of '
+                             'them 1')
         result.append(wide[0] if wide else 1)
     return tuple(reversed(result))
 
@@ -275,7 +278,8 @@ def _check_02_2(answer):
     if tuple(got.shape) != (4, 4): return f'the shape is {tuple(got.shape)}; it should stay (4, 4)'
     if got[2].isnan().any(): return 'the row that does not vary becomes NaN; it should be zeros'
     d = x - x.mean(1, keepdim=True)
-    if near(got, d/x.std(1, keepdim=True).clamp(min=0.1)): return 'it divides by the sample standard deviation; correction=0 is asked for'
+    if near(got, d/x.std(1, keepdim=True).clamp(min=0.1)):
+        return 'it divides by the sample standard deviation; correction=0 is asked for'
     true = d/x.std(1, correction=0, keepdim=True).clamp(min=0.1)   # the rows that vary do so by more than 0.1
     if not near(got, true):
         i, _ = _worst(got, true)
@@ -287,7 +291,8 @@ def _check_02_2(answer):
 def _check_02_3(answer):
     x = torch.tensor([[-1000., -10., -1.], [0., 1., 1000.]])
     got, true = answer(x), torch.nn.functional.logsigmoid(x)
-    if tuple(got.shape) != (2, 3): return f'for a 2×3 tensor the shape is {tuple(got.shape)}; it should be (2, 3)'
+    if tuple(got.shape) != (2, 3):
+        return f'for a 2×3 tensor the shape is {tuple(got.shape)}; it should be (2, 3)'
     if not near(got, true, 1e-6):
         i = _worst(got, true)
         return f'for {x[i]:g} it answers {got[i]:.6g}; it should be {true[i]:.6g}'

@@ -21,7 +21,8 @@ from .core import (check_choice, check_int, exercise, get_grid, is_items, listif
 from .specs import from_spec, register, to_spec
 from .data_block import ImageList, ItemList, LabeledData, SplitData, run_processor
 from .dataloader import BatchContext, DataBunch, DataLoader, Rng, as_bunch, collate
-from .image_cache import FAST, ImageError, ItemCache, as_mode, broken_file, resized, resized_together, upright
+from .image_cache import (FAST, ImageError, ItemCache, as_mode, broken_file, resized, resized_together,
+                             upright)
 from .snapshots import undisturbed
 
 # %% ../nbs/13c_transforms.ipynb #6252acea
@@ -35,9 +36,11 @@ def to_byte_tensor(
 
 # %% ../nbs/13c_transforms.ipynb #4eb359c1
 class Transform:
-    """A change of items or of batches, with a rule, a method, for each kind of data: `image`, `mask`, `points`, …
+    """A change of items or of batches, with a rule, a method, for each kind of data: `image`, `mask`,
+    `points`, …
 
-    A rule gets x and what `draw(x, rng)` returned for this item; it never changes x in place. Alone: `tfm(x)`."""
+    A rule gets x and what `draw(x, rng)` returned for this item; it never changes x in place. Alone:
+    `tfm(x)`."""
     order = 0        # its place among the others
     on = 'item'      # or 'batch'
     random = False   # does `draw` use its generator?
@@ -46,7 +49,8 @@ class Transform:
     makes = {}       # kinds that it turns into others: {'sound': 'image'}
     role = None      # `transform` adds none of a role that is given: 'rgb', 'size', 'tensor', 'float'
 
-    def draw(self, x, rng): "What all rules of an item share: random numbers, sizes. Of a batch `rng` is a list."
+    def draw(self, x, rng):
+        "What all rules of an item share: random numbers, sizes. Of a batch `rng` is a list."
     def joined(self, later): "One transform for this one and `later`, which comes next; None: they stay two."
     def decode(self, x): return x                                       # the way back, for showing
     def apply(self, kind, x, draw): return getattr(self, kind)(x, draw)   # the rule of `kind`
@@ -88,13 +92,15 @@ class MakeGrey(MakeRGB):
 def as_size(size):
     "(height, width) of a number or a pair. `ValueError` or `TypeError` for anything else."
     pair = tuple(size) if isinstance(size, (tuple, list)) or getattr(size, 'ndim', 0) else (size, size)
-    if len(pair) != 2: raise ValueError(f'size is {size!r}; a number of pixels is expected, or (height, width)')
+    if len(pair) != 2:
+        raise ValueError(f'size is {size!r}; a number of pixels is expected, or (height, width)')
     return tuple(check_int(size=s, least=1) for s in pair)
 
 # %% ../nbs/13c_transforms.ipynb #aecbc084
 @register
 class ResizeFixed(Transform):
-    "An image pressed into `size`, whatever its shape; a mask by the nearest pixel. A large JPEG is decoded small."
+    """An image pressed into `size`, whatever its shape; a mask by the nearest pixel. A large JPEG is decoded
+    small."""
     order, role, moves = 20, 'size', True
     def __init__(self,
         size, # pixels of a square, or (height, width)
@@ -119,7 +125,8 @@ class FuncTransform(Transform):
     targets = False
     def __init__(self, func):
         self.func = func
-        vars(self).update({k: getattr(func, k) for k in ('order', 'on', 'random', 'makes') if hasattr(func, k)})
+        vars(self).update({k: getattr(func, k)
+                           for k in ('order', 'on', 'random', 'makes') if hasattr(func, k)})
 
     def draw(self, x, rng): return rng
     def has(self, kind): return True
@@ -238,7 +245,8 @@ class Normalize(Transform):
     def stats(self, x):
         "`mean` and `std` as tensors that fit x."
         if len(self.mean) != x.shape[-3]:
-            raise ValueError(f'{self!r} is for {len(self.mean)} channels, and these images have {x.shape[-3]}')
+            raise ValueError(f'{self!r} is for {len(self.mean)} channels, and these images have '
+                             f'{x.shape[-3]}')
         both = torch.tensor([self.mean, self.std], dtype=x.dtype)[..., None, None]
         return both.to(x.device, non_blocking=True)
 
@@ -265,7 +273,8 @@ class OnBatch:
         return self.tfm.apply(self.x_kind, xb, draw), yb
 
     def rngs(self, xb, ctx):
-        if ctx.items is None: return [Rng(random.getrandbits(63)) for _ in xb]   # another's loader does not say
+        # another's loader does not say
+        if ctx.items is None: return [Rng(random.getrandbits(63)) for _ in xb]
         return [Rng(ctx.seed, ctx.epoch, i, 'batch', self.place) for i in ctx.items]
 
     def decode(self, xb): return self.tfm.decode(xb)
@@ -299,7 +308,8 @@ def transform(self: SplitData,
     tfm_y: bool|None = None, # do targets move with their images? None: masks, points and boxes do
     cache: bool = False,   # keep items in memory as they are before the first random transform
 ) -> SplitData:            # itself
-    "Say what happens to items and batches; what their kind needs besides is added. `TypeError` for a missing rule."
+    """Say what happens to items and batches; what their kind needs besides is added. `TypeError` for a
+    missing rule."""
     self.expect_labels()
     train, valid = tfms if isinstance(tfms, tuple) else (tfms, tfms)
     self.cached, self.tfm_y, self.batch_tfms = cache, tfm_y, []
@@ -337,7 +347,8 @@ def databunch(self: SplitData,
     num_workers: int = 0,    # processes that load
     drop_last: bool = False, # in training: leave out a last batch that is shorter
     seed: int|None = None,   # None: the setting `seed`
-    collate=None,            # a function of a list of (x, y); None: the targets' or items' own, else the usual
+    # a function of a list of (x, y); None: the targets' or items' own, else the usual
+    collate=None,
 ) -> DataBunch:
     "Loaders for the sets. `ValueError` for a batch larger than the training set."
     if not hasattr(self, 'batch_tfms'): self.transform()
@@ -351,7 +362,8 @@ def databunch(self: SplitData,
         sampler = ds.x.make_sampler(ds, bs, train, seed)
         if sampler is None: return DataLoader(ds, shuffle=train, **size, **how)
         batches = isinstance(next(iter(sampler), None), (list, tuple))
-        return DataLoader(ds, **dict(batch_sampler=sampler) if batches else dict(sampler=sampler, **size), **how)
+        return DataLoader(ds, **dict(batch_sampler=sampler) if batches else dict(sampler=sampler, **size),
+                          **how)
     own = tuple([copy.copy(t) for t in tfms] for tfms in self.batch_tfms)   # what a bunch changes is its own
     data = DataBunch(loader(self.train, train=True), loader(self.valid), loader(self.test), batch_tfms=own,
                      loss_func=copy.deepcopy(self.train.loss_func), classes=copy.copy(self.classes))
@@ -443,7 +455,8 @@ def column(self: LabeledData):
 
 @patch
 def stacked(self: LabeledData, items, rng_of=None):
-    "A batch with its images resized in stacks; None where that, or anything, fails: alone, an item has its error."
+    """A batch with its images resized in stacks; None where that, or anything, fails: alone, an item has its
+    error."""
     stop = len(self.tfms) - 2
     moved = any(y is not None for _, y in self.flow().rules[-2:])
     if not FAST or moved or [type(t) for t in self.tfms[-2:]] != [ResizeFixed, ToByteTensor]: return None
@@ -516,21 +529,27 @@ LabeledData.from_state = from_state
 def _check_13_2(answer):
     tfm = answer(40)
     if not isinstance(tfm, Transform): return 'Pad(size) should be an instance of a subclass of Transform'
-    if tfm.role != 'size' or tfm.on != 'item' or not tfm.moves: return "it should have role = 'size', on = 'item' and moves = True"
+    if tfm.role != 'size' or tfm.on != 'item' or not tfm.moves:
+        return "it should have role = 'size', on = 'item' and moves = True"
     for w, h in ((80, 40), (20, 40), (30, 30), (200, 120)):
         im = Image.new('RGB', (w, h), (200, 200, 200))
         draw = tfm.draw(im, None)
         got = tfm.image(im, draw)
-        if got.size != (40, 40): return f'an image of {w}×{h} becomes {got.size[0]}×{got.size[1]}; 40×40 is right'
+        if got.size != (40, 40):
+            return f'an image of {w}×{h} becomes {got.size[0]}×{got.size[1]}; 40×40 is right'
         filled = np.array(got)[..., 0] > 100
         want = np.zeros((40, 40), bool)
         nw, nh = round(40*w/max(w, h)), round(40*h/max(w, h))
         want[(40 - nh)//2:(40 - nh)//2 + nh, (40 - nw)//2:(40 - nw)//2 + nw] = True
-        if (filled != want).mean() > 0.06: return f'an image of {w}×{h} should fill {nw}×{nh} pixels in the middle, and the rest be black'
+        if (filled != want).mean() > 0.06:
+            return f'an image of {w}×{h} should fill {nw}×{nh} pixels in the middle, and the rest be black'
         corners = torch.tensor([[-1., -1.], [1., 1.], [0., 0.]])
         before = corners.clone()
         p = tfm.points(corners, draw)
         if not torch.equal(corners, before): return 'the rule for points changes its argument'
         right = corners*torch.tensor([nw/40, nh/40])
-        if (p - right).abs().max() > 0.06: return f'in an image of {w}×{h} the corners are points {before.tolist()}; they should come to {right.tolist()}, not {p.tolist()}'
-    if list(tfm.image(Image.new('L', (10, 20)), tfm.draw(Image.new('L', (10, 20)), None)).size) != [40, 40]: return 'a grey image should work too'
+        if (p - right).abs().max() > 0.06:
+            return (f'in an image of {w}×{h} the corners are points {before.tolist()}; they should come to '
+                    f'{right.tolist()}, not {p.tolist()}')
+    if list(tfm.image(Image.new('L', (10, 20)), tfm.draw(Image.new('L', (10, 20)), None)).size) != [40, 40]:
+        return 'a grey image should work too'

@@ -108,11 +108,13 @@ def loader_generators(dl):
     return list({id(g): g for g in held if not isinstance(g, random.SystemRandom)}.values())
 
 # %% ../nbs/05b_workers.ipynb #16e8739a
-_GLOBAL = torch.default_generator, np.random.get_state.__self__, random.getstate.__self__   # behind torch.rand, …
+# behind torch.rand, …
+_GLOBAL = torch.default_generator, np.random.get_state.__self__, random.getstate.__self__
 
 @contextmanager
 def seeded(sampler, number):
-    "A block in which all generators that `sampler` may draw from begin where `number`, a function of a key, says."
+    """A block in which all generators that `sampler` may draw from begin where `number`, a function of a key,
+    says."""
     own = loader_generators(sampler)
     before = [(g, generator_state(g)) for g in (*own, *_GLOBAL)]
     keys = [(place, g.initial_seed() if isinstance(g, torch.Generator) else repr(state))
@@ -120,7 +122,8 @@ def seeded(sampler, number):
     try:
         for (g, _), key in zip(before, keys + [()]*len(_GLOBAL)):
             if isinstance(g, torch.Generator): g.manual_seed(number(*key))
-            elif isinstance(g, np.random.Generator): g.bit_generator.state = type(g.bit_generator)(number(*key)).state
+            elif isinstance(g, np.random.Generator):
+                g.bit_generator.state = type(g.bit_generator)(number(*key)).state
             else: g.seed(number(*key) % 2**32)
         yield
     finally:
@@ -138,7 +141,8 @@ def as_indices(given, n=0):
 # %% ../nbs/05b_workers.ipynb #41f676d2
 def order_fingerprint(order):
     "A short number for an order of items, or for batches of them."
-    if isinstance(order, list) and order and not isinstance(order[0], int): order = [i for batch in order for i in batch]
+    if isinstance(order, list) and order and not isinstance(order[0], int):
+        order = [i for batch in order for i in batch]
     return blake2b(np.asarray(order, dtype=np.int64).tobytes(), digest_size=8).hexdigest()
 
 # %% ../nbs/05b_workers.ipynb #c4a46a4e

@@ -1,4 +1,5 @@
-"""What all tests share: the checkout's place, and an environment without the settings of the person who runs them."""
+"""What all tests share: the checkout's place, and an environment without the settings of the person who runs
+them."""
 import os
 from pathlib import Path
 

@@ -1,11 +1,13 @@
-"""Archives and lists of sums as Macs and Windows write them: their own files stay outside, and names arrive as people gave them."""
+"""Archives and lists of sums as Macs and Windows write them: their own files stay outside, and names arrive
+as people gave them."""
 import hashlib, io, tarfile, zipfile
 
 import pytest
 
 from exp.downloads import DataFile, DataSource, untar_data, unpack
 
-CLUTTER = ['__MACOSX/set/._a.txt', '__MACOSX/._set', '._set', '.DS_Store', 'Thumbs.db', 'desktop.ini', 'set/.DS_Store', 'set/Thumbs.db', 'set/._a.txt']
+CLUTTER = ['__MACOSX/set/._a.txt', '__MACOSX/._set', '._set', '.DS_Store', 'Thumbs.db', 'desktop.ini',
+           'set/.DS_Store', 'set/Thumbs.db', 'set/._a.txt']
 
 def zipped(members, flags=0x800):
     "A zip whose names are the given bytes, with or without the flag that says UTF-8."
@@ -54,16 +56,21 @@ def test_a_systems_own_files_are_no_part_of_a_data_set(mirror, pack, name, clutt
     assert folder.name == 'set' and files(folder) == ['a.txt', 'b/c.txt']
 
 @pytest.mark.parametrize('raw, flags, name', [
-    ('Äpfel/été.txt'.encode('utf-8'), 0x800, 'Äpfel/été.txt'), ('Äpfel/été.txt'.encode('utf-8'), 0, 'Äpfel/été.txt'), ('猫/犬.txt'.encode('utf-8'), 0, '猫/犬.txt'),
-    ('Äpfel/été.txt'.encode('cp437'), 0, 'Äpfel/été.txt'), (b'plain/name.txt', 0, 'plain/name.txt'), (rb'folder\name.txt', 0, 'folder/name.txt')])
+    ('Äpfel/été.txt'.encode('utf-8'), 0x800, 'Äpfel/été.txt'),
+    ('Äpfel/été.txt'.encode('utf-8'), 0, 'Äpfel/été.txt'), ('猫/犬.txt'.encode('utf-8'), 0, '猫/犬.txt'),
+    ('Äpfel/été.txt'.encode('cp437'), 0, 'Äpfel/été.txt'), (b'plain/name.txt', 0, 'plain/name.txt'),
+    (rb'folder\name.txt', 0, 'folder/name.txt')])
 def test_a_zips_names_arrive_as_they_were_given(tmp_path, raw, flags, name):
     (tmp_path/'a.zip').write_bytes(zipped([(raw, b'x')], flags))
     unpack(tmp_path/'a.zip', tmp_path/'out')
     assert files(tmp_path/'out') == [name]
 
-@pytest.mark.parametrize('encode', [lambda s: s.encode('utf-8'), lambda s: s.encode('utf-8-sig'), lambda s: s.encode('utf-16'), lambda s: s.encode('utf-16-le'),
-                                    lambda s: s.replace('\n', '\r\n').encode('utf-8-sig'), lambda s: s.replace('\n', '\r\n').encode('utf-16')])
-@pytest.mark.parametrize('line', ['{sum}  sub/set.tgz\n', '{sum} *sub\\set.tgz\n', '{sum} *./sub/set.tgz\n', '\\{sum}  sub\\\\set.tgz\n'])
+@pytest.mark.parametrize('encode', [lambda s: s.encode('utf-8'), lambda s: s.encode('utf-8-sig'),
+                                    lambda s: s.encode('utf-16'), lambda s: s.encode('utf-16-le'),
+                                    lambda s: s.replace('\n', '\r\n').encode('utf-8-sig'),
+                                    lambda s: s.replace('\n', '\r\n').encode('utf-16')])
+@pytest.mark.parametrize('line', ['{sum}  sub/set.tgz\n', '{sum} *sub\\set.tgz\n', '{sum} *./sub/set.tgz\n',
+                                  '\\{sum}  sub\\\\set.tgz\n'])
 def test_a_list_of_sums_is_read_however_it_was_written(mirror, encode, line):
     raw = tgz([(b'set/a.txt', b'x')])
     (mirror/'sub').mkdir()

@@ -1,4 +1,5 @@
-"exp.autograd against torch.autograd and finite differences: every operation over random broadcasting shapes, graphs of all forms, bad input."
+"""exp.autograd against torch.autograd and finite differences: every operation over random broadcasting
+shapes, graphs of all forms, bad input."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -6,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
-from exp.autograd import (MSE, Chain, Linear, Module, Relu, SoftmaxCrossEntropy, Variable, central_differences, check_gradients,
+from exp.autograd import (MSE, Chain, Linear, Module, Relu, SoftmaxCrossEntropy, Variable,
+                          central_differences, check_gradients,
                           draw_graph, no_graph, topological_order, unbroadcast)
 
 quick = settings(max_examples=40, deadline=None)
@@ -19,7 +21,8 @@ def close(a, b, tol=1e-10): torch.testing.assert_close(a, b, rtol=tol, atol=tol)
 
 def same_gradients(f, *xs, tol=1e-10):
     "Are value and gradients of `f` on Variables those of `f` on tensors?"
-    ours, theirs = [Variable(x.clone(), requires_grad=True) for x in xs], [x.clone().requires_grad_() for x in xs]
+    ours, theirs = [Variable(x.clone(), requires_grad=True)
+                    for x in xs], [x.clone().requires_grad_() for x in xs]
     out, expected = f(*ours), f(*theirs)
     close(out.data, expected.detach(), tol)
     weights = rand(expected.shape, seed=9).to(expected.dtype)
@@ -39,11 +42,15 @@ shapes = st.lists(st.integers(0, 3), max_size=4).map(tuple)
 
 # operations
 
-BINARY = {'add': lambda a, b: a + b, 'sub': lambda a, b: a - b, 'mul': lambda a, b: a*b, 'div': lambda a, b: a/(b*b + 0.5)}
-UNARY = {'neg': lambda a: -a, 'relu': lambda a: a.relu(), 'exp': lambda a: a.exp(), 'log': lambda a: (a*a + 0.1).log(),
-         'square': lambda a: a**2, 'cube': lambda a: a**3, 'power 0': lambda a: a**0, 'power 1': lambda a: a**1, 'root': lambda a: (a*a + 0.1)**0.5,
+BINARY = {'add': lambda a, b: a + b, 'sub': lambda a, b: a - b, 'mul': lambda a, b: a*b,
+          'div': lambda a, b: a/(b*b + 0.5)}
+UNARY = {'neg': lambda a: -a, 'relu': lambda a: a.relu(), 'exp': lambda a: a.exp(),
+         'log': lambda a: (a*a + 0.1).log(),
+         'square': lambda a: a**2, 'cube': lambda a: a**3, 'power 0': lambda a: a**0,
+         'power 1': lambda a: a**1, 'root': lambda a: (a*a + 0.1)**0.5,
          'inverse': lambda a: (a*a + 0.1)**-1, 'number on the left': lambda a: 2 - 3*a + 1/(a*a + 1) + 0.1,
-         'number on the right': lambda a: (a - 2)/3 + a*0.1, 'sum': lambda a: a.sum(), 'sum kept': lambda a: a.sum(None, True)*a}
+         'number on the right': lambda a: (a - 2)/3 + a*0.1, 'sum': lambda a: a.sum(),
+         'sum kept': lambda a: a.sum(None, True)*a}
 
 @pytest.mark.parametrize('name', BINARY)
 @quick
@@ -58,7 +65,8 @@ def test_binary_operations_have_torchs_gradients_over_broadcasting_shapes(name, 
 def test_unary_operations_have_torchs_gradients(name, shape): same_gradients(UNARY[name], rand(shape))
 
 @quick
-@given(n=st.integers(0, 3), k=st.integers(0, 3), m=st.integers(0, 3), batches=broadcasting(), forms=st.sampled_from(['mm', 'vm', 'mv', 'vv']))
+@given(n=st.integers(0, 3), k=st.integers(0, 3), m=st.integers(0, 3), batches=broadcasting(),
+       forms=st.sampled_from(['mm', 'vm', 'mv', 'vv']))
 def test_matrix_products_have_torchs_gradients_over_batches_and_vectors(n, k, m, batches, forms):
     left = (k,) if forms[0] == 'v' else (*batches[0], n, k)
     right = (k,) if forms[1] == 'v' else (*batches[1], k, m)
@@ -70,11 +78,15 @@ def test_sum_and_mean_have_torchs_gradients_over_any_dimensions(shape, keepdim, 
     dims = data.draw(st.sets(st.integers(0, len(shape) - 1), min_size=1))
     dims = tuple(d - len(shape) if data.draw(st.booleans()) else d for d in dims)
     for dim in (dims, dims[0], None):
-        for f in (lambda a: a.sum(dim, keepdim)**2, lambda a: a.mean(dim, keepdim)**2): same_gradients(f, rand(tuple(shape)))
+        for f in (lambda a: a.sum(dim, keepdim)**2, lambda a: a.mean(dim, keepdim)**2):
+            same_gradients(f, rand(tuple(shape)))
 
-@pytest.mark.parametrize('i', [0, -1, slice(1, 3), slice(None, None, 2), ..., None, (slice(None), 1), (..., None, 0), [0, 2, 2, 2],
-                               torch.tensor([[0, 1], [1, 1]]), ([0, 1, 0], [2, 2, 2]), rand((3, 4)) > 0, (slice(None), rand((4,)) > 0)], ids=str)
-def test_indexing_has_torchs_gradient_also_where_a_place_is_picked_twice(i): same_gradients(lambda a: a[i]**2, rand((3, 4)))
+@pytest.mark.parametrize('i', [0, -1, slice(1, 3), slice(None, None, 2), ..., None, (slice(None), 1),
+                               (..., None, 0), [0, 2, 2, 2],
+                               torch.tensor([[0, 1], [1, 1]]), ([0, 1, 0], [2, 2, 2]), rand((3, 4)) > 0,
+                               (slice(None), rand((4,)) > 0)], ids=str)
+def test_indexing_has_torchs_gradient_also_where_a_place_is_picked_twice(i):
+    same_gradients(lambda a: a[i]**2, rand((3, 4)))
 
 def test_what_only_moves_numbers_has_torchs_gradient():
     same_gradients(lambda a: a.view(4, 3)**2, rand((2, 6)))
@@ -112,11 +124,14 @@ def test_types_follow_torch_and_gradients_have_their_leafs_type():
 
 def test_a_python_number_keeps_float64_exact():
     v = Variable(torch.tensor(1.).double(), requires_grad=True)
-    assert (v*0.1).item() == 0.1 and (0.1*v).item() == 0.1 and (Variable([1, 2])*0.5).data.tolist() == [0.5, 1.]
+    assert ((v*0.1).item() == 0.1 and (0.1*v).item() == 0.1
+            and (Variable([1, 2])*0.5).data.tolist() == [0.5, 1.])
 
 def test_tensors_may_stand_on_either_side():
     t = rand((3, 3), seed=4)
-    for f in (lambda a: t + a, lambda a: t - a, lambda a: t*a, lambda a: t/(a*a + 1), lambda a: t @ a, lambda a: a @ t, lambda a: a/t): same_gradients(f, rand((3, 3)))
+    for f in (lambda a: t + a, lambda a: t - a, lambda a: t*a, lambda a: t/(a*a + 1), lambda a: t @ a,
+              lambda a: a @ t, lambda a: a/t):
+        same_gradients(f, rand((3, 3)))
 
 
 # graphs
@@ -131,7 +146,8 @@ def test_many_diamonds_are_walked_once():
     assert len(topological_order(v)) == 1 + 3*200
 
 @quick
-@given(choices=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 3)), min_size=1, max_size=25))
+@given(choices=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 3)),
+                        min_size=1, max_size=25))
 def test_random_graphs_with_shared_nodes_have_torchs_gradients(choices):
     def f(a, b):
         nodes = [a, b]
@@ -226,7 +242,8 @@ def test_torchs_own_graph_is_left_alone():
 def test_backward_refuses_what_has_no_gradient():
     a = leaf([1., 2.])
     with pytest.raises(ValueError, match=r'has the shape \(2,\); only a single number'): (a*2).backward()
-    with pytest.raises(ValueError, match=r'gradient has the shape \(3,\), the result \(2,\)'): (a*2).backward(torch.ones(3))
+    with pytest.raises(ValueError, match=r'gradient has the shape \(3,\), the result \(2,\)'):
+        (a*2).backward(torch.ones(3))
     with pytest.raises(ValueError, match='no gradient is asked for'): Variable(torch.ones(1)).backward()
     assert a.grad is None
     (a*2)[:1].backward()   # one number, in whatever shape
@@ -238,7 +255,8 @@ def test_shapes_that_do_not_fit_are_named():
         with pytest.raises(ValueError, match='dimension -1 has sizes 2 and 3'): f(a, b)
     for f in (lambda: a @ a, lambda: a @ b, lambda: b @ b.sum(), lambda: b.sum() @ b):
         with pytest.raises(RuntimeError): f()
-    with pytest.raises(ValueError, match='dimension -1 has sizes 2 and 3'): Variable(rand((2, 4, 5))) @ rand((3, 5, 4))
+    with pytest.raises(ValueError, match='dimension -1 has sizes 2 and 3'):
+        Variable(rand((2, 4, 5))) @ rand((3, 5, 4))
 
 def test_what_cannot_be_a_variable_is_refused():
     with pytest.raises(TypeError, match='float().*int64'): Variable([1, 2], requires_grad=True)
@@ -260,27 +278,36 @@ def test_central_differences_allow_a_function_that_changes_its_argument_and_take
     close(central_differences(lambda t: (t*t).sum(), [1., 2.]), torch.tensor([2., 4.]).double(), 1e-8)
 
 def test_a_sum_over_no_named_dimension_is_torchs_sum_of_all():
-    for f in (lambda a: a.sum(())**2, lambda a: a.sum((), True)**2, lambda a: a.mean(())**2): same_gradients(f, rand((2, 3)))
+    for f in (lambda a: a.sum(())**2, lambda a: a.sum((), True)**2, lambda a: a.mean(())**2):
+        same_gradients(f, rand((2, 3)))
 
 def test_check_gradients_finds_each_kind_of_mistake():
     def op(a, vjp): return Variable.from_op('?', a.data**2, (a, vjp(a)))
     check_gradients(lambda a: op(a, lambda a: lambda g: 2*g*a.data), rand(3))
-    for wrong in (lambda a: lambda g: g*a.data, lambda a: lambda g: -2*g*a.data, lambda a: lambda g: 2*a.data, lambda a: lambda g: g*0, lambda a: lambda g: 2.001*g*a.data):
-        with pytest.raises(AssertionError, match='input 0 is wrong'): check_gradients(lambda a: op(a, wrong), rand(3))
-    with pytest.raises(AssertionError, match='input 1 is wrong'): check_gradients(lambda a, b: a*b.detach(), rand(3), rand(3, seed=1))
-    check_gradients(lambda a, b: a*2, rand(3), rand(3, seed=1))   # an input that is not used has the gradient 0
+    for wrong in (lambda a: lambda g: g*a.data, lambda a: lambda g: -2*g*a.data, lambda a: lambda g: 2*a.data,
+                  lambda a: lambda g: g*0, lambda a: lambda g: 2.001*g*a.data):
+        with pytest.raises(AssertionError, match='input 0 is wrong'):
+            check_gradients(lambda a: op(a, wrong), rand(3))
+    with pytest.raises(AssertionError, match='input 1 is wrong'):
+        check_gradients(lambda a, b: a*b.detach(), rand(3), rand(3, seed=1))
+    # an input that is not used has the gradient 0
+    check_gradients(lambda a, b: a*2, rand(3), rand(3, seed=1))
 
 
 # layers
 
 @quick
-@given(n=st.integers(1, 4), c=st.integers(1, 4), scale=st.sampled_from([1., 50., 1e4]), seed=st.integers(0, 99))
+@given(n=st.integers(1, 4), c=st.integers(1, 4), scale=st.sampled_from([1., 50., 1e4]),
+       seed=st.integers(0, 99))
 def test_cross_entropy_equals_torch_however_large_the_logits(n, c, scale, seed):
-    logits, target = rand((n, c), seed)*scale, torch.randint(0, c, (n,), generator=torch.Generator().manual_seed(seed))
+    logits, target = rand((n, c), seed)*scale, torch.randint(0, c, (n,),
+                                                             generator=torch.Generator().manual_seed(seed))
     v, t = Variable(logits, requires_grad=True), logits.clone().requires_grad_()
     loss, expected = SoftmaxCrossEntropy()(v, target), F.cross_entropy(t, target)
-    loss.backward(); expected.backward()
-    close(loss.data, expected.detach()); close(v.grad, t.grad)
+    loss.backward()
+    expected.backward()
+    close(loss.data, expected.detach())
+    close(v.grad, t.grad)
 
 def test_cross_entropy_refuses_targets_that_are_no_classes():
     ce, logits = SoftmaxCrossEntropy(), Variable(rand((3, 4)), requires_grad=True)
@@ -292,8 +319,10 @@ def test_mse_equals_torch_and_refuses_other_shapes():
     pred, target = rand((5, 2)), rand((5, 2), seed=1)
     v, t = Variable(pred, requires_grad=True), pred.clone().requires_grad_()
     loss, expected = MSE()(v, target), F.mse_loss(t, target)
-    loss.backward(); expected.backward()
-    close(loss.data, expected.detach()); close(v.grad, t.grad)
+    loss.backward()
+    expected.backward()
+    close(loss.data, expected.detach())
+    close(v.grad, t.grad)
     with pytest.raises(ValueError, match=r'\(5, 1\) and the targets \(5,\)'): MSE()(v[:, :1], target[:, 0])
 
 def test_a_network_has_torchs_gradients_and_those_of_finite_differences():
@@ -316,7 +345,8 @@ def test_parameters_are_found_once_wherever_they_are():
     class Odd(Module):
         def __init__(self):
             self.tied = Linear(2, 2)
-            self.list, self.dict = [self.tied, (Relu(), Linear(2, 3))], {'bias': Variable(torch.zeros(3), requires_grad=True), 'const': Variable(torch.ones(1))}
+            self.list, self.dict = [self.tied, (Relu(), Linear(2, 3))], {
+                'bias': Variable(torch.zeros(3), requires_grad=True), 'const': Variable(torch.ones(1))}
     assert [tuple(p.shape) for p in Odd().parameters()] == [(2, 2), (2,), (2, 3), (3,), (3,)]
 
 def test_a_result_that_a_layer_keeps_is_no_parameter():
@@ -327,7 +357,8 @@ def test_a_result_that_a_layer_keeps_is_no_parameter():
             return self.last
     model = Keeps()
     model(torch.ones(1, 2)).sum().backward()
-    assert [p.name for p in model.parameters()] == ['weight', 'bias'] and all(p.grad is not None for p in model.parameters())
+    assert ([p.name for p in model.parameters()] == ['weight', 'bias']
+            and all(p.grad is not None for p in model.parameters()))
 
 def test_a_layer_used_twice_adds_its_gradients():
     torch.manual_seed(1)
@@ -336,7 +367,8 @@ def test_a_layer_used_twice_adds_its_gradients():
     x = rand((2, 3), dtype=torch.float32)
     (layer(layer(x).relu())**2).sum().backward()
     (((x @ w + b).relu() @ w + b)**2).sum().backward()
-    close(layer.weight.grad, w.grad, 1e-5); close(layer.bias.grad, b.grad, 1e-5)
+    close(layer.weight.grad, w.grad, 1e-5)
+    close(layer.bias.grad, b.grad, 1e-5)
 
 def test_a_linear_layer_starts_with_variance_two_over_ni_and_names_a_wrong_width():
     torch.manual_seed(2)

@@ -1,4 +1,5 @@
-"""What is averaged over batches or ranks is what it would be over the whole set at once: for each loss and metric, in each place, at each batch size."""
+"""What is averaged over batches or ranks is what it would be over the whole set at once: for each loss and
+metric, in each place, at each batch size."""
 import functools, os, subprocess, sys
 from pathlib import Path
 
@@ -24,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 N, K = 64, 3
 WEIGHTS = torch.tensor([1., 5., 0.2])
 g = torch.Generator().manual_seed(2)
-X, Y, NUMBERS = torch.randn(N, 4, generator=g), torch.randint(0, K, (N,), generator=g), torch.randn(N, K, generator=g)
+X, Y, NUMBERS = torch.randn(N, 4, generator=g), torch.randint(0, K, (N,),
+                                                              generator=g), torch.randn(N, K, generator=g)
 
 def ignoring(index, rows):
     y = Y.clone()
@@ -39,7 +41,8 @@ class Marked(Loss):
 
 class Own:
     "A user's loss, which says with `count` by what it divides."
-    def __call__(self, pred, yb): return (F.cross_entropy(pred, yb, reduction='none')*(yb + 1)).sum()/(yb + 1).sum()
+    def __call__(self, pred, yb):
+        return (F.cross_entropy(pred, yb, reduction='none')*(yb + 1)).sum()/(yb + 1).sum()
     def count(self, yb): return (yb + 1).sum()
 
 class Inherits(nn.CrossEntropyLoss): pass
@@ -75,7 +78,8 @@ def model():
 def first_right(pred, yb): return (pred[:, 0] > 0).float().mean()
 def as_numpy(pred, yb): return np.float64(pred.abs().mean().item())
 def metrics_of(y):
-    classes = [accuracy] if not y.is_floating_point() else [binary_accuracy] if set(y.unique().tolist()) <= {0., 1.} else []
+    classes = ([accuracy] if not y.is_floating_point() else [binary_accuracy]
+               if set(y.unique().tolist()) <= {0., 1.} else [])
     return [first_right, as_numpy, *classes]
 def whole(loss, y, metrics):
     with torch.no_grad(): pred = model()(X)
@@ -88,7 +92,8 @@ def test_an_epochs_numbers_are_those_of_the_whole_set_at_once(name, bs, tmp_path
     loss, y = LOSSES[name]
     metrics = metrics_of(y)
     want, dl = whole(loss, y, metrics), DataLoader(Dataset(X, y), bs)
-    learn = Learner((dl, dl), model(), loss_func=loss, opt_func=torch.optim.SGD, lr=0., metrics=metrics, cbs=[bars := Progress(False), log := CSVLog(tmp_path/'log.csv')])
+    learn = Learner((dl, dl), model(), loss_func=loss, opt_func=torch.optim.SGD, lr=0., metrics=metrics,
+                    cbs=[bars := Progress(False), _log := CSVLog(tmp_path/'log.csv')])
     learn.fit(1)
     row = learn.history[0]
     for which in ('train', 'valid'): close({k: row[f'{which}_{k}'] for k in want}, want)
@@ -104,13 +109,15 @@ def test_a_step_of_small_batches_is_that_of_the_whole_set(name):
     loss, y = LOSSES[name]
     want = model()
     loss(want(X), y).backward()
-    learn = Runner((DataLoader(Dataset(X, y), 7), None), got := model(), loss_func=loss, lr=1., cbs=GradAccumulation(N))
+    learn = Runner((DataLoader(Dataset(X, y), 7), None), got := model(), loss_func=loss, lr=1.,
+                   cbs=GradAccumulation(N))
     learn.fit(1)
     assert (model().weight - got.weight).detach() == pytest.approx(want.weight.grad, rel=1e-4, abs=1e-5)
 
 def test_ignored_targets_leave_one_accuracy_for_all_batch_sizes():
     y = ignoring(-1, FIRST)
-    got = {bs: Learner((DataLoader(Dataset(X, y), bs),)*2, model(), loss_func=CrossEntropy(ignore_index=-1), metrics=[accuracy]).validate()['accuracy'] for bs in (7, 16, 64)}
+    got = {bs: Learner((DataLoader(Dataset(X, y), bs),)*2, model(), loss_func=CrossEntropy(ignore_index=-1),
+                       metrics=[accuracy]).validate()['accuracy'] for bs in (7, 16, 64)}
     with torch.no_grad(): assert list(got.values()) == pytest.approx([float(accuracy(model()(X), y))]*3)
 
 class Seen(Callback):
@@ -122,9 +129,12 @@ class Seen(Callback):
         self.parts.append((float(self.loss), float(weight)))
 
 def test_mixtures_are_averaged_by_what_their_mean_was_divided_by():
-    run = Runner((DataLoader(Dataset(X, Y), 10), None), model(), loss_func=nn.CrossEntropyLoss(weight=WEIGHTS), lr=0., cbs=[MixUp(), seen := Seen(), stats := AvgStats()])
+    run = Runner((DataLoader(Dataset(X, Y), 10), None), model(),
+                 loss_func=nn.CrossEntropyLoss(weight=WEIGHTS), lr=0.,
+                 cbs=[MixUp(), seen := Seen(), stats := AvgStats()])
     run.fit(1)
-    assert stats.history[0]['train_loss'] == pytest.approx(sum(v*w for v, w in seen.parts)/sum(w for _, w in seen.parts), rel=1e-5)
+    assert (stats.history[0]['train_loss']
+            == pytest.approx(sum(v*w for v, w in seen.parts)/sum(w for _, w in seen.parts), rel=1e-5))
 
 def test_a_mean_of_nothing_adds_nothing_and_another_nan_stays():
     m = MeanMetric(lambda pred, yb: pred.mean(), len)
@@ -155,17 +165,21 @@ out = {}
 with distributed():
     for name, (loss, y) in LOSSES.items():
         dl = DataLoader(Dataset(X, y), 7)
-        learn = Learner((dl, dl), model(), loss_func=loss, opt_func=torch.optim.SGD, lr=0., metrics=metrics_of(y), cbs=Progress(False)).to_distributed()
+        learn = Learner((dl, dl), model(), loss_func=loss, opt_func=torch.optim.SGD, lr=0.,
+                        metrics=metrics_of(y), cbs=Progress(False)).to_distributed()
         learn.fit(1)
         out[name] = {**learn.history[0], 'recorded': learn.recorder.valid_losses[0]}
     save_state(f'{sys.argv[1]}/{rank()}.pth', out)
 '''
 
-@pytest.mark.skipif(os.name == 'nt' or not dist.is_available() or not dist.is_gloo_available(), reason='needs torchrun with gloo')
+@pytest.mark.skipif(os.name == 'nt' or not dist.is_available() or not dist.is_gloo_available(),
+                    reason='needs torchrun with gloo')
 def test_two_processes_have_the_numbers_of_the_whole_set(tmp_path):
     (tmp_path/'script.py').write_text(SCRIPT)
-    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]), 'EXP_DEVICE': 'cpu', 'OMP_NUM_THREADS': '1'}
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', str(tmp_path/'script.py'), str(tmp_path), str(ROOT/'tests')]
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
+           'EXP_DEVICE': 'cpu', 'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2',
+               str(tmp_path/'script.py'), str(tmp_path), str(ROOT/'tests')]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (load_state(tmp_path/f'{r}.pth') for r in (0, 1))

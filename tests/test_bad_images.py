@@ -1,4 +1,5 @@
-"""Bad input meets a clear error where it enters: it names the file, the label or the number, and says what to do."""
+"""Bad input meets a clear error where it enters: it names the file, the label or the number, and says what to
+do."""
 import pickle
 
 import numpy as np
@@ -16,7 +17,8 @@ from exp.losses import CrossEntropy, SquaredLoss
 
 def photo(path, size=(40, 30), seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3),
+                                                         dtype=np.uint8)).save(path)
     return path
 
 @pytest.fixture
@@ -27,7 +29,8 @@ def folder(tmp_path):
     return tmp_path
 
 def items(folder): return ImageList.from_folder(folder).split_by_folder().label_from_folder()
-def bunch(folder, workers=0, cache=False): return items(folder).transform(size=16, cache=cache).databunch(bs=4, num_workers=workers, seed=0)
+def bunch(folder, workers=0, cache=False):
+    return items(folder).transform(size=16, cache=cache).databunch(bs=4, num_workers=workers, seed=0)
 
 def drain(dl):
     try:
@@ -45,7 +48,8 @@ def told(e):
 # ---- folders
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(ValueError, match='(?s)no files.*ImageList.*no files at all') as e: ImageList.from_folder(tmp_path)
+    with pytest.raises(ValueError, match='(?s)no files.*ImageList.*no files at all') as e:
+        ImageList.from_folder(tmp_path)
     assert str(tmp_path) in str(e.value)
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path):
@@ -58,7 +62,8 @@ def test_no_folder_and_a_file_in_its_place(tmp_path):
 
 # ---- files that are no images
 
-BROKEN = {'no image': lambda b: b'this is a text, whatever its name says\n'*20, 'cut short': lambda b: b[:len(b)//2], 'empty': lambda b: b'',
+BROKEN = {'no image': lambda b: b'this is a text, whatever its name says\n'*20,
+          'cut short': lambda b: b[:len(b)//2], 'empty': lambda b: b'',
           'only a header': lambda b: b[:200], 'a hole': lambda b: b[:20] + b'\0'*(len(b) - 20)}
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -107,7 +112,8 @@ def test_an_error_of_a_file_survives_a_pickle():
     assert str(pickle.loads(pickle.dumps(ImageError('x.jpg is no image')))) == 'x.jpg is no image'
 
 def test_a_truncated_png_too(folder):
-    bad = photo(folder/'train'/'cat'/'9.png'); bad.write_bytes(bad.read_bytes()[:900])
+    bad = photo(folder/'train'/'cat'/'9.png')
+    bad.write_bytes(bad.read_bytes()[:900])
     with pytest.raises(ImageError, match='9.png'): drain(bunch(folder).train_dl)
 
 def test_an_error_of_a_user_s_transform_keeps_its_type_and_names_the_item(folder):
@@ -121,31 +127,41 @@ def test_an_error_of_a_user_s_transform_keeps_its_type_and_names_the_item(folder
 
 # ---- tables
 
-def table(folder): return pd.DataFrame([(f'train/{c}/{k}.jpg', c) for c in ('cat', 'dog') for k in range(5)], columns=['name', 'label'])
+def table(folder):
+    return pd.DataFrame([(f'train/{c}/{k}.jpg', c) for c in ('cat', 'dog') for k in range(5)],
+                        columns=['name', 'label'])
 
 def test_a_table_with_a_missing_file(folder):
-    df = table(folder); df.loc[3, 'name'] = 'train/cat/33.jpg'; df.loc[4, 'name'] = 'train/cat/44.jpg'
+    df = table(folder)
+    df.loc[3, 'name'] = 'train/cat/33.jpg'
+    df.loc[4, 'name'] = 'train/cat/44.jpg'
     df.to_csv(folder/'labels.csv', index=False)
     with pytest.raises(FileNotFoundError, match='33.jpg does not exist.*suffix'): ImageList.from_csv(folder)
 
 def test_a_wrong_suffix_or_folder_says_so(folder):
-    with pytest.raises(FileNotFoundError, match='0.jpg.jpg does not exist.*suffix'): ImageList.from_df(table(folder), folder, suffix='.jpg')
+    with pytest.raises(FileNotFoundError, match='0.jpg.jpg does not exist.*suffix'):
+        ImageList.from_df(table(folder), folder, suffix='.jpg')
 
 def test_an_item_without_a_row(folder):
     split = ImageList.from_folder(folder, include='train').split_random(seed=0)
-    with pytest.raises(ValueError, match='train/dog/4.jpg has no row.*suffix'): split.label_from_df(table(folder)[:9])
+    with pytest.raises(ValueError, match='train/dog/4.jpg has no row.*suffix'):
+        split.label_from_df(table(folder)[:9])
 
 def test_a_name_with_two_rows(folder):
     df = pd.concat([table(folder), table(folder)[:1]])
-    with pytest.raises(ValueError, match='train/cat/0.jpg.*more than one row'): ImageList.from_folder(folder, include='train').split_random().label_from_df(df)
+    with pytest.raises(ValueError, match='train/cat/0.jpg.*more than one row'):
+        ImageList.from_folder(folder, include='train').split_random().label_from_df(df)
 
 def test_columns_that_are_not_there_or_have_holes(folder, tmp_path):
     df = table(folder)
-    with pytest.raises(ValueError, match="'lable'.*label.*separator"): ImageList.from_folder(folder, include='train').split_random().label_from_df(df, label_col='lable')
+    with pytest.raises(ValueError, match="'lable'.*label.*separator"):
+        ImageList.from_folder(folder, include='train').split_random().label_from_df(df, label_col='lable')
     df.to_csv(folder/'a.csv', sep=';', index=False)
-    with pytest.raises(ValueError, match='1.*separator'): ImageList.from_folder(folder, include='train').split_random().label_from_csv('a.csv')
+    with pytest.raises(ValueError, match='1.*separator'):
+        ImageList.from_folder(folder, include='train').split_random().label_from_csv('a.csv')
     df.loc[2, 'label'] = None
-    with pytest.raises(ValueError, match="'label' is empty in 1 row.*row 2"): ImageList.from_folder(folder, include='train').split_random().label_from_df(df)
+    with pytest.raises(ValueError, match="'label' is empty in 1 row.*row 2"):
+        ImageList.from_folder(folder, include='train').split_random().label_from_df(df)
     with pytest.raises(FileNotFoundError, match='no.csv'): ImageList.from_csv(folder, 'no.csv')
     (folder/'empty.csv').write_text('')
     with pytest.raises(ValueError, match='empty.csv'): ImageList.from_csv(folder, 'empty.csv')
@@ -163,12 +179,14 @@ def test_an_unseen_label_is_named_with_a_remedy(folder):
 
 def test_labels_of_several_types_cannot_be_classes(folder):
     split = ImageList.from_folder(folder).split_by_folder()
-    with pytest.raises(TypeError, match='int'): split.label_from_func(lambda p: int(p.stem) if p.parent.name == 'cat' else p.stem)
+    with pytest.raises(TypeError, match='int'):
+        split.label_from_func(lambda p: int(p.stem) if p.parent.name == 'cat' else p.stem)
     split = ImageList.from_folder(folder).split_by_folder()
     with pytest.raises(TypeError, match='list'): split.label_from_func(lambda p: [p.stem], CategoryList)
 
 def test_a_label_function_that_fails_names_its_item(folder):
-    with pytest.raises(IndexError) as e: ImageList.from_folder(folder).split_by_folder().label_from_func(lambda p: p.name.split('_')[1])
+    with pytest.raises(IndexError) as e:
+        ImageList.from_folder(folder).split_by_folder().label_from_func(lambda p: p.name.split('_')[1])
     assert 'train/cat/0.jpg' in told(e.value)
 
 def test_a_pattern_that_does_not_fit_names_the_file(folder):
@@ -182,26 +200,34 @@ def test_all_items_in_one_split(folder):
     one = ImageList.from_folder(folder, include='train')
     with pytest.raises(ValueError, match='(?s)validation.*10 items'): one.split_by_folder()
     with pytest.raises(ValueError, match='(?s)training.*10'): one.split_by_func(lambda p: True)
-    with pytest.raises(ValueError, match='validation'): ImageList([photo(folder/'x'/'1.jpg')]).split_random(0.2)
+    with pytest.raises(ValueError, match='validation'):
+        ImageList([photo(folder/'x'/'1.jpg')]).split_random(0.2)
 
 @pytest.mark.parametrize('bs', [11, 64])
 def test_a_batch_larger_than_the_set(folder, bs):
-    with pytest.raises(ValueError, match=f'bs is {bs}.*10 items'): items(folder).transform(size=16).databunch(bs=bs)
+    with pytest.raises(ValueError, match=f'bs is {bs}.*10 items'):
+        items(folder).transform(size=16).databunch(bs=bs)
 
 @pytest.mark.parametrize('bs, error', [(0, ValueError), (-1, ValueError), (2.5, TypeError), ('4', TypeError)])
 def test_a_batch_size_that_is_none(folder, bs, error):
     with pytest.raises(error, match='bs'): items(folder).transform(size=16).databunch(bs=bs)
 
 def test_classes_that_differ_between_training_and_validation(folder):
-    one = ImageList.from_folder(folder, include='train').split_random(seed=0).label_from_folder().transform(size=16)
-    other = ImageList.from_folder(folder, include='train').split_random(seed=0).label_from_folder(classes=['dog', 'cat']).transform(size=16)
-    with pytest.raises(ValueError, match='training.*validation'): DataBunch(DataLoader(one.train, 4), DataLoader(other.valid, 4))
+    one = ImageList.from_folder(folder,
+                                include='train').split_random(seed=0).label_from_folder().transform(size=16)
+    other = ImageList.from_folder(folder, include='train').split_random(seed=0).label_from_folder(
+        classes=['dog', 'cat']).transform(size=16)
+    with pytest.raises(ValueError, match='training.*validation'):
+        DataBunch(DataLoader(one.train, 4), DataLoader(other.valid, 4))
     with pytest.raises(ValueError, match='2.*3'):
-        DataBunch(DataLoader(one.train, 4), DataLoader(ImageList.from_folder(folder, include='train').split_random(seed=0).label_from_folder(classes=['cat', 'dog', 'bird']).transform(size=16).valid, 4))
+        DataBunch(DataLoader(one.train, 4),
+                  DataLoader(ImageList.from_folder(folder, include='train').split_random(seed=0)
+                             .label_from_folder(classes=['cat', 'dog', 'bird']).transform(size=16).valid, 4))
 
 def test_images_of_several_sizes_without_resizing(folder):
     photo(folder/'train'/'cat'/'1.jpg', size=(50, 30))
-    with pytest.raises(ValueError, match=r'(?s)item \d.*\(3, 30, [45]0\).*[Rr]esize'): drain(items(folder).transform(size=None).databunch(bs=10, seed=0).train_dl)
+    with pytest.raises(ValueError, match=r'(?s)item \d.*\(3, 30, [45]0\).*[Rr]esize'):
+        drain(items(folder).transform(size=None).databunch(bs=10, seed=0).train_dl)
 
 # ---- a loss and a target of different shapes
 
@@ -210,9 +236,12 @@ class Flat(nn.Sequential):
 
 @pytest.mark.parametrize('outputs', [1, 3])
 def test_a_squared_loss_of_other_shapes_names_both(folder, outputs):
-    data = ImageList.from_folder(folder).split_by_folder().label_from_func(lambda p: (float(p.stem), 1.), FloatList).transform(size=8).databunch(bs=4)
-    model = Flat(outputs); model(data.one_batch()[0])
-    with pytest.raises(ValueError, match=rf'(?s)(4, {outputs}).*(4, 2)'): Runner(data_without_tfms(data), model, loss_func=SquaredLoss(), lr=0.1).fit(1)
+    data = ImageList.from_folder(folder).split_by_folder().label_from_func(
+        lambda p: (float(p.stem), 1.), FloatList).transform(size=8).databunch(bs=4)
+    model = Flat(outputs)
+    model(data.one_batch()[0])
+    with pytest.raises(ValueError, match=rf'(?s)(4, {outputs}).*(4, 2)'):
+        Runner(data_without_tfms(data), model, loss_func=SquaredLoss(), lr=0.1).fit(1)
 
 def data_without_tfms(data):
     "A bunch of the same batches as tensors: what a Runner without the Learner's callbacks takes."

@@ -14,23 +14,30 @@ from exp.specs import from_spec, register, to_spec
 # ---- claims
 
 @pytest.mark.parametrize('a,b', [
-    (torch.ones(3), torch.ones(1)), (torch.ones(2), torch.ones(2, 1)), ([1, 2], [1, 2, 3]), ({'x': 1}, {'y': 1}), ('a', 'b'), (1, 2),
-    (torch.tensor([1., 2.]), np.array([1., 3.])), ([torch.ones(2)], [torch.zeros(2)]), (torch.tensor(float('nan')), torch.tensor(float('nan')))])
+    (torch.ones(3), torch.ones(1)), (torch.ones(2), torch.ones(2, 1)), ([1, 2], [1, 2, 3]),
+    ({'x': 1}, {'y': 1}), ('a', 'b'), (1, 2),
+    (torch.tensor([1., 2.]), np.array([1., 3.])), ([torch.ones(2)], [torch.zeros(2)]),
+    (torch.tensor(float('nan')), torch.tensor(float('nan')))])
 def test_what_differs_is_not_equal(a, b):
     with pytest.raises(AssertionError): test_eq(a, b)
 
-@pytest.mark.parametrize('a,b', [(torch.ones(2), np.ones(2)), ((1, 2), [1, 2]), (None, None), ({'x': [torch.ones(1)]}, {'x': [torch.ones(1)]})])
+@pytest.mark.parametrize('a,b', [(torch.ones(2), np.ones(2)), ((1, 2), [1, 2]), (None, None),
+                                 ({'x': [torch.ones(1)]}, {'x': [torch.ones(1)]})])
 def test_what_is_the_same_is_equal(a, b): test_eq(a, b)
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e-3))
 def test_near_accepts_what_is_within_the_tolerance_and_nothing_much_further(x, tol):
-    assert near(torch.tensor(x, dtype=torch.float64), torch.tensor(x + 0.9*tol*(1 + abs(x)), dtype=torch.float64), tol*1.01 + 1e-12)
-    assert not near(torch.tensor(x, dtype=torch.float64), torch.tensor(x + 3*(tol + 1e-9)*(1 + abs(x)), dtype=torch.float64), tol + 1e-9)
+    assert near(torch.tensor(x, dtype=torch.float64),
+                torch.tensor(x + 0.9*tol*(1 + abs(x)), dtype=torch.float64), tol*1.01 + 1e-12)
+    assert not near(torch.tensor(x, dtype=torch.float64),
+                    torch.tensor(x + 3*(tol + 1e-9)*(1 + abs(x)), dtype=torch.float64), tol + 1e-9)
 
 def test_a_failed_test_close_names_the_largest_gap():
-    with pytest.raises(AssertionError, match='difference: 2.0 at index .3'): test_close(torch.zeros(4), torch.tensor([0, 1., 0, 2.]))
+    with pytest.raises(AssertionError, match='difference: 2.0 at index .3'):
+        test_close(torch.zeros(4), torch.tensor([0, 1., 0, 2.]))
     with pytest.raises(AssertionError, match='shape'): test_close(torch.zeros(4), torch.zeros(2, 2))
-    with pytest.raises(AssertionError, match='nan'): test_close(torch.tensor([0., float('nan')]), torch.zeros(2))
+    with pytest.raises(AssertionError, match='nan'):
+        test_close(torch.tensor([0., float('nan')]), torch.zeros(2))
 
 def test_expect_error_lets_another_kind_of_error_through():
     with pytest.raises(KeyError):
@@ -53,24 +60,32 @@ def test_the_device_is_cpu_when_the_environment_says_so_whatever_the_file_says(t
 
 @pytest.mark.parametrize('device', ['cuda:99', 'warp', 'cpu:7', 'cpu:-2', 'meta'])
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(tmp_path, device):
-    for how in (dict(EXP_DEVICE=device), dict(EXP_SETTINGS=settings_file(tmp_path, f'[exp]\ndevice = {device}\n'))):
-        with environ(**how), pytest.raises(ValueError, match=f'{device}.*not on this machine; there are .*cpu'): default_device()
+    for how in (dict(EXP_DEVICE=device),
+                dict(EXP_SETTINGS=settings_file(tmp_path, f'[exp]\ndevice = {device}\n'))):
+        with environ(**how), pytest.raises(ValueError,
+                                           match=f'{device}.*not on this machine; there are .*cpu'):
+            default_device()
 
 def test_the_checkouts_own_settings_file_is_read(root):
     assert checkout() == root
     assert settings().seed == 42 and settings().device == 'auto'
 
 @pytest.mark.parametrize('text,message', [
-    ('[exp]\nseeed = 1\n', "'seeed'.*did you mean 'seed'"), ('[exp]\nzzz = 1\n', "'zzz'.*'data'"), ('[expp]\nseed = 1\n', r'one section, \[exp\]'),
-    ('seed = 1\n', 'one section'), ('[exp]\nseed = -3\n', 'seed should be a whole number'), ('[exp]\nthreads = two\n', 'threads should be a whole number')])
+    ('[exp]\nseeed = 1\n', "'seeed'.*did you mean 'seed'"), ('[exp]\nzzz = 1\n', "'zzz'.*'data'"),
+    ('[expp]\nseed = 1\n', r'one section, \[exp\]'),
+    ('seed = 1\n', 'one section'), ('[exp]\nseed = -3\n', 'seed should be a whole number'),
+    ('[exp]\nthreads = two\n', 'threads should be a whole number')])
 def test_a_wrong_settings_file_is_refused(tmp_path, text, message):
-    with environ(EXP_SETTINGS=settings_file(tmp_path, text)), pytest.raises(ValueError, match=message): settings()
+    with environ(EXP_SETTINGS=settings_file(tmp_path, text)), pytest.raises(ValueError, match=message):
+        settings()
 
 def test_a_settings_file_that_is_named_and_missing_is_refused(tmp_path):
-    with environ(EXP_SETTINGS=str(tmp_path/'none.ini')), pytest.raises(FileNotFoundError, match='none.ini'): settings()
+    with environ(EXP_SETTINGS=str(tmp_path/'none.ini')), pytest.raises(FileNotFoundError, match='none.ini'):
+        settings()
 
 def test_threads_are_applied_on_import():
-    out = subprocess.run([sys.executable, '-c', 'import torch, exp.core; print(torch.get_num_threads())'], env={**os.environ, 'EXP_THREADS': '1'}, capture_output=True, text=True)
+    out = subprocess.run([sys.executable, '-c', 'import torch, exp.core; print(torch.get_num_threads())'],
+                         env={**os.environ, 'EXP_THREADS': '1'}, capture_output=True, text=True)
     assert out.stdout.strip() == '1', out.stderr
 
 def test_environ_is_restored_after_an_error():
@@ -127,7 +142,8 @@ def test_compose_keeps_the_order_of_equals():
 
 # ---- pictures
 
-@pytest.mark.parametrize('im', [torch.rand(3, 8, 6), torch.rand(1, 8, 6), torch.rand(8, 6), np.zeros((8, 6, 3)), Image.new('RGB', (6, 8)), Image.new('L', (6, 8)),
+@pytest.mark.parametrize('im', [torch.rand(3, 8, 6), torch.rand(1, 8, 6), torch.rand(8, 6),
+                                np.zeros((8, 6, 3)), Image.new('RGB', (6, 8)), Image.new('L', (6, 8)),
                                 torch.randint(0, 256, (3, 8, 6), dtype=torch.uint8)])
 def test_show_image_takes_tensors_arrays_and_pil_images(im):
     import matplotlib.pyplot as plt
@@ -159,8 +175,10 @@ def test_a_finished_file_has_the_usual_rights(tmp_path):
     assert stat.S_IMODE((tmp_path/'atomic').stat().st_mode) == stat.S_IMODE((tmp_path/'plain').stat().st_mode)
 
 def test_whatever_is_saved_can_be_loaded(tmp_path):
-    state = {'t': torch.rand(2, 3).half(), 'n': 3, 'f': 0.5, 's': 'x', 'b': b'x', 'none': None, 'l': [1, (2, 3), {'k': True}], 1: 'int key',
-             'dtype': torch.float16, 'size': torch.Size([2]), 'opt': torch.optim.Adam(torch.nn.Linear(2, 2).parameters()).state_dict()}
+    state = {'t': torch.rand(2, 3).half(), 'n': 3, 'f': 0.5, 's': 'x', 'b': b'x', 'none': None,
+             'l': [1, (2, 3), {'k': True}], 1: 'int key',
+             'dtype': torch.float16, 'size': torch.Size([2]),
+             'opt': torch.optim.Adam(torch.nn.Linear(2, 2).parameters()).state_dict()}
     save_state(tmp_path/'s', state)
     test_eq(load_state(tmp_path/'s'), state)
 
@@ -187,7 +205,8 @@ def test_a_missing_file_is_named(tmp_path):
 
 @register
 class Box:
-    def __init__(self, w, *sizes, name='box', child=None): self.w, self.sizes, self.name, self.child = w, sizes, name, child
+    def __init__(self, w, *sizes, name='box', child=None):
+        self.w, self.sizes, self.name, self.child = w, sizes, name, child
 
 @register
 class NamedLinear(torch.nn.Linear):
@@ -229,7 +248,8 @@ def test_a_definition_in_a_notebook_gives_way_to_a_module_and_may_take_a_name_ov
         latest = register(made_in(module))
         assert from_spec({'spec': 'sextuple'}) is latest
     register(made_in('a_module'))
-    with pytest.raises(ValueError, match="'sextuple' is taken by a_module"): register(made_in('another_module'))
+    with pytest.raises(ValueError, match="'sextuple' is taken by a_module"):
+        register(made_in('another_module'))
 
 def test_an_argument_that_is_not_plain_is_refused():
     with pytest.raises(TypeError, match='no registered name'): to_spec(Box(object()))
@@ -247,10 +267,13 @@ def test_a_report_is_shown_and_appended(tmp_path):
 def test_exercises_00():
     def running(xs):
         total, out = 0, []
-        for n, x in enumerate(xs, 1): total += x; out.append(total/n)
+        for n, x in enumerate(xs, 1):
+            total += x
+            out.append(total/n)
         return out
     assert check_exercise('00.1', running) == '00.1: right'
-    assert 'should' in check_exercise('00.1', lambda xs: running(xs) or None) or 'TypeError' in check_exercise('00.1', lambda xs: running(xs) or None)
+    assert ('should' in check_exercise('00.1', lambda xs: running(xs) or None)
+            or 'TypeError' in check_exercise('00.1', lambda xs: running(xs) or None))
     assert 'running means' in check_exercise('00.1', lambda xs: xs)
     def pipeline(funcs):
         funcs = sorted(funcs, key=lambda f: getattr(f, 'order', 0))
@@ -259,7 +282,8 @@ def test_exercises_00():
             return x
         return run
     assert check_exercise('00.2', pipeline) == '00.2: right'
-    assert "'ba'" in check_exercise('00.2', lambda funcs: lambda x: compose(x, [lambda s, f=f: f(s) for f in funcs]))
+    assert "'ba'" in check_exercise('00.2',
+                                    lambda funcs: lambda x: compose(x, [lambda s, f=f: f(s) for f in funcs]))
     assert 'KeyError' in check_exercise('00.9', 1)
 
 def test_a_saved_state_that_was_cut_short_anywhere_is_refused(tmp_path):

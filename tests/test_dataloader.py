@@ -65,15 +65,18 @@ def passes(dl, n=1): return [[(list(b.items), *b) for b in dl] for _ in range(n)
 
 # ---------------------------------------------------------------- Dataset
 
-@pytest.mark.parametrize('dtype', [torch.uint8, torch.int64, torch.float32, torch.float64, torch.bfloat16, torch.bool])
+@pytest.mark.parametrize('dtype',
+                         [torch.uint8, torch.int64, torch.float32, torch.float64, torch.bfloat16, torch.bool])
 @pytest.mark.parametrize('shape', [(7,), (7, 2), (7, 1, 3, 4)])
 def test_a_data_set_indexes_like_its_tensors(dtype, shape):
     x, y = (torch.rand(shape)*9).to(dtype), torch.arange(7)
     ds = Dataset(x, y)
     mask = torch.tensor([True, False]*3 + [True])
-    for i in (0, -1, slice(2, 5), slice(None, None, 2), [6, 0, 0], [-1, 2], torch.tensor([3, 1]), np.array([1, 2]), mask, mask.tolist()):
+    for i in (0, -1, slice(2, 5), slice(None, None, 2), [6, 0, 0], [-1, 2], torch.tensor([3, 1]),
+              np.array([1, 2]), mask, mask.tolist()):
         same(ds[i], (x[i], y[i]))
-    for r in (range(2, 5), range(0, 7, 3), range(5, 1, -1), range(0)): same(ds[r], (x[list(r)], y[list(r)]) if len(r) else (x[:0], y[:0]))
+    for r in (range(2, 5), range(0, 7, 3), range(5, 1, -1), range(0)):
+        same(ds[r], (x[list(r)], y[list(r)]) if len(r) else (x[:0], y[:0]))
     same(ds[[]], (x[:0], y[:0]))
 
 def test_a_slice_or_range_is_a_view_and_a_list_is_a_copy():
@@ -99,7 +102,8 @@ def test_a_data_set_ends_and_refuses_indices_beyond_its_end():
         with pytest.raises(TypeError): ds['a']
 
 def test_lengths_that_differ_are_an_error():
-    for x, y in ((torch.ones(3), torch.ones(2)), (['a'], torch.ones(2)), ((torch.ones(2), torch.ones(3)), None)):
+    for x, y in ((torch.ones(3), torch.ones(2)), (['a'], torch.ones(2)),
+                 ((torch.ones(2), torch.ones(3)), None)):
         with pytest.raises(ValueError, match='of one length'): Dataset(x, y)
 
 @pytest.mark.parametrize('x, y, error, words', [
@@ -129,24 +133,29 @@ def test_a_subclass_with_its_own_items_is_not_sliced():
 
     class Random(Dataset):
         def get(self, i, rng): return rng.random(), i
-    same(next(iter(DataLoader(Random(torch.arange(4.)), 4, seed=3)))[0], torch.tensor([Rng(3, 0, i).random() for i in range(4)]))
+    same(next(iter(DataLoader(Random(torch.arange(4.)), 4, seed=3)))[0],
+         torch.tensor([Rng(3, 0, i).random() for i in range(4)]))
 
 
 # ---------------------------------------------------------------- Rng
 
 def test_rng_depends_on_its_key_alone():
-    assert Rng(1, 2, 'x').random() == Rng(1, 2, 'x').random() == Rng(np.int64(1), torch.tensor(2), 'x').random()
+    assert (Rng(1, 2, 'x').random() == Rng(1, 2,
+                                           'x').random() == Rng(np.int64(1), torch.tensor(2), 'x').random())
     keys = [(1,), (1, 0), (0, 1), (1, 2), (12,), ('1', 2), (1, '2'), (-1,), ()]
     assert len({Rng(*k).random() for k in keys}) == len(keys)
-    a = Rng(1); a.random()
+    a = Rng(1)
+    a.random()
     assert a.at(3).random() == Rng(1, 3).random()
     same(torch.rand(3, generator=Rng(1).generator()), torch.rand(3, generator=Rng(1).generator()))
     with pytest.raises(TypeError): Rng(1.5)
 
 def test_rng_survives_pickle_and_copy_in_the_middle():
-    a = Rng(1, 'x'); a.random()
+    a = Rng(1, 'x')
+    a.random()
     for b in (pickle.loads(pickle.dumps(a)), copy.deepcopy(a)):
-        assert b.key == a.key and b.random() == copy.deepcopy(a).random() and b.at(2).random() == a.at(2).random()
+        assert (b.key == a.key and b.random() == copy.deepcopy(a).random()
+                and b.at(2).random() == a.at(2).random())
 
 def test_rng_looks_uniform():
     u = np.array([Rng(1, e, i).random() for e in range(40) for i in range(250)])
@@ -157,7 +166,8 @@ def test_rng_looks_uniform():
 # ---------------------------------------------------------------- samplers
 
 @few
-@given(n=st.integers(1, 60), bs=st.integers(1, 20), drop_last=st.booleans(), shuffle=st.booleans(), epoch=st.integers(0, 5))
+@given(n=st.integers(1, 60), bs=st.integers(1, 20), drop_last=st.booleans(), shuffle=st.booleans(),
+       epoch=st.integers(0, 5))
 def test_batches_are_a_cut_of_a_permutation_of_the_length_promised(n, bs, drop_last, shuffle, epoch):
     sampler = Sampler(n, shuffle, seed=1)
     sampler.set_epoch(epoch)
@@ -180,19 +190,24 @@ def test_counts_of_samplers_are_checked():
 
 def test_a_transform_that_is_no_function_is_refused():
     for bad in ('x', [halve, 3]):
-        with pytest.raises(TypeError, match='callable'): next(iter(DataLoader(TransformedDataset(Listed(3), bad), 2)))
+        with pytest.raises(TypeError, match='callable'):
+            next(iter(DataLoader(TransformedDataset(Listed(3), bad), 2)))
 
 
 # ---------------------------------------------------------------- collate
 
 @few
 @given(n=st.integers(1, 5), shape=st.lists(st.integers(0, 4), max_size=3),
-       dtype=st.sampled_from([torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool, torch.float16]))
+       dtype=st.sampled_from([torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool,
+                              torch.float16]))
 def test_collate_equals_pytorchs(n, shape, dtype):
-    samples = [((torch.rand(shape)*9).to(dtype), (i, i/2, {'a': np.float32(i), 'name': str(i)})) for i in range(n)]
+    samples = [((torch.rand(shape)*9).to(dtype), (i, i/2, {'a': np.float32(i), 'name': str(i)}))
+               for i in range(n)]
     (xb, (whole, real, d)), (tx, (tw, tr, td)) = collate(samples), tud.default_collate(samples)
     same((xb, whole, real, d), (tx, tw, tr, td))
-    assert (xb.dtype, whole.dtype, real.dtype, d['a'].dtype) == (tx.dtype, tw.dtype, torch.float32, td['a'].dtype)   # numbers with a fraction are float32
+    # numbers with a fraction are float32
+    assert ((xb.dtype, whole.dtype, real.dtype,
+             d['a'].dtype) == (tx.dtype, tw.dtype, torch.float32, td['a'].dtype))
 
 def test_collate_keeps_tuples_and_none():
     xb, yb = collate([((torch.ones(2), 1), None), ((torch.zeros(2), 2), None)])
@@ -223,7 +238,8 @@ def test_the_loader_gives_pytorchs_batches(n, bs, drop_last, sliced, dtype):
     if drop_last and n < bs:
         with pytest.raises(ValueError, match='no batch'): DataLoader(ds, bs, drop_last=True)
         return
-    ours, theirs = DataLoader(ds, bs, drop_last=drop_last), tud.DataLoader(ds, batch_size=bs, drop_last=drop_last)
+    ours, theirs = DataLoader(ds, bs,
+                              drop_last=drop_last), tud.DataLoader(ds, batch_size=bs, drop_last=drop_last)
     got, want = list(ours), list(theirs)
     same([tuple(b) for b in got], [tuple(b) for b in want])
     assert [x.dtype for x, _ in got] == [x.dtype for x, _ in want] and len(ours) == len(theirs) == len(got)
@@ -231,7 +247,8 @@ def test_the_loader_gives_pytorchs_batches(n, bs, drop_last, sliced, dtype):
 
 @pytest.mark.parametrize('ds', [Dataset(torch.arange(10.)), Listed(10)], ids=['sliced', 'listed'])
 def test_pytorchs_samplers_repeat_by_seed_and_epoch_and_leave_the_global_state(ds):
-    for make in (lambda: tud.RandomSampler(range(10)), lambda: tud.WeightedRandomSampler([1.]*10, 10), lambda: tud.SubsetRandomSampler(range(10))):
+    for make in (lambda: tud.RandomSampler(range(10)), lambda: tud.WeightedRandomSampler([1.]*10, 10),
+                 lambda: tud.SubsetRandomSampler(range(10))):
         runs = []
         for _ in range(2):
             torch.manual_seed(len(runs))
@@ -259,8 +276,10 @@ def test_a_sequential_order_from_elsewhere_is_sliced_as_a_view():
         assert batch[0].data_ptr() == x.data_ptr() and list(batch.items) == [0, 1, 2, 3]
 
 def test_another_collate_is_used_even_where_slicing_would_do():
-    same(list(DataLoader(Unequal(4), 3, collate=join_lengths)), [(torch.tensor([1, 2, 3]), None), (torch.tensor([4]), None)])
-    same(next(iter(DataLoader(Dataset(torch.ones(3, 5)), 3, collate=join_lengths))), (torch.tensor([5, 5, 5]), None))
+    same(list(DataLoader(Unequal(4), 3, collate=join_lengths)),
+         [(torch.tensor([1, 2, 3]), None), (torch.tensor([4]), None)])
+    same(next(iter(DataLoader(Dataset(torch.ones(3, 5)), 3, collate=join_lengths))),
+         (torch.tensor([5, 5, 5]), None))
 
 class Words(Listed):
     "Items of any length, with a collate of their own."
@@ -270,12 +289,14 @@ class Words(Listed):
 def padded(parts): return nn.utils.rnn.pad_sequence(parts, batch_first=True)
 
 @pytest.mark.parametrize('workers', [0, 1])
-@pytest.mark.parametrize('wrap', [lambda ds: ds, lambda ds: TransformedDataset(ds, unchanged)], ids=['plain', 'transformed'])
+@pytest.mark.parametrize('wrap', [lambda ds: ds, lambda ds: TransformedDataset(ds, unchanged)],
+                         ids=['plain', 'transformed'])
 def test_a_data_set_may_say_how_its_items_are_collated(wrap, workers):
     dl = DataLoader(wrap(Words(3)), 3, num_workers=workers)
     for _ in range(2):
         xb, yb = next(iter(dl))
-        same((xb, yb), (torch.tensor([[0, 0, 0], [1, 1, 0], [2, 2, 2]]), torch.tensor([[0]*4, [1, 1, 0, 0], [2]*4])))
+        same((xb, yb), (torch.tensor([[0, 0, 0], [1, 1, 0], [2, 2, 2]]),
+                        torch.tensor([[0]*4, [1, 1, 0, 0], [2]*4])))
     dl.close()
     same(next(iter(DataLoader(wrap(Words(3)), 3, collate=join_lengths)))[0], torch.tensor([1, 2, 3]))
 
@@ -304,9 +325,11 @@ def test_the_number_of_workers_changes_nothing():
 
 def test_a_transformed_item_depends_on_seed_epoch_item_and_place():
     ds = TransformedDataset(Dataset(torch.zeros(6)), [noise, halve, noise])
-    draws = {(s, e, i): ds.get(i, Rng(s, e, i))[0].item() for s in range(3) for e in range(3) for i in range(3)}
+    draws = {(s, e, i): ds.get(i, Rng(s, e, i))[0].item() for s in range(3) for e in range(3)
+             for i in range(3)}
     assert len(set(draws.values())) == len(draws)
-    one, two = TransformedDataset(Dataset(torch.zeros(6)), noise), TransformedDataset(Dataset(torch.zeros(6)), [noise, noise])
+    one, two = TransformedDataset(Dataset(torch.zeros(6)),
+                                  noise), TransformedDataset(Dataset(torch.zeros(6)), [noise, noise])
     same(two.get(1, Rng(0))[0], one.get(1, Rng(0))[0] + Rng(0, 1).random())
     assert TransformedDataset(Dataset(torch.ones(3), torch.arange(3)), noise).c == 3
     with pytest.raises(AttributeError, match='size'): ds.size
@@ -314,13 +337,16 @@ def test_a_transformed_item_depends_on_seed_epoch_item_and_place():
 ITEMS, WHOLE = 23, {}
 
 @few
-@given(skip=st.integers(0, ITEMS), epoch=st.integers(0, 3), bs=st.integers(1, 9), kind=st.sampled_from(['sliced', 'random', 'theirs', 'batches']))
+@given(skip=st.integers(0, ITEMS), epoch=st.integers(0, 3), bs=st.integers(1, 9),
+       kind=st.sampled_from(['sliced', 'random', 'theirs', 'batches']))
 def test_a_resume_at_any_item_gives_the_rest_of_the_epoch(skip, epoch, bs, kind):
     def loader():
         if kind == 'sliced': return DataLoader(Dataset(torch.arange(ITEMS)), bs, shuffle=True, seed=1)
         if kind == 'random': return DataLoader(Noise(ITEMS), bs, shuffle=True, seed=1)
-        if kind == 'theirs': return DataLoader(Noise(ITEMS), bs, sampler=tud.RandomSampler(range(ITEMS)), seed=1)
-        return DataLoader(Noise(ITEMS), batch_sampler=tud.BatchSampler(tud.RandomSampler(range(ITEMS)), bs, False), seed=1)
+        if kind == 'theirs':
+            return DataLoader(Noise(ITEMS), bs, sampler=tud.RandomSampler(range(ITEMS)), seed=1)
+        return DataLoader(Noise(ITEMS),
+                          batch_sampler=tud.BatchSampler(tud.RandomSampler(range(ITEMS)), bs, False), seed=1)
     def items(batches): return [(i, repr(_item(b, k))) for b in batches for k, i in enumerate(b.items)]
     dl = loader()
     whole = [items(dl) for _ in range(epoch + 2)]
@@ -343,7 +369,8 @@ def test_a_resume_at_every_batch_is_the_same_with_workers():
         same(passes(dl)[0], whole[1][skip//4:])
 
 @pytest.mark.parametrize('kwargs', [
-    dict(bs=2), dict(bs=2, shuffle=True), dict(bs=2, sampler=tud.RandomSampler(range(5))), dict(batch_sampler=[[0, 1], [2, 3], [4]]),
+    dict(bs=2), dict(bs=2, shuffle=True), dict(bs=2, sampler=tud.RandomSampler(range(5))),
+    dict(batch_sampler=[[0, 1], [2, 3], [4]]),
 ], ids=['in order', 'shuffled', 'theirs', 'batches'])
 @pytest.mark.parametrize('ds', [Dataset(torch.arange(5.)), Listed(5)], ids=['sliced', 'listed'])
 def test_a_position_beyond_the_epoch_is_an_error_and_its_end_is_not(ds, kwargs):
@@ -356,7 +383,8 @@ def test_a_position_beyond_the_epoch_is_an_error_and_its_end_is_not(ds, kwargs):
 
 def test_each_iter_counts_as_an_epoch():
     dl = DataLoader(Listed(5), 2)
-    next(iter(dl)); next(iter(dl))
+    next(iter(dl))
+    next(iter(dl))
     list(dl)
     assert dl.epoch == 2
 
@@ -366,14 +394,16 @@ def test_a_loader_counts_its_passes():
         for _ in dl: assert dl.epoch == epoch
     dl.set_epoch(7)
     assert dl.epoch == 7
-    list(dl); list(dl)
+    list(dl)
+    list(dl)
     assert dl.epoch == 8
 
 def test_the_seed_is_the_settings_unless_given():
     with environ(EXP_SEED='9'): by_setting = DataLoader(Listed(9), 9, shuffle=True)
     assert by_setting.seed == 9
     same(passes(by_setting), passes(DataLoader(Listed(9), 9, shuffle=True, seed=9)))
-    assert passes(DataLoader(Listed(9), 9, shuffle=True, seed=9)) != passes(DataLoader(Listed(9), 9, shuffle=True, seed=8))
+    assert passes(DataLoader(Listed(9), 9, shuffle=True,
+                             seed=9)) != passes(DataLoader(Listed(9), 9, shuffle=True, seed=8))
 
 def test_numpys_and_pythons_generators_are_left_alone():
     import random
@@ -410,7 +440,8 @@ def test_a_loop_left_early_hands_its_workers_back():
     assert dl.workers.idle is engine
 
 def test_two_passes_at_once_both_get_their_own_data():
-    dl, want = DataLoader(Noise(12), 2, shuffle=True, num_workers=1, seed=1), passes(DataLoader(Noise(12), 2, shuffle=True, seed=1), 2)
+    dl, want = DataLoader(Noise(12), 2, shuffle=True, num_workers=1,
+                          seed=1), passes(DataLoader(Noise(12), 2, shuffle=True, seed=1), 2)
     pairs = list(zip(iter(dl), iter(dl)))
     for k in (0, 1): same([(list(p[k].items), *p[k]) for p in pairs], want[k])
 
@@ -418,16 +449,19 @@ def test_deleting_a_loader_ends_its_workers():
     dl = DataLoader(Threads(4), 1, num_workers=2)
     pids = {p for *_, y in passes(dl)[0] for p in y.tolist()}
     processes = list(dl.workers.idle._iterator._workers)
-    del dl; gc.collect()
+    del dl
+    gc.collect()
     end = time.time() + 10
     while any(p.is_alive() for p in processes) and time.time() < end: time.sleep(0.02)
     assert pids and not any(p.is_alive() for p in processes)
 
 def test_deleting_a_loader_in_the_middle_of_a_pass_does_not_hang():
     dl = DataLoader(Slow(40), 2, num_workers=2)
-    it = iter(dl); next(it)
+    it = iter(dl)
+    next(it)
     start = time.time()
-    del dl, it; gc.collect()
+    del dl, it
+    gc.collect()
     assert time.time() - start < 10
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -441,11 +475,15 @@ def test_an_error_names_the_item_and_keeps_its_type(workers, error):
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_items_that_are_no_pairs_or_cannot_be_stacked_are_named(workers):
-    with pytest.raises(ValueError, match='of item 0 has shape'): list(DataLoader(Unequal(4), 2, num_workers=workers))
-    with pytest.raises(TypeError, match='should be a pair') as e: list(DataLoader([1, 2, 3], 2, num_workers=workers))
+    with pytest.raises(ValueError, match='of item 0 has shape'):
+        list(DataLoader(Unequal(4), 2, num_workers=workers))
+    with pytest.raises(TypeError, match='should be a pair') as e:
+        list(DataLoader([1, 2, 3], 2, num_workers=workers))
     assert 'item 0 of the data set' in str(e.value) + ''.join(getattr(e.value, '__notes__', []))
-    with pytest.raises(ValueError, match='unpack'): list(DataLoader(Listed(4), 3, collate=join_badly, num_workers=workers))
-    with pytest.raises(RuntimeError) as e: list(DataLoader(Unequal(4), 2, collate=join_badly, num_workers=workers))
+    with pytest.raises(ValueError, match='unpack'):
+        list(DataLoader(Listed(4), 3, collate=join_badly, num_workers=workers))
+    with pytest.raises(RuntimeError) as e:
+        list(DataLoader(Unequal(4), 2, collate=join_badly, num_workers=workers))
     assert 'collate function on the items [0, 1]' in str(e.value) + ''.join(getattr(e.value, '__notes__', []))
 
 def test_a_worker_that_dies_is_an_error_and_the_loader_goes_on_with_new_ones():
@@ -473,8 +511,10 @@ def test_a_sampler_that_answers_a_wrong_index_is_an_error():
 @pytest.mark.parametrize('kwargs, error, words', [
     (dict(), TypeError, 'bs'),
     (dict(bs=0), ValueError, 'bs is 0'), (dict(bs=-3), ValueError, 'bs is -3'),
-    (dict(bs=2.5), TypeError, 'bs should be a whole number'), (dict(bs=True), TypeError, 'bs should be'), (dict(bs='8'), TypeError, 'bs should be'),
-    (dict(bs=2, num_workers=-1), ValueError, 'num_workers is -1'), (dict(bs=2, num_workers=None), TypeError, 'num_workers'),
+    (dict(bs=2.5), TypeError, 'bs should be a whole number'), (dict(bs=True), TypeError, 'bs should be'),
+    (dict(bs='8'), TypeError, 'bs should be'),
+    (dict(bs=2, num_workers=-1), ValueError, 'num_workers is -1'),
+    (dict(bs=2, num_workers=None), TypeError, 'num_workers'),
     (dict(bs=2, seed='x'), TypeError, 'seed'), (dict(bs=2, collate=3), TypeError, 'callable'),
     (dict(bs=2, shuffle=True, sampler=range(3)), ValueError, 'sampler'),
     (dict(bs=2, sampler=iter([1])), TypeError, 'len'),
@@ -514,20 +554,26 @@ def test_a_batch_is_a_pair_that_keeps_its_items():
     if torch.cuda.is_available(): assert b.pin_memory()[0].is_pinned() and b.pin_memory().items == [3, 1]
 
 def test_a_bunch_answers_as_expected():
-    class Labeled(Dataset): classes, kind, loss_func = ['a', 'b'], 'category', staticmethod(nn.functional.mse_loss)
-    data = make_data(Labeled(torch.ones(5, 2), torch.tensor([0, 1, 0, 1, 0])), Dataset(torch.ones(3, 2), torch.zeros(3)), bs=2, drop_last=True, seed=4)
-    assert (data.c, data.classes, data.kind, data.loss_func) == (2, ['a', 'b'], 'category', nn.functional.mse_loss)
+    class Labeled(Dataset):
+        classes, kind, loss_func = ['a', 'b'], 'category', staticmethod(nn.functional.mse_loss)
+    data = make_data(Labeled(torch.ones(5, 2), torch.tensor([0, 1, 0, 1, 0])),
+                     Dataset(torch.ones(3, 2), torch.zeros(3)), bs=2, drop_last=True, seed=4)
+    assert ((data.c, data.classes, data.kind,
+             data.loss_func) == (2, ['a', 'b'], 'category', nn.functional.mse_loss))
     assert len(data.train_ds) == 5 and len(data.valid_ds) == 3 and data.test_ds is data.test_dl is None
-    assert len(data.train_dl) == 2 and data.valid_dl.bs == 4 and data.train_dl.seed == 4 and 'valid: DataLoader' in repr(data)
+    assert (len(data.train_dl) == 2 and data.valid_dl.bs == 4 and data.train_dl.seed == 4
+            and 'valid: DataLoader' in repr(data))
     assert DataBunch(data.train_dl, c=7, classes=list('xyz')).c == 7
     theirs = DataBunch(tud.DataLoader(Listed(3)), tud.DataLoader(Listed(2)))
     assert len(theirs.train_ds) == 3 and theirs.c is None
     with pytest.raises(ValueError, match='no batch'): make_data(Listed(3), Dataset([]))
 
 def test_a_bunch_takes_loaders_not_data_sets():
-    for bad in (Dataset(torch.ones(3)), TransformedDataset(Listed(3), halve), tud.TensorDataset(torch.ones(3)), Listed(3), 5, torch.ones(3)):
+    for bad in (Dataset(torch.ones(3)), TransformedDataset(Listed(3), halve),
+                tud.TensorDataset(torch.ones(3)), Listed(3), 5, torch.ones(3)):
         with pytest.raises(TypeError, match='train_dl should be a loader'): DataBunch(bad, bad)
-    with pytest.raises(TypeError, match='valid_dl should be a loader'): DataBunch(DataLoader(Listed(3), 2), Listed(3))
+    with pytest.raises(TypeError, match='valid_dl should be a loader'):
+        DataBunch(DataLoader(Listed(3), 2), Listed(3))
 
 def test_batch_transforms_run_by_order_each_on_its_side():
     def first(xb): return xb + 1
@@ -542,10 +588,12 @@ def test_batch_transforms_run_by_order_each_on_its_side():
     assert ctx == BatchContext(train=True, seed=5, epoch=3, items=batch.items)
     same(data.transform_batch(torch.ones(2), 7, train=False, items=None), (torch.full((2,), 2.), 7))
     both = DataBunch(dl, valid, batch_tfms=first)
-    for train in (True, False): same(both.transform_batch(torch.ones(1), 0, train=train, items=[0])[0], torch.full((1,), 2.))
+    for train in (True, False):
+        same(both.transform_batch(torch.ones(1), 0, train=train, items=[0])[0], torch.full((1,), 2.))
 
 def test_random_shift_moves_every_pixel_alike():
-    im = torch.zeros(1, 9, 9); im[0, 4, 4] = 1
+    im = torch.zeros(1, 9, 9)
+    im[0, 4, 4] = 1
     places = {tuple(random_shift(im, Rng(i), pixels=2).nonzero()[0].tolist()) for i in range(400)}
     assert places == {(0, y, x) for y in range(2, 7) for x in range(2, 7)}
     same(random_shift(im, Rng(1), pixels=0), im)
@@ -576,14 +624,16 @@ def test_fit_simple_learns_and_equals_a_loop_by_hand():
         model = nn.Linear(4, 2)
         return model, torch.optim.SGD(model.parameters(), lr=0.5)
     model, opt = new()
-    h = fit_simple(3, model, nn.functional.cross_entropy, opt, make_data(train, valid, bs=32, seed=1), accuracy)
+    h = fit_simple(3, model, nn.functional.cross_entropy, opt, make_data(train, valid, bs=32, seed=1),
+                   accuracy)
     assert [row['epoch'] for row in h] == [0, 1, 2] and h[-1]['accuracy'] > 0.9
     by_hand, opt = new()
     dl = DataLoader(train, 32, shuffle=True, seed=1)
     for _ in range(3):
         for xb, yb in dl:
             nn.functional.cross_entropy(by_hand(xb), yb).backward()
-            opt.step(); opt.zero_grad()
+            opt.step()
+            opt.zero_grad()
     same(list(model.state_dict().values()), list(by_hand.state_dict().values()))
 
 @pytest.mark.parametrize('mode', [True, False])
@@ -592,7 +642,8 @@ def test_the_models_mode_is_restored_even_after_an_error(mode):
     model.train(mode)
     opt, data = torch.optim.SGD(model.parameters(), lr=0.1), make_data(separable(20, 0), separable(20, 1))
     def fails(pred, yb): raise RuntimeError('no metric')
-    for f in (lambda m: fit_simple(1, model, nn.functional.cross_entropy, opt, data, m), lambda m: eval_simple(model, nn.functional.cross_entropy, data, m)):
+    for f in (lambda m: fit_simple(1, model, nn.functional.cross_entropy, opt, data, m),
+              lambda m: eval_simple(model, nn.functional.cross_entropy, data, m)):
         f([accuracy])
         assert model.training == mode
         with pytest.raises(RuntimeError, match='no metric'): f([fails])
@@ -600,14 +651,17 @@ def test_the_models_mode_is_restored_even_after_an_error(mode):
 
 def test_training_needs_loaders():
     model = nn.Linear(4, 2)
-    with pytest.raises(TypeError, match='DataBunch or a pair'): eval_simple(model, nn.functional.cross_entropy, DataLoader(separable(4, 0), 2))
-    with pytest.raises(ValueError, match='no valid_dl'): eval_simple(model, nn.functional.cross_entropy, DataBunch(DataLoader(separable(4, 0), 2)))
+    with pytest.raises(TypeError, match='DataBunch or a pair'):
+        eval_simple(model, nn.functional.cross_entropy, DataLoader(separable(4, 0), 2))
+    with pytest.raises(ValueError, match='no valid_dl'):
+        eval_simple(model, nn.functional.cross_entropy, DataBunch(DataLoader(separable(4, 0), 2)))
 
 
 def test_mistakes_show_before_the_first_step():
     model, dl = nn.Linear(4, 2), DataLoader(separable(8, 0), 4)
     start, opt = [p.clone() for p in model.parameters()], torch.optim.SGD(model.parameters(), lr=0.1)
-    def fit(data, metrics=(), epochs=1): return fit_simple(epochs, model, nn.functional.cross_entropy, opt, data, metrics)
+    def fit(data, metrics=(), epochs=1):
+        return fit_simple(epochs, model, nn.functional.cross_entropy, opt, data, metrics)
     class NoName:
         def __call__(self, pred, yb): return 0.
     for data in ((dl, None), DataBunch(dl)):
@@ -615,7 +669,8 @@ def test_mistakes_show_before_the_first_step():
     with pytest.raises(ValueError, match='no train_dl'): fit((None, dl))
     for metrics in ([accuracy, accuracy], [accuracy, functools.partial(accuracy)]):
         with pytest.raises(ValueError, match='metrics'): fit((dl, dl), metrics)
-        with pytest.raises(ValueError, match='metrics'): eval_simple(model, nn.functional.cross_entropy, (dl, dl), metrics)
+        with pytest.raises(ValueError, match='metrics'):
+            eval_simple(model, nn.functional.cross_entropy, (dl, dl), metrics)
     for metric in (NoName(), functools.partial(NoName()), 'accuracy'):
         with pytest.raises(AttributeError, match='__name__'): fit((dl, dl), metric)
     same(list(model.parameters()), start)
@@ -624,7 +679,8 @@ def test_mistakes_show_before_the_first_step():
 def test_a_partial_metric_has_its_functions_name():
     def scaled(pred, yb, by): return accuracy(pred, yb)*by
     dl = DataLoader(separable(8, 0), 4)
-    got = eval_simple(nn.Linear(4, 2), nn.functional.cross_entropy, (dl, dl), [functools.partial(scaled, by=100), accuracy])
+    got = eval_simple(nn.Linear(4, 2), nn.functional.cross_entropy, (dl, dl),
+                      [functools.partial(scaled, by=100), accuracy])
     assert abs(got['scaled'] - 100*got['accuracy']) < 1e-4
 
 def test_validation_builds_no_graph():
@@ -640,12 +696,14 @@ def test_validation_builds_no_graph():
 # ---------------------------------------------------------------- processes that start afresh
 
 def test_a_loader_in_a_reference_cycle_ends_its_workers_at_once(monkeypatch):
-    monkeypatch.setattr(tud._utils, 'MP_STATUS_CHECK_INTERVAL', 60)   # for so long PyTorch waits for one that is not told to end
+    # for so long PyTorch waits for one that is not told to end
+    monkeypatch.setattr(tud._utils, 'MP_STATUS_CHECK_INTERVAL', 60)
     dl = DataLoader(Threads(4), 1, num_workers=2)
     passes(dl)
     dl.itself, processes = dl, list(dl.workers.idle._iterator._workers)
     start = time.time()
-    del dl; gc.collect()
+    del dl
+    gc.collect()
     assert not any(p.is_alive() for p in processes) and time.time() - start < 45
 
 FRESH = '''
@@ -659,7 +717,8 @@ if __name__ == '__main__':
     for epoch in range(2): test_eq([(b.items, *b) for b in here], [(b.items, *b) for b in there])
 '''
 
-@pytest.mark.parametrize('method', [m for m in ('spawn', 'forkserver') if m in torch.multiprocessing.get_all_start_methods()])
+@pytest.mark.parametrize('method', [m for m in ('spawn', 'forkserver')
+                                    if m in torch.multiprocessing.get_all_start_methods()])
 def test_workers_that_start_afresh_give_the_same(method, tmp_path):
     script = tmp_path/'fresh.py'
     script.write_text(FRESH)

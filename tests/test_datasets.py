@@ -1,5 +1,7 @@
-"""`untar_data` ends in the right data or in a clear error, whatever happens; the readers refuse what is broken."""
-import errno, functools, gzip, hashlib, http.server, io, json, math, os, shutil, socket, stat, struct, subprocess, sys, tarfile, textwrap
+"""`untar_data` ends in the right data or in a clear error, whatever happens; the readers refuse what is
+broken."""
+import errno, functools, gzip, hashlib, http.server, io, json, math, os
+import shutil, socket, stat, struct, subprocess, sys, tarfile, textwrap
 import threading, time, types, urllib.error, urllib.request, zipfile
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import torch
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from exp import downloads, standins
-from exp.datasets import fashion_mnist, mnist, read_idx, standardize, table_columns, table_stats, table_to_tensor
-from exp.downloads import (ArchiveError, CacheError, DataFile, DataSource, DataUnavailable, URLs, atomic_folder,
+from exp.datasets import (fashion_mnist, mnist, read_idx, standardize, table_columns, table_stats,
+                          table_to_tensor)
+from exp.downloads import (ArchiveError, CacheError, DataFile, DataSource, DataUnavailable, URLs,
+                           atomic_folder,
                            data_kind, download, unpack, untar_data)
 
 MIRROR = os.environ.get('EXP_DATA_MIRROR', '')
@@ -46,7 +50,9 @@ def tgz(members):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode='w:gz', compresslevel=1) as tar:
         for m in members:
-            if isinstance(m, tarfile.TarInfo): tar.addfile(m); continue
+            if isinstance(m, tarfile.TarInfo):
+                tar.addfile(m)
+                continue
             info = tarfile.TarInfo(m[0])
             info.size = len(m[1])
             tar.addfile(info, io.BytesIO(m[1]))
@@ -76,15 +82,19 @@ def source(name='notes.tgz', url=None, size=None, sum=None):
     return DataSource(name.split('.')[0], (DataFile(name, url, size, sum),))
 
 def md5(raw): return 'md5:' + hashlib.md5(raw, usedforsecurity=False).hexdigest()
-def content(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
-def left(cache, name='notes'): return sorted(p.name for p in (cache/name).iterdir()) if (cache/name).is_dir() else []
+def content(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+def left(cache, name='notes'):
+    return sorted(p.name for p in (cache/name).iterdir()) if (cache/name).is_dir() else []
 def standin(folder): (folder/'made.txt').write_text('made up')
 
 class Server(http.server.ThreadingHTTPServer):
-    "Files by path on 127.0.0.1, with ranges; it can fail, break off, forget ranges, and notes what it is asked."
+    """Files by path on 127.0.0.1, with ranges; it can fail, break off, forget ranges, and notes what it is
+    asked."""
     daemon_threads = True
     def __init__(self):
-        self.files, self.asked, self.fail, self.cut, self.ranges, self.tag, self.length, self.chunk = {}, [], [], None, True, '"1"', True, 2**16
+        self.files, self.asked, self.fail, self.cut, self.ranges, self.tag, self.length, self.chunk = (
+            {}, [], [], None, True, '"1"', True, 2**16)
         self.slow = 0
         super().__init__(('127.0.0.1', 0), Handler)
     def url(self, path): return f'http://127.0.0.1:{self.server_port}/{path}'
@@ -121,7 +131,8 @@ def server():
 
 def process(code, *args):
     "Another Python that runs `code`, with `args` in sys.argv."
-    return subprocess.Popen([sys.executable, '-c', textwrap.dedent(code), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, '-c', textwrap.dedent(code), *map(str, args)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             text=True, encoding='utf-8')
 
 ASK = '''
@@ -135,12 +146,15 @@ ASK = '''
 
 IDX = {'u1': 8, 'i1': 9, '>i2': 0x0B, '>i4': 0x0C, '>f4': 0x0D, '>f8': 0x0E}
 
-def idx(a): return struct.pack(f'>BBBB{a.ndim}I', 0, 0, IDX[a.dtype.str.lstrip('|')], a.ndim, *a.shape) + a.tobytes()
+def idx(a):
+    return struct.pack(f'>BBBB{a.ndim}I', 0, 0, IDX[a.dtype.str.lstrip('|')], a.ndim, *a.shape) + a.tobytes()
 
 @hypothesis_settings(max_examples=60, deadline=None)
-@given(kind=st.sampled_from(list(IDX)), shape=st.lists(st.integers(0, 4), max_size=4), packed=st.booleans(), seed=st.integers(0, 9))
+@given(kind=st.sampled_from(list(IDX)), shape=st.lists(st.integers(0, 4), max_size=4), packed=st.booleans(),
+       seed=st.integers(0, 9))
 def test_read_idx_reads_every_type_and_shape(tmp_path_factory, kind, shape, packed, seed):
-    a = np.frombuffer(np.random.default_rng(seed).bytes(np.dtype(kind).itemsize*math.prod(shape)), kind).reshape(shape)
+    a = np.frombuffer(np.random.default_rng(seed).bytes(np.dtype(kind).itemsize*math.prod(shape)),
+                      kind).reshape(shape)
     path = tmp_path_factory.mktemp('idx')/'a'
     path.write_bytes(gzip.compress(idx(a)) if packed else idx(a))
     t = read_idx(path)
@@ -168,8 +182,10 @@ def test_a_flipped_bit_in_a_packed_idx_file_never_passes(tmp_path_factory, place
 
 def test_read_idx_refuses_what_is_not_idx_or_too_long_or_absurd(tmp_path):
     path = tmp_path/'file'
-    for raw, message in [(b'\x89PNG\r\n\x1a\n', 'not an IDX file'), (b'\0\0\x07\x01\0\0\0\0', 'not an IDX file'),
-                         (idx(np.zeros(3, 'u1')) + b'!', 'too long'), (b'\0\0\x0e\x04' + b'\xff'*16, 'promises'), (b'', 'not an IDX file')]:
+    for raw, message in [(b'\x89PNG\r\n\x1a\n', 'not an IDX file'),
+                         (b'\0\0\x07\x01\0\0\0\0', 'not an IDX file'),
+                         (idx(np.zeros(3, 'u1')) + b'!', 'too long'),
+                         (b'\0\0\x0e\x04' + b'\xff'*16, 'promises'), (b'', 'not an IDX file')]:
         path.write_bytes(raw)
         with pytest.raises(ValueError, match=message) as e: read_idx(path)
         assert str(path) in str(e.value)
@@ -191,7 +207,8 @@ def test_standardize_keeps_doubles_and_takes_bytes_and_statistics_by_column():
     x = torch.rand(50, 3, dtype=torch.float64)
     z = standardize(x, x.mean(0), x.std(0))
     assert z.dtype == torch.float64
-    assert torch.allclose(z.mean(0), torch.zeros(3, dtype=torch.float64), atol=1e-12) and torch.allclose(z.std(0), torch.ones(3, dtype=torch.float64))
+    assert (torch.allclose(z.mean(0), torch.zeros(3, dtype=torch.float64), atol=1e-12)
+            and torch.allclose(z.std(0), torch.ones(3, dtype=torch.float64)))
     assert standardize(torch.tensor([0, 255], dtype=torch.uint8), 127.5, 127.5).tolist() == [-1., 1.]
 
 @pytest.mark.parametrize('std', [0., -1., float('nan'), torch.tensor([1., 0.])])
@@ -203,7 +220,9 @@ def test_standardize_leaves_its_argument_alone():
     standardize(x, 1., 2.)
     assert x.tolist() == [1., 1., 1.]
 
-def houses(): return pd.read_csv(io.StringIO('NumRooms,Alley,Price\nNA,Pave,127500\n2,NA,106000\n4,NA,178100\nNA,NA,140000\n'))
+def houses():
+    return pd.read_csv(io.StringIO(
+        'NumRooms,Alley,Price\nNA,Pave,127500\n2,NA,106000\n4,NA,178100\nNA,NA,140000\n'))
 
 def test_a_table_with_holes():
     df = houses()[['NumRooms', 'Alley']]
@@ -215,7 +234,8 @@ def test_a_table_with_holes():
 
 @pytest.mark.parametrize('dtype', ['object', 'string', 'category'])
 def test_names_of_any_pandas_type(dtype):
-    df = pd.DataFrame({'c': pd.Series(['b', None, 'a', 'b']).astype(dtype), 'n': pd.array([1, None, 3, 2], dtype='Int64')})
+    df = pd.DataFrame({'c': pd.Series(['b', None, 'a', 'b']).astype(dtype),
+                       'n': pd.array([1, None, 3, 2], dtype='Int64')})
     stats = table_stats(df)
     assert stats == {'c': ['a', 'b'], 'n': 2.}
     assert table_to_tensor(df, stats).tolist() == [[0, 1, 0, 1], [0, 0, 1, 2], [1, 0, 0, 3], [0, 1, 0, 2]]
@@ -223,41 +243,58 @@ def test_names_of_any_pandas_type(dtype):
 def test_truth_values_are_names_and_other_rows_use_the_training_rows_statistics():
     stats = table_stats(pd.DataFrame({'garden': [True, False], 'rooms': [2., 4.]}))
     assert stats == {'garden': ['False', 'True'], 'rooms': 3.}
-    assert table_to_tensor(pd.DataFrame({'rooms': [np.nan], 'extra': [1], 'garden': [None]}), stats).tolist() == [[0, 0, 1, 3]]
+    assert (table_to_tensor(pd.DataFrame({'rooms': [np.nan], 'extra': [1], 'garden': [None]}),
+                            stats).tolist() == [[0, 0, 1, 3]])
 
 def test_tables_that_do_not_fit_are_refused():
     stats = table_stats(houses()[['NumRooms', 'Alley']])
     with pytest.raises(KeyError, match='NumRooms'): table_to_tensor(pd.DataFrame({'NumRoom': [1]}), stats)
-    with pytest.raises(ValueError, match="Alley is 'Gravel'"): table_to_tensor(pd.DataFrame({'NumRooms': [1], 'Alley': ['Gravel']}), stats)
-    with pytest.raises(ValueError, match='many'): table_to_tensor(pd.DataFrame({'NumRooms': ['many'], 'Alley': ['Pave']}), stats)
-    with pytest.raises(ValueError, match="'x' has no number"): table_stats(pd.DataFrame({'x': [np.nan, np.nan]}))
+    with pytest.raises(ValueError, match="Alley is 'Gravel'"):
+        table_to_tensor(pd.DataFrame({'NumRooms': [1], 'Alley': ['Gravel']}), stats)
+    with pytest.raises(ValueError, match='many'):
+        table_to_tensor(pd.DataFrame({'NumRooms': ['many'], 'Alley': ['Pave']}), stats)
+    with pytest.raises(ValueError, match="'x' has no number"):
+        table_stats(pd.DataFrame({'x': [np.nan, np.nan]}))
 
 # ---- the table of URLs
 
-PUBLISHED = '''mnist_tiny 342207 56143e8f24db90d925d82a5a74141875; mnist_sample 3214948 2dbc7ec6f9259b583af0072c55816a88
-mnist_png 15683414 03639f83c4e3d19e0a3a53a8a997c487; planet_tiny 997569 490873c5683454d4b2611fb1f00a68a9
-planet_sample 15523994 8bfb174b3162f07fbde09b54555bdb00; camvid_tiny 2314212 2cf6daf91b7a2083ecfa3e9968e9d915
-camvid 598913237 648371e4f3a833682afb39b08a3ce2aa; biwi_sample 593774 9179f4c1435f4b291f0d5b072d60c2c9
-biwi_head_pose 452316199 00f4ccf66e8cba184bc292fdc08fb237; coco_tiny 801038 367467451ac4fba79a647753c2c66d3a
-coco_sample 3245877008 006cd55d633d94b36ecaf661467830ec; imdb_sample 571827 0842e61a9867caa2e6fbdb14fa703d61
-imdb 144440600 90f9b1c4ff43a90d67553c9240dc0249; wikitext-2 4070055 2a82d47a7b85c8b6a8e068dc4c1d37e7
-wt103-fwd 105067061 7d1114cd9684bf9d1ca3c9f6a54da6f9; human_numbers 30252 8a19c3bfa2bcb08cd787e741261f3ea2
+PUBLISHED = '''mnist_tiny 342207 56143e8f24db90d925d82a5a74141875
+mnist_sample 3214948 2dbc7ec6f9259b583af0072c55816a88
+mnist_png 15683414 03639f83c4e3d19e0a3a53a8a997c487
+planet_tiny 997569 490873c5683454d4b2611fb1f00a68a9
+planet_sample 15523994 8bfb174b3162f07fbde09b54555bdb00
+camvid_tiny 2314212 2cf6daf91b7a2083ecfa3e9968e9d915
+camvid 598913237 648371e4f3a833682afb39b08a3ce2aa
+biwi_sample 593774 9179f4c1435f4b291f0d5b072d60c2c9
+biwi_head_pose 452316199 00f4ccf66e8cba184bc292fdc08fb237
+coco_tiny 801038 367467451ac4fba79a647753c2c66d3a
+coco_sample 3245877008 006cd55d633d94b36ecaf661467830ec
+imdb_sample 571827 0842e61a9867caa2e6fbdb14fa703d61
+imdb 144440600 90f9b1c4ff43a90d67553c9240dc0249
+wikitext-2 4070055 2a82d47a7b85c8b6a8e068dc4c1d37e7
+wt103-fwd 105067061 7d1114cd9684bf9d1ca3c9f6a54da6f9
+human_numbers 30252 8a19c3bfa2bcb08cd787e741261f3ea2
 oxford-iiit-pet 811706944 e4db5c768afd933bb91f5f594d7417a4'''
 
 def test_sizes_and_sums_are_those_that_the_publishers_list():
     by_name = {s.name: s.files[0] for s in vars(URLs).values()}
     for row in PUBLISHED.replace('\n', ';').split(';'):
         name, size, digest = row.split()
-        assert (by_name[name].size, by_name[name].sum) == (int(size), f'md5:{digest}') and by_name[name].url.endswith(f'/{name}.tgz')
+        assert ((by_name[name].size, by_name[name].sum) == (int(size), f'md5:{digest}')
+                and by_name[name].url.endswith(f'/{name}.tgz'))
     assert by_name['banana-detection'].sum == 'sha1:5de26c8fce5ccdea9f91267273464dc968d20d72'
     assert by_name['hotdog'].sum == 'sha1:fba480ffa8aa7e0febbb511d181409f899b9baa5'
 
 def test_the_names_of_the_data_sets():
-    assert {'IMAGENETTE', 'IMAGENETTE_160', 'IMAGENETTE_320', 'IMAGEWOOF', 'IMAGEWOOF_160', 'IMAGEWOOF_320', 'BANANAS', 'HOTDOG', 'MNIST_TINY',
-            'PLANET_SAMPLE', 'CAMVID_TINY', 'COCO_TINY', 'IMDB_SAMPLE', 'WIKITEXT_2', 'WT103_FWD', 'OXFORD_IIIT_PET', 'MNIST',
-            'FASHION_MNIST', 'CAMVID_11', 'CAMVID', 'BIWI_SAMPLE', 'BIWI_HEAD_POSE', 'HUMAN_NUMBERS', 'IMDB', 'COCO_SAMPLE', 'PLANET_TINY',
+    assert {'IMAGENETTE', 'IMAGENETTE_160', 'IMAGENETTE_320', 'IMAGEWOOF', 'IMAGEWOOF_160', 'IMAGEWOOF_320',
+            'BANANAS', 'HOTDOG', 'MNIST_TINY',
+            'PLANET_SAMPLE', 'CAMVID_TINY', 'COCO_TINY', 'IMDB_SAMPLE', 'WIKITEXT_2', 'WT103_FWD',
+            'OXFORD_IIIT_PET', 'MNIST',
+            'FASHION_MNIST', 'CAMVID_11', 'CAMVID', 'BIWI_SAMPLE', 'BIWI_HEAD_POSE', 'HUMAN_NUMBERS', 'IMDB',
+            'COCO_SAMPLE', 'PLANET_TINY',
             'MNIST_SAMPLE', 'MNIST_PNG'} == set(vars(URLs))
-    assert URLs.BANANAS.files[0].name == 'banana-detection.zip' and URLs.IMAGENETTE.files[0].name == 'imagenette2.tgz'
+    assert (URLs.BANANAS.files[0].name == 'banana-detection.zip'
+            and URLs.IMAGENETTE.files[0].name == 'imagenette2.tgz')
     assert URLs.CAMVID_11.files[0].url is None
     assert [len(s.files) for s in (URLs.MNIST, URLs.FASHION_MNIST)] == [4, 4]
 
@@ -277,7 +314,8 @@ def test_a_flipped_byte_is_an_error_that_names_the_file_and_leaves_nothing(mirro
     raw = bytearray(NOTES)
     raw[place] ^= 0x10
     offer(mirror, 'notes.tgz', bytes(raw), sum_of=NOTES)
-    with pytest.raises(ArchiveError, match='notes.tgz from .* has a wrong checksum'): untar_data(source(), fallback=standin)
+    with pytest.raises(ArchiveError, match='notes.tgz from .* has a wrong checksum'):
+        untar_data(source(), fallback=standin)
     assert left(own_cache) == ['.lock']
 
 @pytest.mark.parametrize('keep', [0, 1, 20, len(NOTES)//2, len(NOTES) - 1])
@@ -310,7 +348,8 @@ def zip_member(mode, name='notes/x'):
 HOSTILE = {
     **{f'tar {name!r}': ('notes.tgz', tgz([('notes/a', b'a'), (name, b'evil')])) for name in ESCAPES},
     **{f'zip {name!r}': ('notes.zip', zipped([('notes/a', b'a'), (name, b'evil')])) for name in ESCAPES},
-    'tar symlink':     ('notes.tgz', tgz([tar_member(tarfile.SYMTYPE, link='/etc'), ('notes/x/passwd', b'evil')])),
+    'tar symlink':     ('notes.tgz',
+                        tgz([tar_member(tarfile.SYMTYPE, link='/etc'), ('notes/x/passwd', b'evil')])),
     'tar symlink in':  ('notes.tgz', tgz([('notes/a', b'a'), tar_member(tarfile.SYMTYPE, link='a')])),
     'tar hard link':   ('notes.tgz', tgz([tar_member(tarfile.LNKTYPE, link='/etc/passwd')])),
     'tar device':      ('notes.tgz', tgz([tar_member(tarfile.CHRTYPE)])),
@@ -344,13 +383,15 @@ def test_an_archive_that_unpacks_to_far_more_than_it_should_is_refused(mirror, o
     name, raw = BOMBS[case]()
     assert len(raw) < 2_000_000
     offer(mirror, name, raw)
-    with pytest.raises(ArchiveError, match=f'{name} is refused: it unpacks to more than'): untar_data(source(name))
+    with pytest.raises(ArchiveError, match=f'{name} is refused: it unpacks to more than'):
+        untar_data(source(name))
     assert left(own_cache) == ['.lock']
 
 @pytest.mark.parametrize('make', [tgz, zipped])
 def test_archives_with_and_without_a_top_folder(mirror, own_cache, make):
     end = 'tgz' if make is tgz else 'zip'
-    for name, members in [('one', [('top/a', b'1'), ('top/b/c', b'2')]), ('none', [('a', b'1'), ('b/c', b'2')]),
+    for name, members in [('one', [('top/a', b'1'), ('top/b/c', b'2')]),
+                          ('none', [('a', b'1'), ('b/c', b'2')]),
                           ('file', [('a', b'1')]), ('dotted', [('./top/a', b'1')])]:
         offer(mirror, f'{name}.{end}', make(members))
         folder = untar_data(source(f'{name}.{end}'))
@@ -375,7 +416,9 @@ def test_a_mirrors_variant_is_given_out_only_while_the_mirror_is_set(mirror, own
     (mirror/'notes.tgz').unlink()
     assert untar_data(upstream) == folder   # from the cache
     monkeypatch.setenv('EXP_DATA_MIRROR', '')
-    with pytest.raises(DataUnavailable, match='no copy that a mirror which is set, or the publisher, vouches for'): untar_data(upstream)
+    with pytest.raises(DataUnavailable,
+                       match='no copy that a mirror which is set, or the publisher, vouches for'):
+        untar_data(upstream)
     assert data_kind(untar_data(upstream, fallback=standin)) == 'stand-in'
 
 def test_a_variant_and_the_original_are_two_entries(mirror, own_cache, server, monkeypatch):
@@ -415,21 +458,25 @@ def test_of_several_mirrors_the_first_that_has_the_set_is_used(mirror, tmp_path,
     assert len(content(untar_data(source()))) == 2
 
 def test_a_mirror_by_address_and_the_cache_when_it_is_gone(server, monkeypatch):
-    server.files |= {'m/notes.tgz': NOTES, 'm/SHA256SUMS': f'{hashlib.sha256(NOTES).hexdigest()} *./notes.tgz\n'.encode()}
+    server.files |= {'m/notes.tgz': NOTES,
+                     'm/SHA256SUMS': f'{hashlib.sha256(NOTES).hexdigest()} *./notes.tgz\n'.encode()}
     monkeypatch.setenv('EXP_DATA_MIRROR', server.url('m/'))
     folder = untar_data(source())
     assert data_kind(folder) == 'mirror' and len(content(folder)) == 2
     fetched = [p for p, _ in server.asked].count('/m/notes.tgz')
-    assert untar_data(source()) == folder and fetched == 1 == [p for p, _ in server.asked].count('/m/notes.tgz')
+    assert (untar_data(source()) == folder
+            and fetched == 1 == [p for p, _ in server.asked].count('/m/notes.tgz'))
     server.files.clear()
     assert untar_data(source()) == folder   # set, but it answers 404 now
     monkeypatch.setenv('EXP_DATA_MIRROR', '')
     with pytest.raises(DataUnavailable): untar_data(source())
 
 def test_the_error_lists_the_places_and_the_remedies(mirror):
-    with pytest.raises(DataUnavailable) as e: untar_data(source(url='http://127.0.0.1:9/notes.tgz', sum=md5(NOTES)))
+    with pytest.raises(DataUnavailable) as e:
+        untar_data(source(url='http://127.0.0.1:9/notes.tgz', sum=md5(NOTES)))
     text = str(e.value)
-    for part in ('the cache', 'data: notes.tgz is not there', 'the mirror', '/usr/share/datasets', 'upstream http://127.0.0.1:9/notes.tgz: ',
+    for part in ('the cache', 'data: notes.tgz is not there', 'the mirror', '/usr/share/datasets',
+                 'upstream http://127.0.0.1:9/notes.tgz: ',
                  'EXP_DATA_MIRROR', 'SHA256SUMS', 'stand-in'): assert part in text
     assert isinstance(e.value, FileNotFoundError)
 
@@ -457,11 +504,14 @@ def test_a_folder_from_elsewhere_has_no_kind(tmp_path):
 
 def test_a_stand_in_is_announced_in_one_line_and_made_once(capsys):
     calls = []
-    def make(folder): calls.append(list(folder.iterdir())); standin(folder)
+    def make(folder):
+        calls.append(list(folder.iterdir()))
+        standin(folder)
     folder = untar_data(source(), fallback=make)
     assert untar_data(source(), fallback=make) == folder and calls == [[]]
     assert data_kind(folder) == 'stand-in' and folder.name == 'notes'
-    assert capsys.readouterr().out.splitlines() == ['notes: a stand-in, since the real data set could not be had']*2
+    assert (capsys.readouterr().out.splitlines()
+            == ['notes: a stand-in, since the real data set could not be had']*2)
 
 def test_real_data_is_announced_too_and_wins_over_a_stand_in_made_before(mirror, capsys):
     made = untar_data(source(), fallback=standin)
@@ -492,7 +542,9 @@ def test_the_fingerprint_of_a_stand_in_is_the_same_in_every_process():
     assert answers[0] == answers[1] and len(answers[0].split()) == 2
 
 def test_a_stand_in_that_fails_leaves_nothing(own_cache):
-    def fails(folder): (folder/'half').write_text(''); raise RuntimeError('in the middle')
+    def fails(folder):
+        (folder/'half').write_text('')
+        raise RuntimeError('in the middle')
     with pytest.raises(RuntimeError, match='in the middle'): untar_data(source(), fallback=fails)
     def looks(folder): open(folder/'absent')
     with pytest.raises(FileNotFoundError) as e: untar_data(source(), fallback=looks)
@@ -506,17 +558,21 @@ def test_an_archive_in_data_of_the_checkout_is_taken_by_the_publishers_sum(tmp_p
     (tmp_path/'repo'/'data'/'notes.tgz').write_bytes(NOTES)
     folder = untar_data(source(url='http://127.0.0.1:9/notes.tgz', sum=md5(NOTES)))
     assert data_kind(folder) == 'real' and len(content(folder)) == 2
-    with pytest.raises(ArchiveError, match='wrong checksum'): untar_data(source(url='http://127.0.0.1:9/notes.tgz', sum=md5(b'other')))
+    with pytest.raises(ArchiveError, match='wrong checksum'):
+        untar_data(source(url='http://127.0.0.1:9/notes.tgz', sum=md5(b'other')))
     with pytest.raises(DataUnavailable, match='lists no sum to check it by'): untar_data(source())
 
-def test_loose_files_of_a_system_folder_are_used_where_they_lie_if_their_content_is_right(tmp_path, monkeypatch, root):
+def test_loose_files_of_a_system_folder_are_used_where_they_lie_if_their_content_is_right(
+    tmp_path, monkeypatch, root):
     monkeypatch.setattr(downloads, 'checkout', lambda: None)
     monkeypatch.setattr(downloads, '_SYSTEM_FOLDERS', (str(tmp_path/'system'),))
     folder = tmp_path/'system'/'mnist'
     folder.mkdir(parents=True)
     for p in (root/'data'/'mnist').glob('*.gz'):   # compressed anew, as a system's package may do
-        (folder/p.name).write_bytes(p.read_bytes() if 'train-images' in p.name else gzip.compress(gzip.decompress(p.read_bytes()), 1))
-    assert untar_data(URLs.MNIST) == folder and data_kind(folder) == 'real' and mnist('test')[0].shape == (10_000, 28, 28)
+        (folder/p.name).write_bytes(p.read_bytes() if 'train-images' in p.name
+                                    else gzip.compress(gzip.decompress(p.read_bytes()), 1))
+    assert (untar_data(URLs.MNIST) == folder and data_kind(folder) == 'real'
+            and mnist('test')[0].shape == (10_000, 28, 28))
     damaged = bytearray((folder/'t10k-labels-idx1-ubyte.gz').read_bytes())
     damaged[1000] ^= 1
     (folder/'t10k-labels-idx1-ubyte.gz').write_bytes(damaged)
@@ -524,7 +580,8 @@ def test_loose_files_of_a_system_folder_are_used_where_they_lie_if_their_content
     (folder/'t10k-labels-idx1-ubyte.gz').write_bytes(gzip.compress(bytes(10_008)))
     with pytest.raises(ArchiveError, match='does not hold what was published'): untar_data(URLs.MNIST)
 
-def test_an_installed_wheel_says_that_it_carries_no_data_and_reads_mnist_from_a_mirror(mirror, monkeypatch, root, own_cache):
+def test_an_installed_wheel_says_that_it_carries_no_data_and_reads_mnist_from_a_mirror(mirror, monkeypatch,
+                                                                                       root, own_cache):
     monkeypatch.setattr(downloads, 'checkout', lambda: None)
     monkeypatch.setattr(downloads, '_SYSTEM_FOLDERS', ())
     with pytest.raises(DataUnavailable, match='could not be had') as e: mnist('test')
@@ -535,12 +592,14 @@ def test_an_installed_wheel_says_that_it_carries_no_data_and_reads_mnist_from_a_
     folder = untar_data(URLs.MNIST)
     assert own_cache in folder.parents and len(content(folder)) == 4 and data_kind(folder) == 'real'
 
-def test_a_mirror_may_list_mnists_files_without_their_folder_but_not_pass_them_for_another_set(mirror, monkeypatch, root, own_cache):
+def test_a_mirror_may_list_mnists_files_without_their_folder_but_not_pass_them_for_another_set(
+    mirror, monkeypatch, root, own_cache):
     monkeypatch.setattr(downloads, 'checkout', lambda: None)
     monkeypatch.setattr(downloads, '_SYSTEM_FOLDERS', ())
     for p in (root/'data'/'mnist').glob('*.gz'): offer(mirror, p.name, p.read_bytes())
     assert mnist('test')[0].shape == (10_000, 28, 28) and data_kind(untar_data(URLs.MNIST)) == 'real'
-    with pytest.raises(ArchiveError, match='does not hold what was published for fashion-mnist'): fashion_mnist('test')
+    with pytest.raises(ArchiveError, match='does not hold what was published for fashion-mnist'):
+        fashion_mnist('test')
     assert left(own_cache, 'fashion-mnist') == ['.lock']
 
 def test_mnist_needs_no_cache_in_a_checkout(own_cache):
@@ -571,14 +630,16 @@ def test_a_kill_in_the_middle_of_unpacking_leaves_nothing_that_passes_for_whole(
     n = 20_000
     offer(mirror, 'notes.tgz', tgz([(f'notes/{i}', b'%d' % i) for i in range(n)]))
     p = process(ASK)
-    half = lambda: [t for t in (own_cache/'notes').glob('.*.tmp/.*.tmp/notes') if len(os.listdir(t)) > 500] if (own_cache/'notes').is_dir() else []
+    half = (lambda: [t for t in (own_cache/'notes').glob('.*.tmp/.*.tmp/notes')
+                     if len(os.listdir(t)) > 500] if (own_cache/'notes').is_dir() else [])
     def unpacking():
         try: return half()
         except OSError: return []
     wait_for(unpacking)
     p.kill()
     assert p.communicate(timeout=60)[0] == ''
-    assert len(list((own_cache/'notes').glob('.*.tmp'))) == 1 and not list((own_cache/'notes').glob('*/exp-data.json'))
+    assert (len(list((own_cache/'notes').glob('.*.tmp'))) == 1
+            and not list((own_cache/'notes').glob('*/exp-data.json')))
     folder = untar_data(source())
     assert len(content(folder)) == n and len(left(own_cache)) == 2   # what the killed one left is swept away
 
@@ -586,7 +647,8 @@ def test_a_kill_in_the_middle_of_a_download_and_the_next_call_goes_on(server, ow
     raw = tgz([(f'notes/{i}', os.urandom(1000)) for i in range(1000)])
     server.files['notes.tgz'], server.slow, server.chunk = raw, 0.02, 2**14
     p = process(ASK, 'x', server.url('notes.tgz'), md5(raw))
-    begun = lambda: [f for f in (own_cache/'notes').glob('*.part') if f.stat().st_size > 100_000] if (own_cache/'notes').is_dir() else []
+    begun = (lambda: [f for f in (own_cache/'notes').glob('*.part')
+                      if f.stat().st_size > 100_000] if (own_cache/'notes').is_dir() else [])
     wait_for(begun)
     p.kill()
     p.communicate(timeout=60)
@@ -617,11 +679,13 @@ def test_a_file_where_the_cache_should_be_is_a_clear_error(mirror, own_cache):
     offer(mirror, 'notes.tgz', NOTES)
     own_cache.write_text('not a folder')
     for fallback in (None, standin):
-        with pytest.raises(CacheError, match='data sets are kept in .*cache.*EXP_DATA'): untar_data(source(), fallback)
+        with pytest.raises(CacheError, match='data sets are kept in .*cache.*EXP_DATA'):
+            untar_data(source(), fallback)
     with pytest.raises(CacheError): untar_data(source('other.tgz'), standin)
     assert own_cache.read_text() == 'not a folder'
 
-@pytest.mark.skipif(os.name == 'nt' or getattr(os, 'geteuid', lambda: 0)() == 0, reason='root, and Windows, write to a read-only folder')
+@pytest.mark.skipif(os.name == 'nt' or getattr(os, 'geteuid', lambda: 0)() == 0,
+                    reason='root, and Windows, write to a read-only folder')
 def test_a_read_only_cache_is_a_clear_error_and_still_gives_what_it_holds(mirror, own_cache):
     offer(mirror, 'notes.tgz', NOTES)
     folder = untar_data(source())
@@ -665,9 +729,12 @@ FULL = '''
 
 @pytest.mark.skipif(not shutil.which('unshare'), reason='needs a private file system')
 def test_a_disk_that_is_really_full_is_a_clear_error_and_the_next_call_succeeds(mirror):
-    if subprocess.run(['unshare', '-rm', 'mount', '-t', 'tmpfs', 'none', '/mnt'], capture_output=True).returncode: pytest.skip('no private mounts here')
+    if subprocess.run(['unshare', '-rm', 'mount', '-t', 'tmpfs', 'none', '/mnt'],
+                      capture_output=True).returncode:
+        pytest.skip('no private mounts here')
     offer(mirror, 'notes.tgz', tgz([(f'notes/{i}', os.urandom(100_000)) for i in range(30)]))
-    done = subprocess.run(['unshare', '-rm', sys.executable, '-c', textwrap.dedent(FULL)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(['unshare', '-rm', sys.executable, '-c', textwrap.dedent(FULL)],
+                          capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines() == ['full', "['.lock']", 'full', "['.lock']", '30'], done
 
 # ---- downloads
@@ -698,7 +765,8 @@ def test_a_download_begins_anew_where_it_cannot_go_on(server, tmp_path, monkeypa
 
 def test_what_passes_is_tried_again_and_what_does_not_is_not(server, tmp_path):
     server.files['f'], server.fail = b'x'*1000, [503, 429]
-    assert download(server.url('f'), tmp_path/'f').read_bytes() == server.files['f'] and len(server.asked) == 3
+    assert (download(server.url('f'), tmp_path/'f').read_bytes() == server.files['f']
+            and len(server.asked) == 3)
     server.asked.clear()
     with pytest.raises(urllib.error.HTTPError, match='404'): download(server.url('absent'), tmp_path/'absent')
     assert len(server.asked) == 1
@@ -707,7 +775,8 @@ def test_what_passes_is_tried_again_and_what_does_not_is_not(server, tmp_path):
     assert len(server.fail) == 9 - 3   # the first attempt, and one after each pause
 
 def test_upstreams_refusal_is_in_the_list_of_places(server):
-    with pytest.raises(DataUnavailable, match='upstream .*404'): untar_data(source(url=server.url('notes.tgz'), sum=md5(NOTES)))
+    with pytest.raises(DataUnavailable, match='upstream .*404'):
+        untar_data(source(url=server.url('notes.tgz'), sum=md5(NOTES)))
 
 def test_a_wrong_size_or_sum_upstream_is_an_error_and_the_file_is_not_kept(server, own_cache):
     damaged = bytearray(NOTES)
@@ -715,7 +784,8 @@ def test_a_wrong_size_or_sum_upstream_is_an_error_and_the_file_is_not_kept(serve
     upstream = source(url=server.url('notes.tgz'), size=len(NOTES), sum=md5(NOTES))
     for raw in NOTES + b'!', bytes(damaged):
         server.files['notes.tgz'] = raw
-        with pytest.raises(ArchiveError, match='notes.tgz from upstream has a wrong checksum'): untar_data(upstream, fallback=standin)
+        with pytest.raises(ArchiveError, match='notes.tgz from upstream has a wrong checksum'):
+            untar_data(upstream, fallback=standin)
         assert not [p for p in left(own_cache) if 'tgz' in p]
     server.files['notes.tgz'], server.tag = NOTES, '"mended"'
     assert len(content(untar_data(upstream))) == 2
@@ -724,22 +794,30 @@ def test_loose_files_are_downloaded_and_checked_one_by_one(server, monkeypatch, 
     monkeypatch.setattr(downloads, 'checkout', lambda: None)
     parts = {f'pair/{n}.gz': gzip.compress(n.encode()) for n in 'ab'}
     server.files |= parts
-    pair = DataSource('pair', tuple(DataFile(n, server.url(n), None, md5(raw), 'sha256:' + hashlib.sha256(n[5:6].encode()).hexdigest())
+    pair = DataSource('pair', tuple(DataFile(n, server.url(n), None, md5(raw),
+                                             'sha256:' + hashlib.sha256(n[5:6].encode()).hexdigest())
                                     for n, raw in parts.items()))
     folder = untar_data(pair)
-    assert set(content(folder)) == {'a.gz', 'b.gz'} and data_kind(folder) == 'real' and untar_data(pair) == folder
+    assert (set(content(folder)) == {'a.gz', 'b.gz'} and data_kind(folder) == 'real'
+            and untar_data(pair) == folder)
     assert len(server.asked) == 2
 
 def test_a_redirect_from_https_to_http_is_refused(monkeypatch):
-    for asked, given, fine in [('https', 'http', False), ('https', 'https', True), ('http', 'https', True), ('http', 'http', True)]:
-        monkeypatch.setattr(urllib.request, 'urlopen', lambda *_, **k: types.SimpleNamespace(url=f'{given}://example.net/a.tgz'))
+    for asked, got, fine in [('https', 'http', False), ('https', 'https', True), ('http', 'https', True),
+                               ('http', 'http', True)]:
+        monkeypatch.setattr(urllib.request, 'urlopen',
+                            lambda *_, **k: types.SimpleNamespace(url=f'{got}://example.net/a.tgz'))
         if fine: assert downloads._request(f'{asked}://example.org/a.tgz')
         else:
-            with pytest.raises(urllib.error.URLError, match='not https'): downloads._request(f'{asked}://example.org/a.tgz')
+            with pytest.raises(urllib.error.URLError, match='not https'):
+                downloads._request(f'{asked}://example.org/a.tgz')
 
 def test_a_set_without_a_published_sum_is_recorded_and_reported_as_unverified(monkeypatch, capsys, mirror):
     fetched = []
-    def fake(url, path): fetched.append(url); path.write_bytes(NOTES); return path
+    def fake(url, path):
+        fetched.append(url)
+        path.write_bytes(NOTES)
+        return path
     monkeypatch.setattr(downloads, 'download', fake)
     unlisted = source(url='https://example.org/notes.tgz')
     offer(mirror, 'notes.tgz', tgz([('notes/a.txt', b'the variant of a mirror')]))
@@ -761,10 +839,12 @@ def test_the_same_bytes_from_a_mirror_and_from_upstream_are_one_entry(monkeypatc
     assert untar_data(unlisted) == by_mirror and data_kind(by_mirror) == 'real'
 
 def test_being_offline_is_noticed_at_once(monkeypatch):
-    monkeypatch.setattr(socket, 'getaddrinfo', lambda *a, **k: time.sleep(30))   # a name server that does not answer
+    # a name server that does not answer
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *a, **k: time.sleep(30))
     monkeypatch.setattr(downloads, '_knock', KNOCK)
     start = time.monotonic()
-    with pytest.raises(TimeoutError, match='no answer from data.example'): downloads._knock('https://data.example/x', seconds=0.3)
+    with pytest.raises(TimeoutError, match='no answer from data.example'):
+        downloads._knock('https://data.example/x', seconds=0.3)
     assert time.monotonic() - start < 2
 
 def test_behind_a_proxy_nobody_is_asked(monkeypatch):
@@ -778,9 +858,12 @@ KNOCK = downloads._knock
 
 # ---- the real archives
 
-STAND_INS = dict(IMAGENETTE_160=standins.imagenette_standin, PLANET_SAMPLE=standins.planet_standin, CAMVID_TINY=standins.camvid_standin,
-                 COCO_TINY=standins.coco_standin, IMDB_SAMPLE=standins.imdb_standin, MNIST_TINY=standins.mnist_tiny_standin)
-REAL = {'IMAGENETTE_160': 13_394, 'PLANET_SAMPLE': 1001, 'CAMVID_TINY': 201, 'COCO_TINY': 201, 'IMDB_SAMPLE': 1, 'MNIST_TINY': 1429}
+STAND_INS = dict(IMAGENETTE_160=standins.imagenette_standin, PLANET_SAMPLE=standins.planet_standin,
+                 CAMVID_TINY=standins.camvid_standin,
+                 COCO_TINY=standins.coco_standin, IMDB_SAMPLE=standins.imdb_standin,
+                 MNIST_TINY=standins.mnist_tiny_standin)
+REAL = {'IMAGENETTE_160': 13_394, 'PLANET_SAMPLE': 1001, 'CAMVID_TINY': 201, 'COCO_TINY': 201,
+        'IMDB_SAMPLE': 1, 'MNIST_TINY': 1429}
 
 @needs_mirror
 @pytest.mark.parametrize('name', REAL)

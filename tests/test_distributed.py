@@ -1,6 +1,8 @@
-"""Several processes train as one: equal steps and histories, equal random changes, checkpoints for any number of processes, and an end together, whatever happens.
+"""Several processes train as one: equal steps and histories, equal random changes, checkpoints for any number
+of processes, and an end together, whatever happens.
 
-The trainings are those of `SCRIPT`, written into a temporary folder: one process runs them here, two and three under PyTorch's launcher, on loopback. A launch costs seconds, so each runs many."""
+The trainings are those of scripts/distributed_trainings.py, copied into a temporary folder: one process runs
+them here, two and three under PyTorch's launcher, on loopback. A launch costs seconds, so each runs many."""
 import functools, importlib, itertools, os, random, re, signal, socket, subprocess, sys, time, uuid
 from pathlib import Path
 
@@ -13,509 +15,16 @@ from torch import nn
 
 from exp.core import load_state
 from exp.dataloader import DataLoader, Dataset, make_data
-from exp.distributed import Distributed, RankLoader, barrier, distributed, gather_over_ranks, is_first, rank, sum_over_ranks, world_size
+from exp.distributed import (Distributed, RankLoader, barrier, distributed, gather_over_ranks, is_first, rank,
+                             sum_over_ranks, world_size)
 from exp.learner import Learner
 from exp.metrics import accuracy
 
 ROOT = Path(__file__).resolve().parents[1]
-launches = pytest.mark.skipif(os.name == 'nt' or not dist.is_available() or not dist.is_gloo_available(), reason='needs torchrun with gloo')
+launches = pytest.mark.skipif(os.name == 'nt' or not dist.is_available() or not dist.is_gloo_available(),
+                              reason='needs torchrun with gloo')
 
-SCRIPT = r'''
-"""python script.py FOLDER NAME …: trainings, of which each process writes what came out to FOLDER/NAME.PROCESSES.RANK."""
-import os, random, shutil, signal, sys, time, traceback
-from functools import partial
-from pathlib import Path
-
-import numpy as np
-import torch
-import torch.nn.functional as F
-import torch.utils.data
-from torch import nn
-
-import exp.inference   # methods of Learner
-from exp.callbacks import Callback
-from exp.faults import NanCheck
-from exp.core import load_state
-from exp.data_block import ImageList
-from exp.transforms import Transform
-from exp.dataloader import BatchSampler, DataBunch, DataLoader, Dataset, Rng, Sampler, TransformedDataset, make_data, random_shift
-from exp.distributed import Distributed, RankLoader, barrier, distributed, gather_over_ranks, is_first, rank, sum_over_ranks, world_size
-from exp.checkpoints import Checkpoint
-from exp.learner import Learner
-from exp.losses import CrossEntropy
-from exp.metrics import MeanMetric, Metric, accuracy
-from exp.optimizers import adam_opt, lamb_opt, sgd_opt
-from exp.progress import CSVLog
-from exp.schedules import EarlyStopping, ReduceLROnPlateau, SaveBest
-
-N, BS = 43, 7   # six batches of 7, which neither two nor three processes share evenly, and a last one of 1 item
-SGD = partial(torch.optim.SGD, momentum=0.9)
-
-# ---------------------------------------------------------------- data, networks, metrics: all in float64
-
-def items(n=N, seed=1):
-    g = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 6, generator=g, dtype=torch.float64)
-    return x, (x[:, :3].sum(1) > 0).long() + (x[:, 3] > 1).long()
-
-def bunch(n=N, bs=BS, tfms=(), batch_tfms=(), num_workers=0, y=lambda y: y):
-    (x, labels), (xv, yv) = items(n), items(20, 2)
-    train = Dataset(x, y(labels))
-    return make_data(TransformedDataset(train, list(tfms)) if tfms else train, Dataset(xv, y(yv)), bs=bs, seed=5, num_workers=num_workers, batch_tfms=(list(batch_tfms), []))
-
-def network(*more):
-    torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), *more, nn.Linear(8, 3)).double()
-
-def halves(model): return [model[:1], model[1:]]
-
-class Hits(Metric):
-    "Two states that are added up, one of them a count."
-    def __init__(self):
-        super().__init__()
-        self.add_state('hits', torch.zeros(3, dtype=torch.int64), 'sum')
-        self.add_state('certain', torch.zeros((), dtype=torch.float64), 'sum')
-    def update(self, pred, yb): self.add(hits=F.one_hot(pred.argmax(-1)[pred.argmax(-1) == yb], 3).sum(0), certain=pred.softmax(-1).amax(-1).sum())
-    def compute(self): return self.hits[1]*100 + self.hits[0] + self.certain
-
-class Median(Metric):
-    "A state that is laid end to end."
-    def __init__(self):
-        super().__init__()
-        self.add_state('margins', torch.empty(0, 2, dtype=torch.float64), 'cat')
-    def update(self, pred, yb): self.add(margins=torch.stack((pred[:, 0] - pred[:, 1], yb.double()), 1))
-    def compute(self): return self.margins[:, 0].median() + 1000*len(self.margins)
-
-def certainty(pred, yb): return pred.softmax(-1).amax(-1).mean()
-def squares(pred, yb): return pred.square().mean()
-
-def metrics(): return [accuracy, certainty, MeanMetric(squares), Hits(), Median()]
-
-class Clip(Callback):
-    def __init__(self): self.norms = []
-    def before_step(self): self.norms.append(nn.utils.clip_grad_norm_(self.model.parameters(), 0.05).item())
-
-def result(learn, **more):
-    return {'weights': {k: v.clone() for k, v in learn.model.state_dict().items()}, 'history': [{k: v for k, v in row.items() if k != 'seconds'} for row in learn.history],
-            'losses': learn.recorder.losses, 'valid_losses': learn.recorder.valid_losses, 'lrs': learn.recorder.lrs, 'epoch': learn.epoch, 'n_iter': learn.n_iter, **more}
-
-def training(folder, *, data=None, model=None, opt_func=SGD, epochs=3, one_cycle=False, lr=0.05, cbs=(), fit_cbs=(), **kwargs):
-    learn = Learner(bunch() if data is None else data, network() if model is None else model, opt_func=opt_func, metrics=metrics(), cbs=list(cbs), path=folder, **kwargs).to_distributed()
-    if one_cycle: learn.fit_one_cycle(epochs, lr, cbs=list(fit_cbs))
-    else: learn.fit(epochs, lr, cbs=list(fit_cbs))
-    return learn
-
-def simple(**kwargs): return lambda folder: result(training(folder, **kwargs))
-
-# ---------------------------------------------------------------- scenarios for any number of processes
-
-def clipped(folder):
-    clip = Clip()
-    return result(training(folder, opt_func=adam_opt, cbs=[clip]), norms=clip.norms)
-
-def frozen(folder):
-    learn = training(folder, splitter=halves, opt_func=adam_opt, one_cycle=True, lr=slice(1e-3, 3e-2))
-    learn.freeze()
-    learn.fit(1, 0.01)
-    learn.unfreeze()
-    learn.fit_one_cycle(2, [1e-3, 1e-2])
-    return result(learn)
-
-def ignored(y): return torch.where(torch.arange(len(y)) % 4 > 0, -1, y)   # three of four do not count, now and then all of a rank's part
-
-class Reversed(Sampler):
-    "A sampler of the user's own."
-    def order(self, epoch, skip_items=0): return list(range(self.n - 1, -1, -1))[skip_items:]
-
-def odd_batches(folder):
-    "Batches of sizes that differ, as a batch sampler of the user's gives them."
-    x, y = items()
-    batches = [list(range(10)), [10], [11, 12], *[list(range(i, i + 6)) for i in range(13, 43, 6)]]
-    return result(training(folder, data=(DataLoader(Dataset(x, y), batch_sampler=batches), DataLoader(Dataset(x[:5], y[:5]), 4))))
-
-def noise(x, rng): return x + 0.1*torch.randn(x.shape, generator=rng.generator(), dtype=x.dtype)
-
-class Mirror:
-    "Changes the sign of some items of a batch, as `BatchContext` says."
-    on, order = 'batch', 20
-    def __call__(self, xb, yb, ctx):
-        flip = torch.tensor([Rng(ctx.seed, ctx.epoch, i, 'flip').random() < 0.5 for i in ctx.items])
-        return torch.where(flip[:, None], -xb, xb), yb
-
-class Brighten(Transform):
-    order, random = 40, True
-    def draw(self, x, rng): return rng.uniform(0.7, 1.)
-    def image(self, x, draw): return (x*draw).to(torch.uint8)
-
-class Shade(Transform):
-    order, on, random = 50, 'batch', True
-    def draw(self, xb, rngs): return torch.tensor([r.uniform(0.8, 1.2) for r in rngs])
-    def image(self, xb, draw): return xb*draw[:, None, None, None]
-
-def label(im): return int(im[0].float().mean() > 127)
-
-def pictures(num_workers=0):
-    x = torch.randint(256, (N + 9, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    split = ImageList(list(x)).split_by_index(range(N, N + 9)).label_from_func(label)
-    return split.transform(([Brighten(), Shade()], []), size=8).databunch(BS, num_workers=num_workers, seed=5).normalize(([0.5]*3, [0.3]*3))
-
-class ToDouble(Callback):
-    order = -70
-    def before_batch(self): self.run.xb = self.xb.double()
-
-class Seen(Callback):
-    "What the network gets, item by item."
-    def __init__(self): self.inputs, self.sizes = {}, []
-    def after_pred(self):
-        if not self.in_train: return
-        for i, x in zip(self.items, self.xb): self.inputs[self.epoch, int(i)] = x.clone()
-        self.sizes.append((len(self.items), self.run.whole_batch(), sorted(map(int, self.items))))
-
-def seen(**kwargs):
-    def scenario(folder):
-        cb = Seen()
-        learn = training(folder, cbs=[cb, ToDouble()], epochs=2, **{k: f() for k, f in kwargs.items()})
-        if (close := getattr(learn.data.train_dl, 'close', None)): close()
-        return result(learn, inputs=cb.inputs, sizes=cb.sizes)
-    return scenario
-
-def picture_network():
-    torch.manual_seed(4)
-    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)).double()
-
-def stopped(folder):
-    cbs = EarlyStopping('valid_loss', min_delta=0.02, patience=2), SaveBest(folder/f'best.{world_size()}', 'valid_accuracy', load_best=True)
-    learn = training(folder, epochs=40, lr=0.4, fit_cbs=cbs)
-    return result(learn, best=cbs[1].best, best_epoch=cbs[1].best_epoch, file=load_state(folder/f'best.{world_size()}'))
-
-def plateau(folder): return result(training(folder, epochs=8, lr=2., fit_cbs=[ReduceLROnPlateau('valid_loss', patience=1, factor=0.3)]))
-
-class Two(nn.Module):
-    "Two inputs, two outputs, in a dict; a part that some batches do not use, and one that none does."
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(3)
-        self.a, self.b, self.seldom, self.never = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(2, 2)
-        self.double()
-    def forward(self, left, right):
-        out = self.a(left) + self.b(right)
-        large = left.sum(1) > 2
-        if large.any(): out = out.index_add(0, large.nonzero()[:, 0], self.seldom(left[large]))
-        return {'classes': out, 'size': out.square().sum(1)}
-
-def both(pred, y): return F.cross_entropy(pred['classes'], y) + 0.1*pred['size'].mean()
-def right(pred, y): return accuracy(pred['classes'], y)
-
-def dicts(folder):
-    (x, y), (xv, yv) = items(), items(20, 2)
-    sets = [Dataset({'left': x[:, :3].contiguous(), 'right': x[:, 3:].contiguous()}, y) for x, y in ((x, y), (xv, yv))]
-    learn = Learner(make_data(*sets, bs=BS, seed=5), Two(), loss_func=both, opt_func=SGD, metrics=[right]).to_distributed(find_unused_parameters=True)
-    learn.fit(3, 0.05)
-    return result(learn)
-
-def ones(folder):
-    "One number for each item, which the loss must not broadcast."
-    x, y = items()
-    torch.manual_seed(3)
-    learn = Learner((DataLoader(Dataset(x, x.sum(1, keepdim=True)), BS, shuffle=True, seed=5), DataLoader(Dataset(x[:7], x[:7].sum(1, keepdim=True)), 2)), nn.Linear(6, 1).double(),
-                    loss_func=nn.MSELoss(), opt_func=adam_opt).to_distributed(gradient_as_bucket_view=True, bucket_cap_mb=0.0001)
-    learn.fit_one_cycle(3, 0.05)
-    return result(learn)
-
-def in_parts(folder):
-    "Several fits, one after the other, and questions between them."
-    learn = Learner(bunch(), network(), opt_func=SGD, metrics=metrics()).to_distributed()
-    answers = []
-    for epochs, lr in ((1, 0.05), (2, 0.02), (0, 0.1), (1, 0.1)):
-        learn.fit(epochs, lr)
-        answers += [learn.validate(), learn.get_preds()[0]]
-    return result(learn, answers=answers)
-
-def accumulated(folder, **kwargs):
-    from exp.precision import GradAccumulation
-    return result(training(folder, cbs=[GradAccumulation(15)], **kwargs))
-
-class Broken(Exception): "The training is broken off."
-
-class Break(Callback):
-    "Ends the training, in all processes alike, before a batch."
-    def __init__(self, n): self.n = n
-    def before_batch(self):
-        if self.in_train and self.n_iter == self.n: raise Broken
-
-def checkpointed(folder, path, *, breaks=None, resume=None, model=None, every=3):
-    data = bunch(tfms=[noise], batch_tfms=[Mirror()])
-    learn = Learner(data, network() if model is None else model, splitter=halves, metrics=metrics(), cbs=[Checkpoint(path, every)], path=folder).to_distributed()
-    try: learn.fit_one_cycle(4, slice(1e-3, 3e-2), cbs=[] if breaks is None else [Break(breaks)], resume=resume)
-    except Broken: return {}
-    return result(learn, leftovers=sorted(vars(learn.cbs[-1])), files=sorted(p.name for p in path.parent.iterdir()))
-
-def own_folder(folder, name):
-    path = folder/f'{name}.{world_size()}'
-    path.mkdir(exist_ok=True)
-    return path
-
-def whole(folder): return checkpointed(folder, own_folder(folder, 'whole')/'fit.ckpt')
-def broken(at): return lambda folder: checkpointed(folder, own_folder(folder, f'broken at {at}')/'fit.ckpt', breaks=at)
-
-def resumed(start, at):
-    "Goes on where `start` processes had been broken off."
-    def scenario(folder):
-        path = own_folder(folder, f'resumed from {start} at {at}')/'fit.ckpt'
-        if is_first(): shutil.copy(folder/f'broken at {at}.{start}'/'fit.ckpt', path)
-        barrier()
-        return checkpointed(folder, path, resume=path)
-    return scenario
-
-# ---------------------------------------------------------------- scenarios for two processes
-
-def norms(folder):
-    torch.manual_seed(3)
-    states = []
-    class Look(Callback):
-        def before_validate(self): states.append({k: v.clone() for k, v in self.model.named_buffers()})
-    learn = training(folder, model=nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double(), data=bunch(n=42), cbs=[Look()])
-    return result(learn, states=states)
-
-class Mask(nn.Dropout):
-    def forward(self, x):
-        out = super().forward(x)
-        if self.training: self.masks.append((out == 0).clone())
-        return out
-
-def with_dropout(folder, path, **kwargs):
-    drop = Mask(0.5)
-    drop.masks = []
-    out = checkpointed(folder, path, model=network(drop), **kwargs)
-    after = torch.rand(5)
-    return {**out, 'masks': drop.masks, 'after': after}
-
-def dropout(folder): return with_dropout(folder, own_folder(folder, 'dropout')/'fit.ckpt')
-def dropout_broken(folder):
-    path = own_folder(folder, 'dropout broken')/'fit.ckpt'
-    with_dropout(folder, path, breaks=16)
-    return with_dropout(folder, path, resume=path)
-
-def unequal_starts(folder):
-    "Each process begins with other weights; those of the first count."
-    torch.manual_seed(10 + rank())
-    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).double()
-    model[1].running_mean += rank()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    learn = Learner(bunch(n=42), model, opt_func=torch.optim.SGD).to_distributed()
-    learn.fit(1, 0.)
-    return {'before': before, 'after': {k: v.clone() for k, v in learn.model.state_dict().items()}}
-
-def mixed(folder):
-    from exp.mixup import CutMix, MixUp
-    return result(training(folder, cbs=[MixUp()]), cut=result(training(folder, data=pictures(), model=picture_network(), cbs=[ToDouble(), CutMix()])))
-
-def halved(folder):
-    import exp.precision
-    torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-    outs = {}
-    class ToFloat(ToDouble):
-        def before_batch(self): self.run.xb = self.xb.float()
-    for name in ('to_bf16', 'to_fp16'):
-        import copy
-        learn = Learner(bunch(), copy.deepcopy(model), opt_func=SGD, metrics=[accuracy], cbs=[ToFloat()]).to_distributed()
-        learn.to_bf16() if name == 'to_bf16' else learn.to_fp16(1024.)   # a dynamic scale may be too large for parts of a batch where it is not for the whole
-        learn.fit(3, 0.05)
-        outs[name] = result(learn)
-    return outs
-
-class marked(Metric):
-    "Its name is in a table's head."
-    name = 'the_marked_metric'
-    def __init__(self):
-        super().__init__()
-        self.add_state('n', 0, 'sum')
-    def update(self, pred, yb): self.add(n=len(yb))
-    def compute(self): return self.n
-
-class Shows(Callback):
-    rank_zero = True
-    def before_fit(self): self.events = ['before_fit']
-    def after_batch(self): self.events.append('after_batch')
-    def after_fit(self): self.events.append('after_fit')
-
-def printed(folder):
-    learn = Learner(bunch(), network(), metrics=[marked()], cbs=[CSVLog(folder/'log.csv'), Shows()]).to_distributed()
-    learn.shows.events = []
-    learn.fit(3, 0.01)
-    barrier()   # rank 0 alone writes, and nobody waits for its log
-    return {'history': learn.history, 'csv': (folder/'log.csv').read_text(), 'events': learn.shows.events}
-
-def finds(folder):
-    learn = Learner(bunch(), network(), opt_func=SGD).to_distributed()
-    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
-    suggestion = learn.lr_find(max_iter=40, show=False)
-    return {'suggestion': suggestion, 'same': all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items()), 'epoch': learn.epoch}
-
-def nan(folder):
-    "A loss that becomes NaN ends the fit at the same batch in all processes."
-    import warnings
-    class Poison(Callback):
-        order = -10
-        def after_pred(self):
-            if self.in_train and self.n_iter == 4 and 28 in self.items:   # the batch of items 28 to 34, of which rank 0 has this one
-                self.run.pred = self.pred*float('nan')
-    data = DataLoader(Dataset(*items()), BS), None
-    learn = Learner(data, network(), opt_func=SGD, cbs=[NanCheck(), Poison()]).to_distributed()
-    with warnings.catch_warnings(record=True):
-        warnings.simplefilter('always')
-        learn.fit(3, 0.1)
-    return {'n_iter': learn.n_iter, 'where': learn.nan_check.where, 'losses': len(learn.recorder.losses)}
-
-def collectives(folder):
-    r = rank()
-    return {'sum': sum_over_ranks(torch.tensor([1., r])), 'whole': sum_over_ranks(torch.tensor(3 + r)), 'bool': sum_over_ranks(torch.tensor([True, r == 0])),
-            'cat': gather_over_ranks(torch.arange(r + 1)), 'none': gather_over_ranks(torch.empty(0, 3)), 'some': gather_over_ranks(torch.full((2*r, 2), 7.)), 'flags': gather_over_ranks(torch.tensor([r == 0]*2)),
-            'first': is_first(), 'ranks': (rank(), world_size()), 'device': os.environ.get('EXP_DEVICE')}
-
-def raises(f):
-    try: f()
-    except Exception as e: return type(e).__name__, str(e)
-    return None
-
-class Plain:
-    "A metric without states."
-    name = 'plain'
-    def reset(self): pass
-    def update(self, pred, yb): pass
-    def compute(self): return 0.
-
-def bad_input(folder):
-    out, ds = {}, torch.utils.data.TensorDataset(*items())
-    torchs = lambda: torch.utils.data.DataLoader(ds, BS)
-    ours = lambda: DataLoader(Dataset(*items()), BS)
-    for name, data in {'torch loader': (torchs(), None), 'torch loader for validation': (ours(), torchs()), 'a list': ([items()], None)}.items():
-        learn = Learner(data, network(), opt_func=SGD).to_distributed()
-        out[name] = raises(lambda: learn.fit(1, 0.1))
-        out[f'{name}, data'] = learn.data.train_dl is data[0]
-        out[f'{name}, parts'] = sorted(set(vars(learn)) & {'get_pred', 'get_loss', 'gather', 'measure', 'batch_weight', 'whole_batch', 'rank', 'write_state', 'delayed_read', 'whole_weight'})
-    learn = Learner(bunch(), network(), opt_func=SGD, metrics=[Plain()]).to_distributed()
-    out['plain metric'] = raises(lambda: learn.fit(1, 0.1))
-    learn = Learner(bunch(), network(), opt_func=SGD).to_distributed()
-    out['afterwards'] = raises(lambda: learn.fit(1, 0.1))
-    for what, fit in {'epochs': lambda: Learner(bunch(), network()).to_distributed().fit(1 + rank()), 'bs': lambda: Learner(bunch(bs=BS + rank()), network()).to_distributed().fit(1),
-                      'rates': lambda: Learner(bunch(), network()).to_distributed().fit(1, 0.1 + rank())}.items(): out[f'unlike {what}'] = raises(fit)
-    import exp.callbacks
-    save = exp.callbacks.save_state
-    def full(path, state): raise OSError(28, 'no space left')
-    exp.callbacks.save_state = full
-    learn = Learner(bunch(), network(), opt_func=SGD, cbs=[Checkpoint(folder/'never.ckpt', 2)]).to_distributed()
-    try: out['no space'] = raises(lambda: learn.fit(1, 0.1))
-    finally: exp.callbacks.save_state = save
-    out['two callbacks'] = raises(lambda: Learner(bunch(), network(), cbs=[Distributed()]).fit(1, cbs=[Distributed()]))
-    out['called twice'] = sum(isinstance(cb, Distributed) for cb in learn.to_distributed().cbs)
-    out['a group in a group'] = raises(lambda: distributed().__enter__())
-    out['no such rank'] = raises(lambda: RankLoader(ours(), 2, 2))
-    return out
-
-def undone(folder):
-    "What a fit leaves, after it ended, was cancelled, failed or was interrupted."
-    out, data = {}, bunch()
-    loaders = data.train_dl, data.valid_dl
-    checkpoint = Checkpoint(folder/f'undone.{world_size()}', 2)
-    best = SaveBest(folder/f'undone best.{world_size()}')
-    learn = Learner(data, network(), opt_func=SGD, metrics=metrics(), cbs=[checkpoint, best]).to_distributed()
-    before = sorted(k for k in vars(learn)), sorted(vars(checkpoint)), sorted(vars(best)), len(learn.cbs), len(list(learn.model.parameters())[0]._backward_hooks or ())
-    class Ends(Callback):
-        def __init__(self, how): self.how = how
-        def after_backward(self):
-            if self.n_iter % 7 == 2 and self.how is not None: raise self.how
-    for how in (None, RuntimeError('a failure'), KeyboardInterrupt('as Ctrl-C')):
-        try: learn.fit(1, 0.05, cbs=[Ends(how)])
-        except (RuntimeError, KeyboardInterrupt): pass
-        vars_now = sorted(set(vars(learn)) & {'get_pred', 'get_loss', 'gather', 'measure', 'batch_weight', 'whole_batch', 'rank', 'write_state', 'delayed_read', 'whole_weight'})
-        kept = sorted({k for o in (checkpoint, best) for k in vars(o)} - {*before[1], *before[2]})
-        out[repr(how)] = learn.data is data and (data.train_dl, data.valid_dl) == loaders, vars_now, kept, len(learn.cbs) == before[3], [type(m).__name__ for m in learn.model.modules()]
-    preds, _ = learn.get_preds()
-    out['preds'] = preds
-    return out
-
-SCENARIOS = {
-    'sgd': simple(), 'adam': simple(opt_func=partial(adam_opt, wd=0.1)), 'fused adam': simple(opt_func=lambda ps, **kw: adam_opt(ps, **kw).fuse()), 'lamb': simple(opt_func=lamb_opt),
-    'one cycle': simple(opt_func=adam_opt, one_cycle=True, splitter=halves, lr=[1e-3, 3e-2]),
-    'clipped': clipped, 'frozen': frozen, 'dicts': dicts, 'ones': ones, 'in parts': in_parts, 'odd batches': odd_batches, 'stopped': stopped, 'plateau': plateau, 'accumulated': accumulated,
-    'single items': lambda folder: result(training(folder, data=bunch(n=5, bs=1))), 'pairs': lambda folder: result(training(folder, data=bunch(n=11, bs=2))),
-    'ignored': lambda folder: result(training(folder, data=bunch(y=ignored), loss_func=CrossEntropy(ignore_index=-1))),
-    'class weights': simple(loss_func=nn.CrossEntropyLoss(weight=torch.tensor([1., 5., 0.2], dtype=torch.float64), label_smoothing=0.1)),
-    'class weights of a function': simple(loss_func=partial(F.cross_entropy, weight=torch.tensor([1., 5., 0.2], dtype=torch.float64))),
-    'ignored by PyTorch': lambda folder: result(training(folder, data=bunch(y=lambda y: torch.where(ignored(y) < 0, -100, y)), loss_func=nn.CrossEntropyLoss())),
-    'a large seed': lambda folder: result(training(folder, data=(DataLoader(Dataset(*items()), BS, shuffle=True, seed=2**63 + 1), None))),
-    'accumulated class weights': partial(accumulated, loss_func=nn.CrossEntropyLoss(weight=torch.tensor([1., 5., 0.2], dtype=torch.float64))),
-    'accumulated sums': partial(accumulated, loss_func=nn.CrossEntropyLoss(reduction='sum'), lr=0.005),
-    'summed': simple(loss_func=nn.CrossEntropyLoss(reduction='sum'), lr=0.005), 'a function': simple(loss_func=F.cross_entropy),
-    'own sampler': lambda folder: result(training(folder, data=(DataLoader(Dataset(*items()), BS, sampler=Reversed(N)), DataLoader(Dataset(*items(20, 2)), 6)))),
-    'no validation': lambda folder: result(training(folder, data=(DataLoader(Dataset(*items()), BS, shuffle=True, seed=5, drop_last=True), None))),
-    'item transforms': seen(data=lambda: bunch(tfms=[noise])), 'batch transforms': seen(data=lambda: bunch(tfms=[noise], batch_tfms=[Mirror()])),
-    'transforms in workers': seen(data=lambda: bunch(tfms=[noise], batch_tfms=[Mirror()], num_workers=2)),
-    'pictures': seen(data=pictures, model=picture_network), 'pictures in workers': seen(data=lambda: pictures(2), model=picture_network),
-    'whole': whole, **{f'broken at {at}': broken(at) for at in (10, 14, 20)}, **{f'resumed from {n} at {at}': resumed(n, at) for n in (1, 2, 3) for at in (10, 14, 20)},
-    'mixed': mixed, 'halved': halved, 'norms': norms, 'dropout': dropout, 'dropout broken': dropout_broken, 'unequal starts': unequal_starts, 'printed': printed, 'finds': finds, 'nan': nan,
-    'collectives': collectives, 'bad input': bad_input, 'undone': undone}
-
-def run(folder, names):
-    for name in names:
-        random.seed(7); np.random.seed(7); torch.manual_seed(7)
-        try: out = SCENARIOS[name](Path(folder))
-        except BaseException: torch.save({'error': traceback.format_exc()}, Path(folder)/f'{name}.{world_size()}.{rank()}'); raise
-        torch.save(out, Path(folder)/f'{name}.{world_size()}.{rank()}')
-
-# ---------------------------------------------------------------- trainings that end badly
-
-class Slow(Callback):
-    "Takes its time, so that a signal can come in the middle; and says how far it is."
-    def __init__(self, folder, seconds=0.01): self.folder, self.seconds = Path(folder), seconds
-    def before_batch(self): time.sleep(self.seconds)
-    def after_batch(self): (self.folder/f'at.{rank()}').write_text(str(self.n_iter))
-
-class Kill(Callback):
-    "Kills this process, as the system does when memory runs out."
-    order = 10**7
-    def __init__(self, folder, victim, event, n):
-        self.folder, self.victim, self.n = Path(folder), victim, n
-        if event == 'writing': self._in_write()
-        else: setattr(self, event, self._count)
-    def _in_write(self):
-        "While a checkpoint is written, which rank 0 does: it lies beside its place, and is not renamed any more."
-        rename = os.replace
-        def replace(a, b): self._count(); rename(a, b)
-        os.replace = replace
-    def _count(self):
-        if rank() != self.victim or self.n_iter < self.n or not self.in_train: return
-        (self.folder/'killed').write_text(repr(time.time()))
-        os.kill(os.getpid(), signal.SIGKILL)
-
-class Fails(Callback):
-    def after_loss(self):
-        if self.n_iter == 9 and rank() == 1: raise ArithmeticError('rank 1 fails on purpose')
-
-def long_training(folder, cbs=(), seconds=0.):
-    path = Path(folder)/'fit.ckpt'
-    learn = Learner(bunch(tfms=[noise], num_workers=0), network(), splitter=halves, metrics=metrics(), cbs=[Checkpoint(path, 2), *([Slow(folder, seconds)] if seconds else [])]).to_distributed()
-    learn.fit_one_cycle(6, slice(1e-3, 3e-2), cbs=list(cbs), resume=True)
-    return result(learn)
-
-def main(folder, what, *args):
-    with distributed(timeout=30):
-        Path(folder, f'pid.{rank()}').write_text(str(os.getpid()))
-        if what == 'run': run(folder, args)
-        elif what == 'kill': long_training(folder, [Kill(folder, int(args[0]), args[1], int(args[2]))])
-        elif what == 'wait': long_training(folder, seconds=0.5)
-        elif what == 'fail': long_training(folder, [Fails()])
-        if is_first(): print('the script came to its end')
-    names = [(t/'comm').read_text().strip() for t in Path('/proc/self/task').iterdir()] if Path('/proc/self/task').exists() else []
-    sys.stdout.flush()
-    os.write(1, f'threads: {names}\n'.encode())   # at once, so that the lines of two processes do not mix
-
-if __name__ == '__main__':
-    torch.set_num_threads(1)
-    main(*sys.argv[1:])
-'''
+SCRIPT = (ROOT/'tests'/'scripts'/'distributed_trainings.py').read_text(encoding='utf-8')
 
 # ---------------------------------------------------------------- processes
 
@@ -525,17 +34,22 @@ def free_port():
         return s.getsockname()[1]
 
 def environment(mark):
-    clean = {k: v for k, v in os.environ.items() if not k.startswith('EXP_') and k not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')}
-    return {**clean, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1', 'MPLBACKEND': 'Agg', 'EXP_DEVICE': 'cpu', 'EXP_SEED': '42', 'PYTHONPATH': str(ROOT), 'PYTHONIOENCODING': 'utf-8',
+    clean = {k: v for k, v in os.environ.items() if not k.startswith('EXP_')
+             and k not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')}
+    return {**clean, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1', 'MPLBACKEND': 'Agg',
+            'EXP_DEVICE': 'cpu', 'EXP_SEED': '42', 'PYTHONPATH': str(ROOT), 'PYTHONIOENCODING': 'utf-8',
             'PYTHONUNBUFFERED': '1', 'PYTHONFAULTHANDLER': '1', 'TEST_DISTRIBUTED_MARK': mark}
 
 def alive(mark, folder):
-    "The processes of a launch that still run: on Linux all that carry its mark, elsewhere those that have said their number."
+    """The processes of a launch that still run: on Linux all that carry its mark, elsewhere those that have
+    said their number."""
     if sys.platform != 'linux': return [pid for p in folder.glob('pid.*') if _runs(pid := int(p.read_text()))]
     found = []
     for p in Path('/proc').glob('[0-9]*'):
         try:
-            if mark.encode() in (p/'environ').read_bytes() and (p/'stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z': found.append(int(p.name))
+            if (mark.encode() in (p/'environ').read_bytes()
+                and (p/'stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'):
+                found.append(int(p.name))
         except OSError: pass
     return found
 
@@ -553,20 +67,28 @@ class Launch:
     "A launcher with its workers, of which nothing is left after the `with` block, whatever happens in it."
     def __init__(self, n, folder, *args, script=None):
         self.mark, self.folder, self.began = f'launch-{uuid.uuid4().hex}', Path(folder), time.monotonic()
-        self.out, self.err = (open(self.folder/f'{name}.{n}', 'w+', encoding='utf-8') for name in ('out', 'err'))
-        command = [sys.executable, '-m', 'torch.distributed.run', '--nnodes', '1', '--node-rank', '0', '--rdzv-backend', 'static', '--master-addr', '127.0.0.1', '--master-port', str(free_port()),
-                   '--nproc-per-node', str(n), str(script or self.folder/'training_script.py'), *map(str, args)]
-        self.process = subprocess.Popen(command, cwd=self.folder, env=environment(self.mark), stdin=subprocess.DEVNULL, stdout=self.out, stderr=self.err)
+        self.out, self.err = (open(self.folder/f'{name}.{n}', 'w+', encoding='utf-8')
+                              for name in ('out', 'err'))
+        command = [sys.executable, '-m', 'torch.distributed.run', '--nnodes', '1', '--node-rank', '0',
+                   '--rdzv-backend', 'static', '--master-addr', '127.0.0.1', '--master-port',
+                   str(free_port()),
+                   '--nproc-per-node', str(n), str(script or self.folder/'training_script.py'),
+                   *map(str, args)]
+        self.process = subprocess.Popen(command, cwd=self.folder, env=environment(self.mark),
+                                        stdin=subprocess.DEVNULL, stdout=self.out, stderr=self.err)
 
     def __enter__(self): return self
     def wait(self, seconds):
         "The exit code. Fails after `seconds`."
         try: return self.process.wait(seconds)
-        except subprocess.TimeoutExpired: pytest.fail(f'the launch did not end within {seconds} s\n{self.text("out")[-1500:]}\n{self.text("err")[-3000:]}')
+        except subprocess.TimeoutExpired:
+            pytest.fail(f'the launch did not end within {seconds} '
+                        f's\n{self.text("out")[-1500:]}\n{self.text("err")[-3000:]}')
 
     def text(self, name):
         f = getattr(self, name)
-        f.flush(); f.seek(0)
+        f.flush()
+        f.seek(0)
         return f.read()
 
     def left(self, seconds=10): return until_gone(self.mark, self.folder, seconds)
@@ -579,15 +101,21 @@ class Launch:
             if self.process.poll() is None: self.process.kill()
             self.process.wait()
             if not until_gone(self.mark, self.folder, 1): break
-        self.out.close(); self.err.close()
+        self.out.close()
+        self.err.close()
 
-# ---------------------------------------------------------------- results: one process here, two and three launched once each
+# ------------ results: one process here, two and three launched once each
 
-ANY = ['sgd', 'adam', 'fused adam', 'lamb', 'one cycle', 'clipped', 'frozen', 'dicts', 'ones', 'in parts', 'odd batches', 'single items', 'pairs', 'ignored', 'class weights', 'class weights of a function', 'ignored by PyTorch', 'a large seed', 'summed', 'a function', 'own sampler', 'no validation', 'accumulated', 'accumulated class weights',
+ANY = ['sgd', 'adam', 'fused adam', 'lamb', 'one cycle', 'clipped', 'frozen', 'dicts', 'ones', 'in parts',
+       'odd batches', 'single items', 'pairs', 'ignored', 'class weights', 'class weights of a function',
+       'ignored by PyTorch', 'a large seed', 'summed', 'a function', 'own sampler', 'no validation',
+       'accumulated', 'accumulated class weights',
        'accumulated sums', 'stopped', 'plateau', 'item transforms', 'batch transforms', 'pictures', 'whole']
 WORKERS = ['transforms in workers', 'pictures in workers']
-BREAKS = 10, 14, 20   # batches: within the second epoch, at its end, and before the last batch of the third, which has one item
-OF_TWO = ['norms', 'dropout', 'unequal starts', 'printed', 'finds', 'nan', 'collectives', 'bad input', 'undone', 'mixed', 'halved']
+# batches: within the second epoch, at its end, and before the last batch of the third, which has one item
+BREAKS = 10, 14, 20
+OF_TWO = ['norms', 'dropout', 'unequal starts', 'printed', 'finds', 'nan', 'collectives', 'bad input',
+          'undone', 'mixed', 'halved']
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
@@ -611,7 +139,8 @@ def script(folder):
 def one(script, folder):
     "One process: the scenarios run here, when they are asked for."
     patch = pytest.MonkeyPatch()
-    patch.setenv('EXP_DEVICE', 'cpu'); patch.setenv('EXP_SEED', '42')
+    patch.setenv('EXP_DEVICE', 'cpu')
+    patch.setenv('EXP_SEED', '42')
     def of(name):
         if not (folder/f'{name}.1.0').exists(): script.run(folder, [name])
         return read(folder, name, 1, 0)
@@ -620,7 +149,9 @@ def one(script, folder):
 
 def read(folder, name, ranks, rank):
     path = folder/f'{name}.{ranks}.{rank}'
-    if not path.exists(): pytest.fail(f'{path.name} was not written: the launch ended before\n{(folder/f"err.{ranks}").read_text()[-3000:]}')
+    if not path.exists():
+        pytest.fail(f'{path.name} was not written: the launch ended '
+                    f'before\n{(folder/f"err.{ranks}").read_text()[-3000:]}')
     out = torch.load(path, weights_only=False)
     if 'error' in out: pytest.fail(f'{path.name}: {out["error"][-3000:]}')
     return out
@@ -628,17 +159,21 @@ def read(folder, name, ranks, rank):
 @pytest.fixture(scope='module')
 def two(one, folder):
     for at in BREAKS: one(f'broken at {at}')
-    return launched(folder, 2, [*ANY, *WORKERS, *OF_TWO, *(f'broken at {at}' for at in BREAKS), *(f'resumed from 1 at {at}' for at in BREAKS), 'dropout broken'])
+    return launched(folder, 2, [*ANY, *WORKERS, *OF_TWO, *(f'broken at {at}' for at in BREAKS),
+                                *(f'resumed from 1 at {at}' for at in BREAKS), 'dropout broken'])
 
 @pytest.fixture(scope='module')
-def three(two, folder): return launched(folder, 3, [*ANY, 'collectives', *(f'resumed from 2 at {at}' for at in BREAKS[:2]), 'broken at 10'])
+def three(two, folder):
+    return launched(folder, 3,
+                    [*ANY, 'collectives', *(f'resumed from 2 at {at}' for at in BREAKS[:2]), 'broken at 10'])
 
 def launched(folder, n, names):
     with Launch(n, folder, folder, 'run', *names) as launch:
         try: code = launch.process.wait(200)   # of a crowded machine; alone it takes a tenth
         except subprocess.TimeoutExpired: code = 'none: it was stopped'
         left = launch.left() if code == 0 else []
-        out = {'code': code, 'left': left, 'out': launch.text('out'), 'err': launch.text('err'), 'ranks': n, 'read': functools.partial(read, folder)}
+        out = {'code': code, 'left': left, 'out': launch.text('out'), 'err': launch.text('err'), 'ranks': n,
+               'read': functools.partial(read, folder)}
     return out
 
 def ranks_of(launch, name): return [launch['read'](name, launch['ranks'], r) for r in range(launch['ranks'])]
@@ -654,15 +189,18 @@ def differ(a, b, where='', tolerance=1e-10):
     a, b = torch.as_tensor(a), torch.as_tensor(b)
     if a.shape != b.shape: return [f'{where}: shapes {tuple(a.shape)} and {tuple(b.shape)}']
     far = (a.double() - b.double()).abs()/b.double().abs().clamp(min=1.)
-    far = torch.where(a.double().isnan() & b.double().isnan(), 0., torch.where(a.double().isnan() | b.double().isnan(), float('inf'), far))
+    far = torch.where(a.double().isnan() & b.double().isnan(), 0.,
+                      torch.where(a.double().isnan() | b.double().isnan(), float('inf'), far))
     return [f'{where}: {far.max():.2g} apart'] if far.numel() and far.max() > tolerance else []
 
 LOGS = ('history', 'losses', 'valid_losses')
 def agree(got, expected, logs=1e-6, without=()):
-    "Weights to 1e-10; what is read for people, some of it kept in float32, to 1e-6; counts exactly. `without`: columns of the history."
+    """Weights to 1e-10; what is read for people, some of it kept in float32, to 1e-6; counts exactly.
+    `without`: columns of the history."""
     for key in expected:
         if key in ('sizes', 'inputs', 'leftovers', 'files'): continue
-        a, b = (([{k: v for k, v in row.items() if k not in without} for row in o[key]] if key == 'history' else o[key]) for o in (got, expected))
+        a, b = (([{k: v for k, v in row.items() if k not in without} for row in o[key]] if key == 'history'
+                 else o[key]) for o in (got, expected))
         assert differ(a, b, key, logs if key in LOGS else 1e-10) == [], key
 
 GROUPS = [pytest.param('two', id='2 processes'), pytest.param('three', id='3 processes')]
@@ -675,13 +213,15 @@ pytestmark = pytest.mark.filterwarnings('ignore:This DataLoader will create')
 def test_a_launch_ends_well_and_leaves_no_process(request, group):
     launch = request.getfixturevalue(group)
     assert launch['code'] == 0, launch['err'][-4000:]
-    assert 'FutureWarning' not in launch['err'] and launch['left'] == [] and launch['out'].count('the script came to its end') == 1
+    assert ('FutureWarning' not in launch['err'] and launch['left'] == []
+            and launch['out'].count('the script came to its end') == 1)
 
 @launches
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='threads are counted in /proc')
 @pytest.mark.parametrize('group', GROUPS)
 def test_no_thread_of_a_group_outlives_it(request, group):
-    lines = [l for l in request.getfixturevalue(group)['out'].splitlines() if 'threads:' in l]   # one that holds a tensor when Python ends would abort the process
+    # one that holds a tensor when Python ends would abort the process
+    lines = [l for l in request.getfixturevalue(group)['out'].splitlines() if 'threads:' in l]
     assert len(lines) == {'two': 2, 'three': 3}[group] and not any('gloo' in l for l in lines), lines
 
 @launches
@@ -690,7 +230,9 @@ def test_no_thread_of_a_group_outlives_it(request, group):
 def test_several_processes_take_the_steps_of_one_and_all_see_its_history(request, one, group, name):
     expected = one(name)
     assert expected['n_iter'] > 0 and len(expected['history']) > 0
-    without = [f'{w}_{m}' for w in ('train', 'valid') for m in ('accuracy', 'certainty')] if name == 'ignored' else []   # functions' means of a batch, weighted by what the loss counts: of its parts another number
+    # functions' means of a batch, weighted by what the loss counts: of its parts another number
+    without = ([f'{w}_{m}' for w in ('train', 'valid') for m in ('accuracy', 'certainty')]
+               if name == 'ignored' else [])
     for out in ranks_of(request.getfixturevalue(group), name): agree(out, expected, without=without)
 
 @launches
@@ -703,13 +245,17 @@ def test_the_trainings_are_worth_comparing(one):
     "Weights move, losses fall, and another order of the same parts would be noticed."
     a, b = one('sgd'), one('adam')
     assert a['losses'][-1] < a['losses'][0] and differ(a['weights'], b['weights'], tolerance=1e-3)
-    assert set(a['history'][0]) >= {f'{w}_{m}' for w in ('train', 'valid') for m in ('loss', 'accuracy', 'certainty', 'squares', 'hits', 'median')}
-    assert 20_000 < a['history'][0]['valid_median'] < 21_000 and 43_000 - 100 < a['history'][0]['train_median'] < 44_000   # all items, once
+    assert set(a['history'][0]) >= {f'{w}_{m}' for w in ('train', 'valid')
+                                    for m in ('loss', 'accuracy', 'certainty', 'squares', 'hits', 'median')}
+    # all items, once
+    assert (20_000 < a['history'][0]['valid_median'] < 21_000
+            and 43_000 - 100 < a['history'][0]['train_median'] < 44_000)
     assert len(one('stopped')['history']) < 40 and len(set(one('plateau')['lrs'])) > 1
     assert max(one('clipped')['norms']) > 0.1
 
 @launches
-@pytest.mark.parametrize('group, name', [*itertools.product(('two', 'three'), ('item transforms', 'batch transforms', 'pictures')), *(('two', name) for name in WORKERS)])
+@pytest.mark.parametrize('group, name', [*itertools.product(('two', 'three'), (
+    'item transforms', 'batch transforms', 'pictures')), *(('two', name) for name in WORKERS)])
 def test_random_transforms_are_those_of_one_process_item_by_item(request, one, group, name):
     launch, expected = request.getfixturevalue(group), one(name)
     assert len(expected['inputs']) == 2*43
@@ -719,7 +265,8 @@ def test_random_transforms_are_those_of_one_process_item_by_item(request, one, g
             assert torch.equal(x, expected['inputs'][place]), place
             joined[place] = x
     assert joined.keys() == expected['inputs'].keys()
-    epoch0, epoch1 = (torch.stack([x for (e, _), x in sorted(expected['inputs'].items(), key=lambda p: p[0]) if e == epoch]) for epoch in (0, 1))
+    epoch0, epoch1 = (torch.stack([x for (e, _), x in sorted(expected['inputs'].items(), key=lambda p: p[0])
+                                   if e == epoch]) for epoch in (0, 1))
     assert not torch.equal(epoch0, epoch1)   # they are random
 
 @launches
@@ -732,10 +279,12 @@ def test_each_process_computes_its_part_of_each_batch(request, one, group):
         sizes = [len(own) for _, _, own in batch]
         if n >= launch['ranks']:
             assert max(sizes) - min(sizes) <= 1 and sorted(i for _, _, own in batch for i in own) == items
-        else: assert sizes == [1]*launch['ranks'] and {i for _, _, own in batch for i in own} == set(items)   # those without an item of their own compute the first
+        # those without an item of their own compute the first
+        else: assert sizes == [1]*launch['ranks'] and {i for _, _, own in batch for i in own} == set(items)
 
 def test_one_process_with_workers_sees_the_same_items(one):
-    assert differ(one('transforms in workers')['inputs'], one('batch transforms')['inputs'], tolerance=0) == []
+    assert (differ(one('transforms in workers')['inputs'], one('batch transforms')['inputs'],
+                   tolerance=0) == [])
     assert differ(one('pictures in workers')['inputs'], one('pictures')['inputs'], tolerance=0) == []
 
 # ---------------------------------------------------------------- checkpoints
@@ -752,23 +301,28 @@ def test_a_training_with_checkpoints_is_the_same_and_leaves_one_file(request, on
 @launches
 @pytest.mark.parametrize('group, start, at', RESUMED)
 def test_a_checkpoint_goes_on_with_more_processes(request, one, group, start, at):
-    for out in ranks_of(request.getfixturevalue(group), f'resumed from {start} at {at}'): agree(out, one('whole'))
+    for out in ranks_of(request.getfixturevalue(group), f'resumed from {start} at {at}'):
+        agree(out, one('whole'))
 
 @launches
 @pytest.mark.parametrize('start, at', [('two', at) for at in BREAKS] + [('three', 10)])
 def test_a_checkpoint_goes_on_with_one_process(request, one, folder, start, at):
     n = request.getfixturevalue(start)['ranks']
-    assert load_state(folder/f'broken at {at}.{n}'/'fit.ckpt')['position']['items'] == {10: 14, 14: 0, 20: 28}[at]   # of all processes; it is written after each third batch and each epoch
+    # of all processes; it is written after each third batch and each epoch
+    assert (load_state(folder/f'broken at {at}.{n}'/'fit.ckpt')['position']['items']
+            == {10: 14, 14: 0, 20: 28}[at])
     agree(one(f'resumed from {n} at {at}'), one('whole'))
 
-# ---------------------------------------------------------------- what belongs to each process, and what to all
+# ------------ what belongs to each process, and what to all
 
 @launches
 def test_batch_norm_has_the_same_buffers_everywhere_and_in_validation(two, one):
     a, b = ranks_of(two, 'norms')
-    assert differ(a['weights'], b['weights'], tolerance=0) == [] and differ(a['states'], b['states'], tolerance=0) == [] and len(a['states']) == 3
+    assert (differ(a['weights'], b['weights'], tolerance=0) == []
+            and differ(a['states'], b['states'], tolerance=0) == [] and len(a['states']) == 3)
     assert differ(a['history'], b['history'], tolerance=0) == []
-    assert differ(a['weights'], one('norms')['weights'], tolerance=1e-6)   # of halves of a batch: not those of one process
+    # of halves of a batch: not those of one process
+    assert differ(a['weights'], one('norms')['weights'], tolerance=1e-6)
     assert a['history'][-1]['train_loss'] < a['history'][0]['train_loss']
 
 @launches
@@ -782,7 +336,8 @@ def test_dropout_differs_by_process_and_goes_on_after_a_break(two):
     assert torch.equal(outs[0]['after'], outs[1]['after'])   # after the fit they are alike again
     for whole, broken in zip(outs, ranks_of(two, 'dropout broken')):
         agree(broken, {k: whole[k] for k in ('weights', 'history', 'losses', 'epoch', 'n_iter')})
-        assert differ(broken['weights'], whole['weights'], tolerance=0) == [] and broken['losses'] == whole['losses']
+        assert (differ(broken['weights'], whole['weights'], tolerance=0) == []
+                and broken['losses'] == whole['losses'])
 
 @launches
 def test_mixed_items_and_half_precision_keep_all_processes_alike(two, one):
@@ -790,32 +345,42 @@ def test_mixed_items_and_half_precision_keep_all_processes_alike(two, one):
     assert differ(a, b, tolerance=0) == [] and a['n_iter'] == 21 and a['losses'][-1] < a['losses'][0]
     a, b = ranks_of(two, 'halved')
     assert differ(a, b, tolerance=0) == []
-    for name, tolerance in (('to_bf16', 0.05), ('to_fp16', 0.01)): assert differ(a[name]['weights'], one('halved')[name]['weights'], tolerance=tolerance) == [], name
+    for name, tolerance in (('to_bf16', 0.05), ('to_fp16', 0.01)):
+        assert differ(a[name]['weights'], one('halved')[name]['weights'], tolerance=tolerance) == [], name
 
 @launches
 def test_all_begin_with_the_weights_and_buffers_of_the_first(two):
     a, b = ranks_of(two, 'unequal starts')
     assert differ(a['before'], b['before'], tolerance=1e-3)
-    for out in (a, b): assert differ(*({k: v for k, v in s.items() if 'running' not in k and 'num' not in k} for s in (out['after'], a['before'])), tolerance=0) == []
+    for out in (a, b):
+        assert (differ(*({k: v for k, v in s.items() if 'running' not in k and 'num' not in k}
+                         for s in (out['after'], a['before'])), tolerance=0) == [])
     assert differ(a['after'], b['after'], tolerance=0) == []
 
 @launches
 def test_output_is_printed_and_logged_once(two, one):
-    assert two['out'].count('the_marked_metric') == one('printed')['csv'].splitlines()[0].count('train_the_marked_metric') + 1 == 2   # train and valid, in one head
+    # train and valid, in one head
+    assert (two['out'].count('the_marked_metric')
+            == one('printed')['csv'].splitlines()[0].count('train_the_marked_metric') + 1 == 2)
     first, second = ranks_of(two, 'printed')
-    assert first['events'] == ['before_fit', *['after_batch']*3*9, 'after_fit'] and second['events'] == []   # of a callback with rank_zero
+    # of a callback with rank_zero
+    assert first['events'] == ['before_fit', *['after_batch']*3*9, 'after_fit'] and second['events'] == []
     for out in (first, second):
-        assert [row['train_the_marked_metric'] for row in out['history']] == [43]*3 and len(out['csv'].splitlines()) == 1 + 3
+        assert ([row['train_the_marked_metric'] for row in out['history']] == [43]*3
+                and len(out['csv'].splitlines()) == 1 + 3)
 
 @launches
 def test_stopping_and_the_best_weights_are_decided_alike(two, one):
     expected = one('stopped')
     for out in ranks_of(two, 'stopped'):
-        assert out['best_epoch'] == expected['best_epoch'] and differ(out['file'], expected['file']) == [] and differ(out['weights'], out['file'], tolerance=0) == []
+        assert (out['best_epoch'] == expected['best_epoch'] and differ(out['file'], expected['file']) == []
+                and differ(out['weights'], out['file'], tolerance=0) == [])
 
 @launches
 def test_the_rate_finder_suggests_the_same_and_undoes_all(two, one):
-    for out in ranks_of(two, 'finds'): assert out['suggestion'] == pytest.approx(one('finds')['suggestion'], rel=1e-6) and out['same'] and out['epoch'] == 0
+    for out in ranks_of(two, 'finds'):
+        assert (out['suggestion'] == pytest.approx(one('finds')['suggestion'], rel=1e-6) and out['same']
+                and out['epoch'] == 0)
 
 @launches
 def test_a_loss_that_is_nan_in_one_process_ends_all_at_the_same_batch(two):
@@ -828,31 +393,41 @@ def test_sums_and_gathered_tensors(request, group):
     launch = request.getfixturevalue(group)
     n = launch['ranks']
     for r, out in enumerate(ranks_of(launch, 'collectives')):
-        assert out['sum'].tolist() == [n, n*(n - 1)/2] and out['whole'] == 3*n + n*(n - 1)//2 and out['bool'].tolist() == [n, 1]
-        assert out['cat'].tolist() == [i for k in range(n) for i in range(k + 1)] and out['none'].shape == (0, 3) and out['some'].shape == (n*(n - 1), 2)
+        assert (out['sum'].tolist() == [n, n*(n - 1)/2] and out['whole'] == 3*n + n*(n - 1)//2
+                and out['bool'].tolist() == [n, 1])
+        assert (out['cat'].tolist() == [i for k in range(n) for i in range(k + 1)]
+                and out['none'].shape == (0, 3) and out['some'].shape == (n*(n - 1), 2))
         assert out['flags'].dtype == torch.bool and out['flags'].tolist() == [True]*2 + [False]*2*(n - 1)
         assert out['first'] == (r == 0) and out['ranks'] == (r, n) and out['device'] == 'cpu'
 
 @launches
 def test_bad_input_is_refused_with_words_that_help_in_all_processes_and_the_group_goes_on(two):
     for r, out in enumerate(ranks_of(two, 'bad input')):
-        for what, words in (('epochs', 'epochs: 1, 2'), ('bs', 'batches of an epoch: 7, 6'), ('rates', 'learning rates: [0.1, 0.1], [1.1, 1.1]')): assert out[f'unlike {what}'][0] == 'RuntimeError' and words in out[f'unlike {what}'][1]
-        assert out['no space'] == (('OSError', '[Errno 28] no space left'), ('RuntimeError', "rank 0 could not write a file; its own error says why"))[r]
+        for what, words in (('epochs', 'epochs: 1, 2'), ('bs', 'batches of an epoch: 7, 6'),
+                            ('rates', 'learning rates: [0.1, 0.1], [1.1, 1.1]')):
+            assert out[f'unlike {what}'][0] == 'RuntimeError' and words in out[f'unlike {what}'][1]
+        assert (out['no space'] == (('OSError', '[Errno 28] no space left'), (
+            'RuntimeError', "rank 0 could not write a file; its own error says why"))[r])
         for name in ('torch loader', 'torch loader for validation', 'a list'):
-            assert out[name][0] == 'TypeError' and 'exp' in out[name][1] and 'DataLoader' in out[name][1], out[name]
+            assert (out[name][0] == 'TypeError' and 'exp' in out[name][1]
+                    and 'DataLoader' in out[name][1]), out[name]
             assert out[f'{name}, data'] and out[f'{name}, parts'] == []
-        assert out['plain metric'][0] == 'TypeError' and 'plain' in out['plain metric'][1] and 'Metric' in out['plain metric'][1]
+        assert (out['plain metric'][0] == 'TypeError' and 'plain' in out['plain metric'][1]
+                and 'Metric' in out['plain metric'][1])
         assert out['afterwards'] is None and out['called twice'] == 1
-        assert out['two callbacks'][0] == 'ValueError' and out['a group in a group'][0] == 'ValueError' and out['no such rank'][0] == 'ValueError'
+        assert (out['two callbacks'][0] == 'ValueError' and out['a group in a group'][0] == 'ValueError'
+                and out['no such rank'][0] == 'ValueError')
 
 @launches
 def test_after_a_fit_nothing_is_left_of_it_whatever_its_end(two):
     a, b = ranks_of(two, 'undone')
     for out in (a, b):
-        preds = out['preds']
-        for how, (same_data, parts, kept, same_cbs, modules) in ((k, v) for k, v in out.items() if k != 'preds'):
-            assert same_data and parts == [] and kept == [] and same_cbs and modules == ['Sequential', 'Linear', 'Tanh', 'Linear'], how
-    assert len(a) == 4 and torch.equal(a['preds'], b['preds']) and len(a['preds']) == 20   # each predicts all of them
+        for how, (same_data, parts, kept, same_cbs, modules) in ((k, v)
+                                                                 for k, v in out.items() if k != 'preds'):
+            assert (same_data and parts == [] and kept == [] and same_cbs
+                    and modules == ['Sequential', 'Linear', 'Tanh', 'Linear']), how
+    # each predicts all of them
+    assert len(a) == 4 and torch.equal(a['preds'], b['preds']) and len(a['preds']) == 20
 
 # ---------------------------------------------------------------- ends
 
@@ -862,10 +437,13 @@ def own(tmp_path):
     return tmp_path
 
 @launches
-def test_a_worker_that_is_killed_ends_the_run_and_the_checkpoint_goes_on(own, script, tmp_path_factory, monkeypatch):
-    monkeypatch.setenv('EXP_DEVICE', 'cpu'); monkeypatch.setenv('EXP_SEED', '42')
+def test_a_worker_that_is_killed_ends_the_run_and_the_checkpoint_goes_on(own, script, tmp_path_factory,
+                                                                         monkeypatch):
+    monkeypatch.setenv('EXP_DEVICE', 'cpu')
+    monkeypatch.setenv('EXP_SEED', '42')
     chance = random.SystemRandom()   # the trainings here seed the other
-    event, n = chance.choice(['before_batch', 'after_pred', 'after_backward', 'after_step', 'after_batch', 'writing']), chance.randrange(5, 6*7 - 2)
+    event, n = chance.choice(['before_batch', 'after_pred', 'after_backward', 'after_step', 'after_batch',
+                              'writing']), chance.randrange(5, 6*7 - 2)
     victim = 0 if event == 'writing' else chance.choice([0, 1])
     print(case := f'rank {victim} was killed in {event} of batch {n}')
     with Launch(2, own, own, 'kill', victim, event, n) as launch:
@@ -877,7 +455,8 @@ def test_a_worker_that_is_killed_ends_the_run_and_the_checkpoint_goes_on(own, sc
         err = launch.text('err')
         assert 'SIGKILL' in err or '-9' in err or 'Signal 9' in err, (case, err[-2000:])
         assert 'came to its end' not in launch.text('out')
-    assert sorted(p.name for p in own.glob('*fit.ckpt*') if not p.name.endswith('.part')) == ['fit.ckpt'], case
+    assert (sorted(p.name for p in own.glob('*fit.ckpt*') if not p.name.endswith('.part'))
+            == ['fit.ckpt']), case
     torch.manual_seed(7)
     resumed = script.long_training(own)
     torch.manual_seed(7)
@@ -889,7 +468,9 @@ def test_a_worker_that_is_killed_ends_the_run_and_the_checkpoint_goes_on(own, sc
 def test_an_interrupt_of_the_launcher_ends_all(own):
     with Launch(2, own, own, 'wait') as launch:
         end = time.monotonic() + 60
-        while not all((own/f'at.{r}').exists() for r in range(2)) and time.monotonic() < end and launch.process.poll() is None: time.sleep(0.1)
+        while (not all((own/f'at.{r}').exists() for r in range(2)) and time.monotonic() < end
+               and launch.process.poll() is None):
+            time.sleep(0.1)
         assert launch.process.poll() is None and (own/'at.1').exists(), launch.text('err')[-2000:]
         launch.process.send_signal(signal.SIGINT)
         assert launch.wait(60) != 0
@@ -906,10 +487,12 @@ def test_an_error_in_one_process_ends_all_and_is_shown(own):
 
 @launches
 def test_the_example_trains_with_two_processes_and_prints_once(tmp_path):
-    with Launch(2, tmp_path, '--epochs', 1, '--bs', 512, '--hidden', 16, '--checkpoint', tmp_path/'mnist.ckpt', script=ROOT/'examples'/'train_mnist.py') as launch:
+    with Launch(2, tmp_path, '--epochs', 1, '--bs', 512, '--hidden', 16, '--checkpoint',
+                tmp_path/'mnist.ckpt', script=ROOT/'examples'/'train_mnist.py') as launch:
         assert launch.wait(120) == 0, launch.text('err')[-3000:]
         out = launch.text('out')
-    assert len(re.findall(r'accuracy on [\d,]+ validation images: \d+\.\d+ %', out)) == 1 and out.count('train_loss') == 1
+    assert (len(re.findall(r'accuracy on [\d,]+ validation images: \d+\.\d+ %', out)) == 1
+            and out.count('train_loss') == 1)
     assert sorted(p.name for p in tmp_path.iterdir() if 'ckpt' in p.name) == ['mnist.ckpt']
 
 # ---------------------------------------------------------------- one process
@@ -917,7 +500,9 @@ def test_the_example_trains_with_two_processes_and_prints_once(tmp_path):
 def small(seed=0, **kwargs):
     torch.manual_seed(seed)
     x = torch.randn(30, 4)
-    return Learner(make_data(Dataset(x, (x.sum(1) > 0).long()), Dataset(x, (x.sum(1) > 0).long()), bs=8), nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.3), nn.Linear(6, 2)), metrics=accuracy, **kwargs)
+    return Learner(make_data(Dataset(x, (x.sum(1) > 0).long()), Dataset(x, (x.sum(1) > 0).long()), bs=8),
+                   nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.3), nn.Linear(6, 2)),
+                   metrics=accuracy, **kwargs)
 
 def rows(learn): return [{k: v for k, v in row.items() if k != 'seconds'} for row in learn.history]
 
@@ -927,24 +512,30 @@ def test_in_one_process_nothing_changes_bit_for_bit():
         torch.manual_seed(1)
         learn.fit_one_cycle(2, 0.01)
     for learn in (with_callback, asked):
-        assert differ(learn.model.state_dict(), plain.model.state_dict(), tolerance=0) == [] and rows(learn) == rows(plain) and learn.recorder.losses == plain.recorder.losses
+        assert (differ(learn.model.state_dict(), plain.model.state_dict(), tolerance=0) == []
+                and rows(learn) == rows(plain) and learn.recorder.losses == plain.recorder.losses)
 
 def test_in_one_process_there_is_no_group(monkeypatch):
     for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'): monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
     with distributed() as device:
-        assert isinstance(device, torch.device) and not dist.is_initialized() and (rank(), world_size(), is_first()) == (0, 1, True)
+        assert (isinstance(device, torch.device) and not dist.is_initialized()
+                and (rank(), world_size(), is_first()) == (0, 1, True))
         barrier()
     assert dict(os.environ) == before
     t = torch.tensor([1., 2.])
-    assert torch.equal(sum_over_ranks(t), t) and torch.equal(gather_over_ranks(t), t) and sum_over_ranks(t) is not t
+    assert (torch.equal(sum_over_ranks(t), t) and torch.equal(gather_over_ranks(t), t)
+            and sum_over_ranks(t) is not t)
     with pytest.raises(RuntimeError): gather_over_ranks(torch.tensor(1.))
     for exchange, what in itertools.product((sum_over_ranks, gather_over_ranks), (1., [1.], None)):
         with pytest.raises((TypeError, AttributeError)): exchange(what)
 
 def test_a_launch_that_is_not_whole_is_refused(monkeypatch):
-    monkeypatch.setenv('RANK', '0'); monkeypatch.setenv('WORLD_SIZE', '2'); monkeypatch.setenv('EXP_DEVICE', 'cpu')
-    for name in ('MASTER_ADDR', 'MASTER_PORT', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE'): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('RANK', '0')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('EXP_DEVICE', 'cpu')
+    for name in ('MASTER_ADDR', 'MASTER_PORT', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE'):
+        monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
     with pytest.raises(ValueError, match='MASTER_ADDR'):
         with distributed(): pass
@@ -952,7 +543,9 @@ def test_a_launch_that_is_not_whole_is_refused(monkeypatch):
     assert dict(os.environ) == before and not dist.is_initialized()
 
 def test_a_process_that_waits_for_others_in_vain_says_so_in_time(monkeypatch):
-    for name, value in dict(RANK=0, WORLD_SIZE=2, LOCAL_RANK=0, LOCAL_WORLD_SIZE=2, MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), EXP_DEVICE='cpu').items(): monkeypatch.setenv(name, str(value))
+    for name, value in dict(RANK=0, WORLD_SIZE=2, LOCAL_RANK=0, LOCAL_WORLD_SIZE=2, MASTER_ADDR='127.0.0.1',
+                            MASTER_PORT=free_port(), EXP_DEVICE='cpu').items():
+        monkeypatch.setenv(name, str(value))
     if not dist.is_available(): pytest.skip('no torch.distributed')
     before, start = dict(os.environ), time.monotonic()
     with pytest.raises(RuntimeError, match='joined'):
@@ -982,8 +575,10 @@ def by_rank(make, ranks, epoch, skip):
     return list(zip(*out, strict=True))
 
 @hypothesis_settings(max_examples=80, deadline=None)
-@given(n=st.integers(1, 40), bs=st.integers(1, 12), ranks=st.integers(1, 6), epoch=st.integers(0, 3), shuffle=st.booleans(), drop_last=st.booleans(), sliceable=st.booleans(), skip=st.floats(0, 1))
-def test_the_parts_of_all_ranks_joined_are_the_whole_plan(n, bs, ranks, epoch, shuffle, drop_last, sliceable, skip):
+@given(n=st.integers(1, 40), bs=st.integers(1, 12), ranks=st.integers(1, 6), epoch=st.integers(0, 3),
+       shuffle=st.booleans(), drop_last=st.booleans(), sliceable=st.booleans(), skip=st.floats(0, 1))
+def test_the_parts_of_all_ranks_joined_are_the_whole_plan(n, bs, ranks, epoch, shuffle, drop_last, sliceable,
+                                                          skip):
     if drop_last and n < bs: bs = n
     skip = int(skip*n)//bs*bs   # whole batches: where a checkpoint is written
     ds = Dataset(torch.arange(n), torch.arange(n)) if sliceable else Items(n)
@@ -998,24 +593,29 @@ def test_the_parts_of_all_ranks_joined_are_the_whole_plan(n, bs, ranks, epoch, s
         assert {size for *_, size in parts} == {len(expected)}
         sizes = [own for _, _, own, _ in parts]
         assert sum(sizes) == len(expected) and max(sizes) - min(sizes) <= 1
-        for items, x, own, _ in parts: assert items == x and (len(items) == own or own == 0 and items == expected[:1])
+        for items, x, own, _ in parts:
+            assert items == x and (len(items) == own or own == 0 and items == expected[:1])
 
 @pytest.mark.parametrize('ranks', [2, 3])
 def test_with_workers_the_parts_are_the_same_and_the_workers_stay(ranks):
     plain = by_rank(lambda: DataLoader(Items(23), 5, shuffle=True, seed=3), ranks, 1, 10)
-    assert by_rank(lambda: DataLoader(Items(23), 5, shuffle=True, seed=3, num_workers=2), ranks, 1, 10) == plain
+    assert (by_rank(lambda: DataLoader(Items(23), 5, shuffle=True, seed=3, num_workers=2), ranks, 1,
+                    10) == plain)
     dl = DataLoader(Items(23), 5, num_workers=1, seed=3)
     a, b = (RankLoader(dl, r, 2) for r in (0, 1))
     try:
         first = [b.items for b in a]
         engine = dl.workers.idle
-        assert engine is not None and [list(x.items) for x in a] == [list(x) for x in first] and dl.workers.idle is engine
-        assert [list(x.items) for x in b] == [list(r[len(r)//2:]) for r in (range(0, 5), range(5, 10), range(10, 15), range(15, 20), range(20, 23))] and dl.workers.idle is engine
+        assert (engine is not None and [list(x.items) for x in a] == [list(x) for x in first]
+                and dl.workers.idle is engine)
+        assert ([list(x.items) for x in b] == [list(r[len(r)//2:]) for r in (range(0, 5), range(5, 10), range(
+            10, 15), range(15, 20), range(20, 23))] and dl.workers.idle is engine)
     finally: dl.close()
 
 def test_a_user_s_batch_sampler_is_cut_too():
     make = lambda: DataLoader(Items(9), batch_sampler=[[3, 1, 4], [0], [8, 7, 6, 5, 2]])
-    assert [[items for items, _, own, _ in parts if own] for parts in by_rank(make, 2, 0, 0)] == [[[3], [1, 4]], [[0]], [[8, 7], [6, 5, 2]]]
+    assert ([[items for items, _, own, _ in parts if own]
+             for parts in by_rank(make, 2, 0, 0)] == [[[3], [1, 4]], [[0]], [[8, 7], [6, 5, 2]]])
 
 def test_leaving_a_pass_early_and_beginning_another():
     dl = RankLoader(DataLoader(Items(12), 4, shuffle=True, seed=1), 1, 2)

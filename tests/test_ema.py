@@ -1,4 +1,5 @@
-"""EMA: the averages are those by hand, validation and SaveBest see them, training does not, and whatever happens the raw weights come back."""
+"""EMA: the averages are those by hand, validation and SaveBest see them, training does not, and whatever
+happens the raw weights come back."""
 import copy
 
 import pytest
@@ -23,7 +24,8 @@ def points(n, seed):
 def learner(*cbs, opt_func=None):
     set_seed(1)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
-    return Learner(make_data(points(40, 1), points(16, 2), bs=8, seed=3), model, lr=0.05, cbs=[Progress(False), *cbs], opt_func=opt_func)
+    return Learner(make_data(points(40, 1), points(16, 2), bs=8, seed=3), model, lr=0.05,
+                   cbs=[Progress(False), *cbs], opt_func=opt_func)
 
 def weights(learn): return [p.detach().clone() for p in learn.model.parameters()]
 def states(learn): return copy.deepcopy(learn.model.state_dict())
@@ -42,7 +44,9 @@ def by_hand(steps, decay):
     shares = [decay**(len(steps) - 1 - i) for i in range(len(steps))]
     return [sum(s*w.double() for s, w in zip(shares, ws))/sum(shares) for ws in zip(*steps)]
 
-@pytest.mark.parametrize('cbs', [(), (lambda: GradAccumulation(16),), (lambda: MixedPrecision(torch.bfloat16),), (lambda: MixedPrecision(init_scale=2.**20, growth_interval=2),)],
+@pytest.mark.parametrize('cbs',
+                         [(), (lambda: GradAccumulation(16),), (lambda: MixedPrecision(torch.bfloat16),),
+                          (lambda: MixedPrecision(init_scale=2.**20, growth_interval=2),)],
                          ids=['plain', 'accumulated', 'bf16', 'fp16 with skipped steps'])
 @pytest.mark.parametrize('decay', [0., 0.5, 0.99])
 def test_the_average_is_that_of_the_steps_by_hand(decay, cbs):
@@ -58,7 +62,8 @@ def test_the_average_is_that_of_the_steps_by_hand(decay, cbs):
     last = [ema.averages[order[id(p)]] for p in learn.model.parameters()]
     assert same(note.seen[-1], last) and same(weights(learn), note.steps[-1])
 
-@pytest.mark.parametrize('make', [lambda: [], lambda: [GradAccumulation(16)], lambda: [MixedPrecision(torch.bfloat16)]])
+@pytest.mark.parametrize('make', [lambda: [], lambda: [GradAccumulation(16)],
+                                  lambda: [MixedPrecision(torch.bfloat16)]])
 def test_training_is_the_same_to_the_bit(make):
     (raw := learner(*make())).fit(3)
     (averaged := learner(EMA(0.9), *make())).fit(3)
@@ -69,7 +74,9 @@ def test_training_is_the_same_to_the_bit(make):
 class Stop(Callback):
     "Raises in the middle of a validation."
     order = 80
-    def __init__(self, error, event): self.error = error; setattr(self, event, self.stop)
+    def __init__(self, error, event):
+        self.error = error
+        setattr(self, event, self.stop)
     def stop(self):
         if not self.in_train and self.epoch == 1: raise self.error
 
@@ -89,7 +96,8 @@ def test_save_best_writes_the_averages_and_puts_them_back(tmp_path):
     learn = learner(EMA(0.9), SaveBest(tmp_path/'best.pth', 'train_loss'), seen)
     learn.fit(1)
     assert equal(load_state(tmp_path/'best.pth'), seen.state) and not equal(states(learn), seen.state)
-    learn = learner(EMA(0.9, load_average=True), SaveBest(tmp_path/'best.pth', load_best=True), EarlyStopping(patience=1))
+    learn = learner(EMA(0.9, load_average=True), SaveBest(tmp_path/'best.pth', load_best=True),
+                    EarlyStopping(patience=1))
     learn.fit(5)
     assert equal(states(learn), load_state(tmp_path/'best.pth'))
 
@@ -114,7 +122,8 @@ def test_a_resumed_fit_is_the_unbroken_one_to_the_bit(at, tmp_path):
     (tmp_path/'fit.ckpt').unlink()
     run(Break())
     again, second = run(resume=True)
-    assert equal(states(whole), states(again)) and second.n == first.n and same(first.averages, second.averages)
+    assert (equal(states(whole), states(again)) and second.n == first.n
+            and same(first.averages, second.averages))
     assert whole.history.column('valid_loss') == again.history.column('valid_loss')
 
 def test_a_state_is_loaded_before_a_fit_too_and_each_fit_begins_anew():
@@ -147,7 +156,8 @@ def test_averages_of_halves_are_kept_in_float32():
     ema = EMA(0.999)
     model = nn.Linear(4, 3).bfloat16()
     ds = Dataset(torch.randn(400, 4).bfloat16(), torch.randint(3, (400,)))
-    Runner(make_data(ds, ds, bs=4), model, loss_func=lambda p, y: F.cross_entropy(p.float(), y), lr=0.5, cbs=ema).fit(1)
+    Runner(make_data(ds, ds, bs=4), model, loss_func=lambda p, y: F.cross_entropy(p.float(), y), lr=0.5,
+           cbs=ema).fit(1)
     assert all(a.dtype == torch.float32 for a in ema.averages) and model.weight.dtype == torch.bfloat16
 
 def test_frozen_parameters_stay_exactly_what_they_are():
@@ -157,7 +167,9 @@ def test_frozen_parameters_stay_exactly_what_they_are():
     learn.fit(2)
     assert any(torch.equal(a, learn.model[0].weight) for a in ema.averages if a.shape == (8, 4))
 
-@pytest.mark.parametrize('make', [lambda **kw: EarlyStopping(patience=3, **kw), lambda **kw: SaveBest('unused.pth', **kw)], ids=['EarlyStopping', 'SaveBest'])
+@pytest.mark.parametrize('make', [lambda **kw: EarlyStopping(patience=3, **kw),
+                                  lambda **kw: SaveBest('unused.pth', **kw)],
+                         ids=['EarlyStopping', 'SaveBest'])
 def test_reset_on_fit_false_lets_several_fits_count_as_one(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for reset in (True, False):

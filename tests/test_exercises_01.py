@@ -16,7 +16,8 @@ def hides_with_eps(train, x): return (x.float() - train.float().mean(0))/(train.
 
 def bad_files(folder):
     lines = [line.split(maxsplit=1) for line in (folder/'SHA256SUMS').read_text().splitlines()]
-    good = lambda digest, name: (folder/name).is_file() and hashlib.sha256((folder/name).read_bytes()).hexdigest() == digest
+    good = (lambda digest, name: (folder/name).is_file()
+            and hashlib.sha256((folder/name).read_bytes()).hexdigest() == digest)
     return sorted(name for digest, name in lines if not good(digest, name))
 
 def missing_only(folder): return [n for n in bad_files(folder) if not (folder/n).exists()]
@@ -30,8 +31,10 @@ def no_shape(t): return struct.pack('>BBBBI', 0, 0, 8, 1, t.numel()) + t.numpy()
 @pytest.mark.parametrize('name, answer', [('01.1', per_pixel), ('01.2', bad_files), ('01.3', to_idx)])
 def test_a_right_answer_is_right(name, answer): assert check_exercise(name, answer) == f'{name}: right'
 
-@pytest.mark.parametrize('name, answer', [('01.1', divides_by_zero), ('01.1', over_all_pixels), ('01.1', of_its_own), ('01.1', hides_with_eps),
-                                          ('01.2', missing_only), ('01.2', all_files), ('01.3', little_endian), ('01.3', wrong_type), ('01.3', no_shape)])
+@pytest.mark.parametrize('name, answer', [('01.1', divides_by_zero), ('01.1', over_all_pixels),
+                                          ('01.1', of_its_own), ('01.1', hides_with_eps),
+                                          ('01.2', missing_only), ('01.2', all_files),
+                                          ('01.3', little_endian), ('01.3', wrong_type), ('01.3', no_shape)])
 def test_a_wrong_answer_is_told_what_is_wrong(name, answer):
     verdict = check_exercise(name, answer)
     assert 'right' not in verdict.split()[1] and len(verdict) > 30

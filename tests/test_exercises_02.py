@@ -36,7 +36,8 @@ def one_row_wrong(x):
     out[1] = 0.
     return out
 
-@pytest.mark.parametrize('name,answer', [('02.1', distances), ('02.2', standardize_rows), ('02.3', log_sigmoid)])
+@pytest.mark.parametrize('name,answer',
+                         [('02.1', distances), ('02.2', standardize_rows), ('02.3', log_sigmoid)])
 def test_right_answers_are_right(name, answer):
     assert check_exercise(name, None) == f'{name}: not yet'
     assert check_exercise(name, answer) == f'{name}: right'
@@ -50,14 +51,17 @@ def test_right_answers_are_right(name, answer):
     ('02.1', distances_by_rows, 'it loops over rows'),
     ('02.1', distances_by_lists, 'stay with tensors'),
     ('02.1', one_wrong, 'row 7 of a and row 3 of b'),
-    ('02.2', one_row_wrong, 'the row (0, 0, 0, 1) becomes (0, 0, 0, 0); it should be (-0.5774, -0.5774, -0.5774, 1.732)'),
+    ('02.2', one_row_wrong,
+     'the row (0, 0, 0, 1) becomes (0, 0, 0, 0); it should be (-0.5774, -0.5774, -0.5774, 1.732)'),
     ('02.2', lambda x: (x - x.mean(1, keepdim=True))/variance(x, 1, keepdim=True).sqrt(), 'becomes NaN'),
-    ('02.2', lambda x: (x - x.mean(1, keepdim=True))/(x.std(1, keepdim=True) + 1e-9), 'sample standard deviation'),
+    ('02.2', lambda x: (x - x.mean(1, keepdim=True))/(x.std(1, keepdim=True) + 1e-9),
+     'sample standard deviation'),
     ('02.2', lambda x: standardize_rows(x.t()).t(), 'becomes'),
     ('02.2', lambda x: x.sub_(x.mean(1, keepdim=True)), 'changes its argument'),
     ('02.2', lambda x: x[0], 'shape is (4,)'),
     ('02.3', lambda x: x.sigmoid().log(), 'for -1000 it answers -inf; it should be -1000'),
-    ('02.3', lambda x: logsumexp(torch.stack([torch.zeros_like(x), -x]), 0), 'for -1000 it answers 1000; it should be -1000'),
+    ('02.3', lambda x: logsumexp(torch.stack([torch.zeros_like(x), -x]), 0),
+     'for -1000 it answers 1000; it should be -1000'),
     ('02.3', lambda x: logsumexp(x), 'shape is (2,)'),
     ('02.3', 3, 'raised TypeError')])
 def test_wrong_answers_are_told_why(name, answer, says): assert says in check_exercise(name, answer)

@@ -25,7 +25,8 @@ def gradient_at(f, x):
 
 def hessian_vector(f, x, v, h=1e-5): return (gradient_at(f, x + h*v) - gradient_at(f, x - h*v))/(2*h)
 
-def whole_hessian(f, x, v, h=1e-5): return torch.stack([hessian_vector(f, x, unit) for unit in torch.eye(len(x), dtype=x.dtype)]) @ v
+def whole_hessian(f, x, v, h=1e-5):
+    return torch.stack([hessian_vector(f, x, unit) for unit in torch.eye(len(x), dtype=x.dtype)]) @ v
 
 @pytest.mark.parametrize('name,answer', [('03.1', tanh), ('03.2', gradients), ('03.3', hessian_vector)])
 def test_right_answers_are_right(name, answer):
@@ -36,11 +37,14 @@ def test_right_answers_are_right(name, answer):
     ('03.1', lambda v: (v.exp() - (-v).exp())/(v.exp() + (-v).exp()), 'its value at'),
     ('03.1', lambda v: v.data.tanh(), 'answers a Tensor'),
     ('03.1', lambda v: Variable(v.data.tanh()), 'no edge'),
-    ('03.1', lambda v: Variable.from_op('tanh', v.data.tanh(), (v, lambda g: g*(1 - v.data**2))), 'the gradient at'),
-    ('03.1', lambda v: Variable.from_op('tanh', v.data.tanh(), (v, lambda g: g*4/(v.data.exp() + (-v.data).exp())**2*v.data.exp()/v.data.exp())), 'NaN'),
+    ('03.1', lambda v: Variable.from_op('tanh', v.data.tanh(), (v, lambda g: g*(1 - v.data**2))),
+     'the gradient at'),
+    ('03.1', lambda v: Variable.from_op('tanh', v.data.tanh(), (
+        v, lambda g: g*4/(v.data.exp() + (-v.data).exp())**2*v.data.exp()/v.data.exp())), 'NaN'),
     ('03.2', lambda x, w, b, t: tuple(7*g for g in gradients(x, w, b, t)), 'that of the sum'),
     ('03.2', lambda x, w, b, t: gradients(x, w, b, t)[0], 'two gradients'),
-    ('03.2', lambda x, w, b, t: (gradients(x, w, b, t)[0].T, gradients(x, w, b, t)[1]), 'it should be (5, 3)'),
+    ('03.2', lambda x, w, b, t: (gradients(x, w, b, t)[0].T, gradients(x, w, b, t)[1]),
+     'it should be (5, 3)'),
     ('03.2', lambda x, w, b, t: (gradients(x, w, b, t)[0], torch.zeros(3)), 'for b is off'),
     ('03.2', by_torch, 'raised'),
     ('03.3', whole_hessian, 'it calls f 60 times'),

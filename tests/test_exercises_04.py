@@ -14,7 +14,8 @@ def bce_gradient(X, w, y): return X.t() @ ((X @ w).sigmoid() - y)/len(y)
 class R2(Metric):
     def __init__(self):
         super().__init__()
-        self.add_state('pred', torch.empty(0), 'cat'); self.add_state('yb', torch.empty(0), 'cat')
+        self.add_state('pred', torch.empty(0), 'cat')
+        self.add_state('yb', torch.empty(0), 'cat')
     def update(self, pred, yb): self.add(pred=pred, yb=yb)
     def compute(self): return 1 - ((self.yb - self.pred)**2).sum()/((self.yb - self.yb.mean())**2).sum()
 
@@ -24,8 +25,11 @@ class ShiftedR2:
     def update(self, pred, yb):
         if self.origin is None: self.origin = yb[0].clone()
         d = yb - self.origin
-        self.sums += torch.stack([((yb - pred)**2).sum(), (d**2).sum(), d.sum(), torch.tensor(float(len(yb)))])
-    def compute(self): e, dd, d, n = self.sums; return 1 - e/(dd - d**2/n)
+        self.sums += torch.stack([((yb - pred)**2).sum(), (d**2).sum(), d.sum(),
+                                  torch.tensor(float(len(yb)))])
+    def compute(self):
+        e, dd, d, n = self.sums
+        return 1 - e/(dd - d**2/n)
 
 class OnePassR2(ShiftedR2):
     def update(self, pred, yb):
@@ -40,7 +44,8 @@ class MeanOfBatches:
 class Forgetless(R2):
     def reset(self): pass
 
-@pytest.mark.parametrize('name, answer', [('04.1', pinball), ('04.2', bce_gradient), ('04.3', R2), ('04.3', ShiftedR2)])
+@pytest.mark.parametrize('name, answer',
+                         [('04.1', pinball), ('04.2', bce_gradient), ('04.3', R2), ('04.3', ShiftedR2)])
 def test_right_answers_are_right(name, answer): assert check_exercise(name, answer) == f'{name}: right'
 
 @pytest.mark.parametrize('name, answer, says', [

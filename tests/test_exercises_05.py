@@ -16,10 +16,12 @@ def balanced(y, seed, epoch):
 def test_05_1():
     assert check_exercise('05.1', balanced) == '05.1: right'
     assert '[50, 8, 20]' in check_exercise('05.1', lambda y, seed, epoch: list(range(len(y))))
-    assert 'another epoch gives the same' in check_exercise('05.1', lambda y, seed, epoch: balanced(y, seed, 0))
+    assert 'another epoch gives the same' in check_exercise('05.1',
+                                                            lambda y, seed, epoch: balanced(y, seed, 0))
     assert 'another seed' in check_exercise('05.1', lambda y, seed, epoch: balanced(y, 1, epoch))
     assert 'twice' in check_exercise('05.1', lambda y, seed, epoch: [0]*8 + [50]*8 + [60]*8)
-    assert 'one after the other' in check_exercise('05.1', lambda y, seed, epoch: sorted(balanced(y, seed, epoch)))
+    assert 'one after the other' in check_exercise('05.1',
+                                                   lambda y, seed, epoch: sorted(balanced(y, seed, epoch)))
     by_class = lambda y, seed, epoch: sorted(balanced(y, seed, epoch), key=lambda i: int(y[i]))
     assert 'one after the other' in check_exercise('05.1', by_class)
 
@@ -34,7 +36,9 @@ def test_05_2():
         n = min(len(x) for x, _ in samples)
         return torch.stack([x[:n] for x, _ in samples]), torch.tensor([y for _, y in samples])
     assert 'shape (2, 1)' in check_exercise('05.2', cut)
-    def in_front(samples): return torch.stack([nn.functional.pad(x, (3 - len(x), 0)) for x, _ in samples]), [y for _, y in samples]
+    def in_front(samples):
+        return torch.stack([nn.functional.pad(x, (3 - len(x), 0))
+                            for x, _ in samples]), [y for _, y in samples]
     assert '[[1, 2, 3], [0, 0, 4]]' in check_exercise('05.2', in_front)
     def real(samples):
         xb, yb = pad_collate(samples)

@@ -8,7 +8,9 @@ from exp.core import check_exercise
 
 class GradNorms(Callback):
     def before_fit(self): self.norms = []
-    def after_backward(self): self.norms.append(torch.stack([p.grad.norm() for p in self.model.parameters() if p.grad is not None]).norm())
+    def after_backward(self):
+        self.norms.append(torch.stack([p.grad.norm()
+                                       for p in self.model.parameters() if p.grad is not None]).norm())
 
 class InputNoise(Callback):
     def __init__(self, std): self.std = std
@@ -26,7 +28,8 @@ class NeverForgets(GradNorms):
     def before_fit(self): self.norms = getattr(self, 'norms', None) or []
 
 class SumOfNorms(GradNorms):
-    def after_backward(self): self.norms.append(sum(p.grad.norm() for p in self.model.parameters() if p.grad is not None))
+    def after_backward(self):
+        self.norms.append(sum(p.grad.norm() for p in self.model.parameters() if p.grad is not None))
 
 class InPlace(InputNoise):
     def before_batch(self):
@@ -36,7 +39,7 @@ class Always(InputNoise):
     def before_batch(self): self.run.xb = self.xb + self.std*torch.randn_like(self.xb)
 
 class OnlyLocal(InputNoise):
-    def before_batch(self): xb = self.xb + self.std
+    def before_batch(self): self.xb + self.std
 
 class Uniform(InputNoise):
     def before_batch(self):
@@ -48,7 +51,9 @@ class NotNormal(InputNoise):   # with the right mean and deviation
 
 class SameEachEpoch(InputNoise):
     def before_batch(self):
-        if self.in_train: self.run.xb = self.xb + self.std*torch.randn(self.xb.shape, generator=torch.Generator().manual_seed(self.iter))
+        if self.in_train:
+            self.run.xb = (self.xb + self.std*torch.randn(self.xb.shape,
+                                                          generator=torch.Generator().manual_seed(self.iter)))
 
 class OffByOne(EveryNth):
     def before_step(self):

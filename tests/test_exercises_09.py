@@ -23,7 +23,8 @@ RIGHT = {'09.1': output_shapes, '09.2': hold, '09.3': gradient_norms}
 
 def by_definition(model, xb):
     shapes = {}
-    with Hooks(leaves(model), lambda hook, module, inp, outp: shapes.__setitem__(module, outp.shape)): model(xb)
+    with Hooks(leaves(model), lambda hook, module, inp, outp: shapes.__setitem__(module, outp.shape)):
+        model(xb)
     return [shapes[m] for m in leaves(model)]
 
 def all_modules(model, xb):
@@ -56,7 +57,8 @@ def gradients_left(model, loss_func, xb, yb):
 
 def input_gradients(model, loss_func, xb, yb):
     def keep(hook, module, grad_inp, grad_outp): hook.norm = grad_inp[0].norm()
-    with Hooks(model, keep, forward=False) as hooks: loss_func(model(xb.clone().requires_grad_()), yb).backward()
+    with Hooks(model, keep, forward=False) as hooks:
+        loss_func(model(xb.clone().requires_grad_()), yb).backward()
     return [hook.norm for hook in hooks]
 
 WRONG = [
@@ -64,10 +66,13 @@ WRONG = [
     ('09.1', all_modules, 'is right'),
     ('09.1', never_removed, 'hooks are left on the model'),
     ('09.1', removed_if_all_goes_well, 'after an error'),
-    ('09.2', lambda module, lo, hi: Hook(module, lambda hook, module, inp, outp: None), 'the outputs lie between'),
-    ('09.2', lambda module, lo, hi: Hook(module, lambda hook, module, inp, outp: outp*0), 'the outputs lie between'),
+    ('09.2', lambda module, lo, hi: Hook(module, lambda hook, module, inp, outp: None),
+     'the outputs lie between'),
+    ('09.2', lambda module, lo, hi: Hook(module, lambda hook, module, inp, outp: outp*0),
+     'the outputs lie between'),
     ('09.2', hold_for_good, 'still changed'),
-    ('09.2', lambda module, lo, hi: Hooks([module], lambda hook, module, inp, outp: outp.clamp(lo, hi)), 'a Hook is expected'),
+    ('09.2', lambda module, lo, hi: Hooks([module], lambda hook, module, inp, outp: outp.clamp(lo, hi)),
+     'a Hook is expected'),
     ('09.3', lambda *args: gradient_norms(*args)[::-1], 'from the last part'),
     ('09.3', gradients_left, '3 hooks are left'),
     ('09.3', input_gradients, 'is right'),

@@ -50,7 +50,8 @@ def small(model):
     with torch.no_grad(): model[-1][-1].weight.mul_(0.1)
     return model
 def default_start(model):
-    nn.init.zeros_(model[-1][-1].weight); nn.init.zeros_(model[-1][-1].bias)
+    nn.init.zeros_(model[-1][-1].weight)
+    nn.init.zeros_(model[-1][-1].bias)
     return model
 
 WRONG = [

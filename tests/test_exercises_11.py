@@ -17,7 +17,8 @@ def fold(conv, norm):
         new.bias.copy_(((0 if conv.bias is None else conv.bias) - norm.running_mean)*scale + norm.bias)
     return new
 
-def ghost_norm(x, size): return torch.cat([F.batch_norm(part, None, None, training=True) for part in x.split(size)])
+def ghost_norm(x, size):
+    return torch.cat([F.batch_norm(part, None, None, training=True) for part in x.split(size)])
 
 def combine(n1, mean1, var1, n2, mean2, var2):
     n, gap = n1 + n2, mean2 - mean1
@@ -49,7 +50,8 @@ def fold_unscaled_bias(conv, norm):
 def ghost_in_place(x, size): return x.copy_(ghost_norm(x, size))
 def ghost_unbiased(x, size):
     parts = x.split(size)
-    return torch.cat([(p - p.mean((0, 2, 3), keepdim=True))/(p.var((0, 2, 3), keepdim=True) + 1e-5).sqrt() for p in parts])
+    return torch.cat([(p - p.mean((0, 2, 3), keepdim=True))/(p.var((0, 2, 3), keepdim=True) + 1e-5).sqrt()
+                      for p in parts])
 def combine_without_gap(n1, mean1, var1, n2, mean2, var2):
     n = n1 + n2
     return n, (n1*mean1 + n2*mean2)/n, (n1*var1 + n2*var2)/n

@@ -38,30 +38,41 @@ def only_weights(conv, x): conv.weight.div_(conv(x).std((0, 2, 3))[:, None, None
 @torch.no_grad()
 def only_scaled(conv, x):
     std = conv(x).std((0, 2, 3))
-    conv.weight.div_(std[:, None, None, None]); conv.bias.div_(std)
+    conv.weight.div_(std[:, None, None, None])
+    conv.bias.div_(std)
 @torch.no_grad()
 def mixed(conv, x): conv.weight.normal_()
 @torch.no_grad()
-def negative(conv, x): standardize_channels(conv, x); conv.weight.neg_(); conv.bias.neg_()
+def negative(conv, x):
+    standardize_channels(conv, x)
+    conv.weight.neg_()
+    conv.bias.neg_()
 def replaced(conv, x): conv.weight = torch.nn.Parameter(conv.weight/2)
 @torch.no_grad()
-def rows_only(w): w.copy_(torch.nn.functional.normalize(torch.randn(w.shape).flatten(1), dim=1).reshape(w.shape))
+def rows_only(w):
+    w.copy_(torch.nn.functional.normalize(torch.randn(w.shape).flatten(1), dim=1).reshape(w.shape))
 @torch.no_grad()
-def fixed(w): torch.nn.init.eye_(m := torch.empty(w.shape).flatten(1)); w.copy_(m.reshape(w.shape))
+def fixed(w):
+    torch.nn.init.eye_(m := torch.empty(w.shape).flatten(1))
+    w.copy_(m.reshape(w.shape))
 
 def whole_pass(module, model, xb):
     with Hook(module, lambda h, m, i, o: setattr(h, 'out', o)) as hook: model(xb)
     return hook.out
 
 def leaves_hook(module, model, xb):
-    def stop(hook, m, inp, outp): hook.out = outp; raise Enough
+    def stop(hook, m, inp, outp):
+        hook.out = outp
+        raise Enough
     hook = Hook(module, stop)
     try: model(xb)
     except Enough: pass
     return hook.out
 
 def leaves_hook_on_error(module, model, xb):
-    def stop(hook, m, inp, outp): hook.out = outp; raise Enough
+    def stop(hook, m, inp, outp):
+        hook.out = outp
+        raise Enough
     hook = Hook(module, stop)
     try: model(xb)
     except Enough: hook.remove()

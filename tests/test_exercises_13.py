@@ -74,15 +74,20 @@ class ByZero(Standardize):
 class NoWayBack(Standardize):
     def decode(self, item): return item
 
-@pytest.mark.parametrize('name, answer', [('13.1', by_name), ('13.1', by_digest), ('13.2', Pad), ('13.3', Standardize)])
+@pytest.mark.parametrize('name, answer',
+                         [('13.1', by_name), ('13.1', by_digest), ('13.2', Pad), ('13.3', Standardize)])
 def test_a_right_answer_is_right(name, answer): assert check_exercise(name, answer) == f'{name}: right'
 
 @pytest.mark.parametrize('name, answer, match', [
-    ('13.1', by_path, 'not by the folder'), ('13.1', by_hash, 'another in each process'), ('13.1', half, 'about 20 %'), ('13.1', in_blocks, 'spread evenly'),
-    ('13.2', PadAndForgetPoints, 'they should come to'), ('13.2', PadInPlace, 'changes its argument'), ('13.2', PadCorner, 'in the middle'),
+    ('13.1', by_path, 'not by the folder'), ('13.1', by_hash, 'another in each process'),
+    ('13.1', half, 'about 20 %'), ('13.1', in_blocks, 'spread evenly'),
+    ('13.2', PadAndForgetPoints, 'they should come to'), ('13.2', PadInPlace, 'changes its argument'),
+    ('13.2', PadCorner, 'in the middle'),
     ('13.2', PadNoRole, 'role'), ('13.2', Squash, 'should fill'),
-    ('13.3', Unbiased, 'is right'), ('13.3', NoState, 'state_dict'), ('13.3', ByZero, 'ZeroDivisionError'), ('13.3', NoWayBack, 'way back')])
-def test_a_wrong_answer_is_told_what_is_wrong(name, answer, match): assert match in check_exercise(name, answer)
+    ('13.3', Unbiased, 'is right'), ('13.3', NoState, 'state_dict'), ('13.3', ByZero, 'ZeroDivisionError'),
+    ('13.3', NoWayBack, 'way back')])
+def test_a_wrong_answer_is_told_what_is_wrong(name, answer, match):
+    assert match in check_exercise(name, answer)
 
 def test_no_answer_is_not_yet():
     for name in ('13.1', '13.2', '13.3'): assert check_exercise(name, None) == f'{name}: not yet'

@@ -20,13 +20,19 @@ class Grows(Stretch):
     def matrix(self, rng, size): return scaling(rng.uniform(1, self.max_stretch))
 
 class Wider(Stretch):
-    def matrix(self, rng, size): f = rng.uniform(1, self.max_stretch); return scaling(f, 1/f)
+    def matrix(self, rng, size):
+        f = rng.uniform(1, self.max_stretch)
+        return scaling(f, 1/f)
 
 class Always(Stretch):
-    def matrix(self, rng, size): f = self.max_stretch; return scaling(f, 1/f) if rng.random() < 0.5 else scaling(1/f, f)
+    def matrix(self, rng, size):
+        f = self.max_stretch
+        return scaling(f, 1/f) if rng.random() < 0.5 else scaling(1/f, f)
 
 class TooFar(Stretch):
-    def matrix(self, rng, size): f = rng.uniform(1, 2*self.max_stretch); return scaling(f, 1/f) if rng.random() < 0.5 else scaling(1/f, f)
+    def matrix(self, rng, size):
+        f = rng.uniform(1, 2*self.max_stretch)
+        return scaling(f, 1/f) if rng.random() < 0.5 else scaling(1/f, f)
 
 class Moved(Stretch):
     def matrix(self, rng, size): return super().matrix(rng, size) @ translation(0.1)
@@ -38,7 +44,8 @@ def edges(old, boxes):
     real, (h, w) = boxes[boxes.any(1)], old
     if not len(real): return None
     at = (real + 1)/2*torch.tensor([w, h, w, h])
-    return math.floor(at[:, 0].min() + 1e-4), math.floor(at[:, 1].min() + 1e-4), math.ceil(at[:, 2].max() - 1e-4), math.ceil(at[:, 3].max() - 1e-4)
+    return math.floor(at[:, 0].min() + 1e-4), math.floor(at[:, 1].min() + 1e-4), math.ceil(
+        at[:, 2].max() - 1e-4), math.ceil(at[:, 3].max() - 1e-4)
 
 def safe_crop(rng, old, boxes):
     h, w = old
@@ -50,10 +57,13 @@ def cuts(rng, old, boxes):
     return l + 30, t, r, b
 def padding_counts(rng, old, boxes):
     at = (boxes + 1)/2*torch.tensor([old[1], old[0]]*2)
-    l, t, r, b = int(at[:, 0].min()), int(at[:, 1].min()), math.ceil(at[:, 2].max()), math.ceil(at[:, 3].max())
+    l, t, r, b = int(at[:, 0].min()), int(at[:,
+                                             1].min()), math.ceil(at[:, 2].max()), math.ceil(at[:, 3].max())
     return rng.randint(0, l), rng.randint(0, t - 10), rng.randint(r, old[1]), rng.randint(b, old[0])
 def never_moves(rng, old, boxes): return edges(old, boxes) or (0, 0, old[1], old[0])
-def leaves(rng, old, boxes): l, t, r, b = safe_crop(rng, old, boxes); return l, t, r + 100, b
+def leaves(rng, old, boxes):
+    l, t, r, b = safe_crop(rng, old, boxes)
+    return l, t, r + 100, b
 def in_floats(rng, old, boxes): return tuple(map(float, safe_crop(rng, old, boxes)))
 def mostly_small(rng, old, boxes):
     l, t, r, b = edges(old, boxes) or (50, 50, 51, 51)
@@ -90,7 +100,9 @@ def one_channel(x, rng):
     out[1:] = x[1:]
     return out
 def in_the_corner(x, rng):
-    def place(rng, h, w): ys, xs = rectangle(rng, h, w); return slice(0, ys.stop - ys.start), slice(0, xs.stop - xs.start)
+    def place(rng, h, w):
+        ys, xs = rectangle(rng, h, w)
+        return slice(0, ys.stop - ys.start), slice(0, xs.stop - xs.start)
     return erase(x, rng, place)
 def global_noise(x, rng):
     ys, xs = rectangle(rng, *x.shape[1:])
@@ -102,13 +114,20 @@ def global_noise(x, rng):
 def test_a_right_answer_is_right(name, answer): assert check_exercise(name, answer) == f'{name}: right'
 
 @pytest.mark.parametrize('name, answer, match', [
-    ('17.1', Grows, 'areas should stay'), ('17.1', Wider, 'about half is right'), ('17.1', Always, 'drawn for each image'), ('17.1', TooFar, 'close to 1.5'),
-    ('17.1', Moved, 'only the diagonal'), ('17.1', PointsStay, 'do not follow'), ('17.1', lambda m: None, 'subclass of Geometric'),
-    ('17.2', cuts, 'cuts one'), ('17.2', padding_counts, 'the top edge lies'), ('17.2', never_moves, 'it may lie between'), ('17.2', leaves, 'leaves the image'),
-    ('17.2', in_floats, 'four whole numbers'), ('17.2', mostly_small, 'not drawn evenly'), ('17.2', fails_without_boxes, 'all boxes are padding'),
-    ('17.3', in_place, 'work on a clone'), ('17.3', black, 'random numbers, each pixel'), ('17.3', too_much, '2 to 40 % is right'), ('17.3', too_little, 'come close'),
-    ('17.3', squares, '0.3 and 3.3'), ('17.3', one_channel, 'all channels'), ('17.3', in_the_corner, 'random place'), ('17.3', global_noise, 'come from rng')])
-def test_a_wrong_answer_is_told_what_is_wrong(name, answer, match): assert match in check_exercise(name, answer)
+    ('17.1', Grows, 'areas should stay'), ('17.1', Wider, 'about half is right'),
+    ('17.1', Always, 'drawn for each image'), ('17.1', TooFar, 'close to 1.5'),
+    ('17.1', Moved, 'only the diagonal'), ('17.1', PointsStay, 'do not follow'),
+    ('17.1', lambda m: None, 'subclass of Geometric'),
+    ('17.2', cuts, 'cuts one'), ('17.2', padding_counts, 'the top edge lies'),
+    ('17.2', never_moves, 'it may lie between'), ('17.2', leaves, 'leaves the image'),
+    ('17.2', in_floats, 'four whole numbers'), ('17.2', mostly_small, 'not drawn evenly'),
+    ('17.2', fails_without_boxes, 'all boxes are padding'),
+    ('17.3', in_place, 'work on a clone'), ('17.3', black, 'random numbers, each pixel'),
+    ('17.3', too_much, '2 to 40 % is right'), ('17.3', too_little, 'come close'),
+    ('17.3', squares, '0.3 and 3.3'), ('17.3', one_channel, 'all channels'),
+    ('17.3', in_the_corner, 'random place'), ('17.3', global_noise, 'come from rng')])
+def test_a_wrong_answer_is_told_what_is_wrong(name, answer, match):
+    assert match in check_exercise(name, answer)
 
 def test_no_answer_is_not_yet():
     for name in ('17.1', '17.2', '17.3'): assert check_exercise(name, None) == f'{name}: not yet'

@@ -46,7 +46,8 @@ class EachEpochTheSame(CutOut):
     def place(self, item): return Rng(1, item).randrange(8), Rng(2, item).randrange(5)
 
 class OverTheEdge(CutOut):
-    def place(self, item): return Rng(1, self.epoch, item).randrange(12), Rng(2, self.epoch, item).randrange(9)
+    def place(self, item):
+        return Rng(1, self.epoch, item).randrange(12), Rng(2, self.epoch, item).randrange(9)
 
 class Square(CutOut):
     def place(self, item): return Rng(1, self.epoch, item).randrange(5), Rng(2, self.epoch, item).randrange(4)

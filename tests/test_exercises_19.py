@@ -31,7 +31,9 @@ def down(x, generator): return (x.view(torch.int32) & -65536).view(torch.float32
 def half_half(x, generator):
     up = torch.randint(0, 2, x.shape, generator=generator, dtype=torch.int32)*65535
     return ((x.view(torch.int32) + up) & -65536).view(torch.float32).bfloat16()
-def too_much(x, generator): return (round_stochastic(x, generator).float()*(1 + torch.randint(-1, 2, x.shape, generator=generator)/64)).bfloat16()
+def too_much(x, generator):
+    return (round_stochastic(x, generator)
+            .float()*(1 + torch.randint(-1, 2, x.shape, generator=generator)/64)).bfloat16()
 
 class ScaleLog(Callback):
     def before_fit(self): self.scales = []
@@ -52,15 +54,20 @@ class Validation(ScaleLog):
 
 class Nothing(Callback): pass
 
-@pytest.mark.parametrize('number, answer', [('19.1', largest_scale), ('19.2', round_stochastic), ('19.3', ScaleLog)])
+@pytest.mark.parametrize('number, answer',
+                         [('19.1', largest_scale), ('19.2', round_stochastic), ('19.3', ScaleLog)])
 def test_right_answers_are_right(number, answer): assert check_exercise(number, answer) == f'{number}: right'
 
 @pytest.mark.parametrize('number, answer, says', [
-    ('19.1', signed, 'is infinite in fp16'), ('19.1', too_small, 'is still safe'), ('19.1', no_power, 'no power of two'), ('19.1', whole, 'not a float'),
-    ('19.1', lambda grads: 0., 'no power of two'), ('19.1', lambda grads: -2., 'no power of two'), ('19.2', lambda x, generator: None, 'not a tensor'),
+    ('19.1', signed, 'is infinite in fp16'), ('19.1', too_small, 'is still safe'),
+    ('19.1', no_power, 'no power of two'), ('19.1', whole, 'not a float'),
+    ('19.1', lambda grads: 0., 'no power of two'), ('19.1', lambda grads: -2., 'no power of two'),
+    ('19.2', lambda x, generator: None, 'not a tensor'),
     ('19.1', zero_is_one, 'all zero'),
-    ('19.2', nearest, 'the mean'), ('19.2', float32s, 'torch.float32'), ('19.2', down, 'the mean'), ('19.2', half_half, 'the mean'), ('19.2', too_much, 'should stay|became'),
-    ('19.3', AfterBatch, 'the first loss'), ('19.3', Keeps, 'holds 24'), ('19.3', Validation, 'holds 24'), ('19.3', Nothing, 'no list'), ('19.3', lambda: 1, 'callbacks'),
+    ('19.2', nearest, 'the mean'), ('19.2', float32s, 'torch.float32'), ('19.2', down, 'the mean'),
+    ('19.2', half_half, 'the mean'), ('19.2', too_much, 'should stay|became'),
+    ('19.3', AfterBatch, 'the first loss'), ('19.3', Keeps, 'holds 24'), ('19.3', Validation, 'holds 24'),
+    ('19.3', Nothing, 'no list'), ('19.3', lambda: 1, 'callbacks'),
 ])
 def test_wrong_answers_are_named(number, answer, says):
     verdict = check_exercise(number, answer)

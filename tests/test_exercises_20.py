@@ -5,16 +5,18 @@ from exp.core import check_exercise
 
 def says(name, answer): return str(check_exercise(name, answer))
 
-def test_not_yet(): assert [says(f'20.{k}', None) for k in (1, 2, 3)] == [f'20.{k}: not yet' for k in (1, 2, 3)]
+def test_not_yet():
+    assert [says(f'20.{k}', None) for k in (1, 2, 3)] == [f'20.{k}: not yet' for k in (1, 2, 3)]
 
 
 def factors(counts): return [c*len(counts)/sum(counts) for c in counts]
 
 def test_the_factors_of_the_losses(): assert says('20.1', factors) == '20.1: right'
 
-@pytest.mark.parametrize('wrong, words', [(lambda counts: [c/sum(counts) for c in counts], 'DDP divides by 2 once more'),
-                                          (lambda counts: [1.]*len(counts), 'makes the average'),
-                                          (lambda counts: [1.], 'answers 1 factors')])
+@pytest.mark.parametrize('wrong, words',
+                         [(lambda counts: [c/sum(counts) for c in counts], 'DDP divides by 2 once more'),
+                          (lambda counts: [1.]*len(counts), 'makes the average'),
+                          (lambda counts: [1.], 'answers 1 factors')])
 def test_wrong_factors(wrong, words): assert words in says('20.1', wrong)
 
 
@@ -37,7 +39,8 @@ def unbiased(stats):
     n, mean, var = joined(stats)
     return n, mean, var*n/(n - 1)
 
-@pytest.mark.parametrize('wrong, words', [(mean_of_means, 'each value counts the same'), (mean_of_variances, 'how far apart'), (unbiased, 'the variance is'),
+@pytest.mark.parametrize('wrong, words', [(mean_of_means, 'each value counts the same'),
+                                          (mean_of_variances, 'how far apart'), (unbiased, 'the variance is'),
                                           (lambda stats: (len(stats), 0., 1.), 'n is 2')])
 def test_wrong_variances(wrong, words): assert words in says('20.2', wrong)
 
@@ -51,6 +54,7 @@ def goyal(lr, k, warm, drops):
 def test_the_warm_up(): assert says('20.3', goyal) == '20.3: right'
 
 @pytest.mark.parametrize('wrong, words', [(lambda lr, k, warm, drops: goyal(0., k, warm, drops), 'at 0.0'),
-                                          (lambda lr, k, warm, drops: goyal(lr, k, warm, drops[:1]), 'at 0.61'),
+                                          (lambda lr, k, warm, drops: goyal(lr, k, warm, drops[:1]),
+                                           'at 0.61'),
                                           (lambda lr, k, warm, drops: lr, 'a function of the position')])
 def test_wrong_warm_ups(wrong, words): assert words in says('20.3', wrong)

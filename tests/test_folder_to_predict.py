@@ -21,13 +21,16 @@ def strokes(tmp_path_factory):
     for kind, digits in KINDS.items():
         for part, start in (('digits', 0), ('new', 5000)):
             (root/part/kind).mkdir(parents=True)
-            found = [i for i in range(start, start + 3000) if int(y[i]) in digits][:600 if part == 'digits' else 20]
+            found = [i for i in range(start, start + 3000)
+                     if int(y[i]) in digits][:600 if part == 'digits' else 20]
             for i in found: Image.fromarray(x[i].numpy()).save(root/part/kind/f'{i}.png')
     return root
 
 def run(*args, **env):
-    return subprocess.run([sys.executable, str(SCRIPT), *map(str, args)], capture_output=True, text=True, encoding='utf-8', timeout=300, cwd=SCRIPT.parent,
-                          env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(SCRIPT.parents[2]), 'PYTHONIOENCODING': 'utf-8', 'MPLBACKEND': 'Agg', **env})
+    return subprocess.run([sys.executable, str(SCRIPT), *map(str, args)], capture_output=True, text=True,
+                          encoding='utf-8', timeout=300, cwd=SCRIPT.parent,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(SCRIPT.parents[2]),
+                               'PYTHONIOENCODING': 'utf-8', 'MPLBACKEND': 'Agg', **env})
 
 def test_it_takes_at_most_ten_lines_from_the_folder_to_the_answer():
     lines = SCRIPT.read_text(encoding='utf-8').split('\n')
@@ -55,4 +58,5 @@ def test_the_same_script_names_a_broken_file(strokes, tmp_path):
     bad = next((tmp_path/'digits'/'curved').glob('*.png'))
     bad.write_bytes(bad.read_bytes()[:80])
     done = run(tmp_path/'digits')
-    assert done.returncode == 1 and f'{bad} cannot be decoded' in done.stderr and 'verify_images' in done.stderr
+    assert (done.returncode == 1 and f'{bad} cannot be decoded' in done.stderr
+            and 'verify_images' in done.stderr)

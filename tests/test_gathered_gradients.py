@@ -1,4 +1,5 @@
-"""What is gathered over batches is applied however an epoch ends, clipped as a whole, and moved by PyTorch's schedulers; fp16 without gradients."""
+"""What is gathered over batches is applied however an epoch ends, clipped as a whole, and moved by PyTorch's
+schedulers; fp16 without gradients."""
 import warnings
 from functools import partial
 
@@ -52,7 +53,9 @@ def fit(n, bs, cbs, precision=(), epochs=1, says=None, lr=0.1):
     x, y = points(n)
     model = net() if precision else net().double()
     dl = DataLoader(Dataset(x if precision else x.double(), y), bs)
-    run = Runner((dl if says is None else Says(dl, says), None), model, loss_func=F.cross_entropy, lr=lr, cbs=[*cbs, *(MixedPrecision(d, **({'init_scale': 1024.} if d == torch.float16 else {})) for d in precision)])
+    run = Runner((dl if says is None else Says(dl, says), None), model, loss_func=F.cross_entropy, lr=lr,
+                 cbs=[*cbs, *(MixedPrecision(d, **({'init_scale': 1024.} if d == torch.float16 else {}))
+                              for d in precision)])
     run.fit(epochs)
     return torch.cat([p.detach().flatten().double() for p in model.parameters()])
 
@@ -64,7 +67,8 @@ def test_a_loader_of_another_length_than_it_says_loses_nothing(says, precision):
     p = PRECISIONS[precision]
     right = fit(40, 24, [steps := Steps()], p, epochs=2)   # steps of 24 and 16
     got = fit(40, 8, [GradAccumulation(24), mine := Steps()], p, epochs=2, says=says)
-    if says != 3 and says != 4: assert len(mine.norms) == len(steps.norms) == 4 and (got - right).abs().max() < tol(p)
+    if says != 3 and says != 4:
+        assert len(mine.norms) == len(steps.norms) == 4 and (got - right).abs().max() < tol(p)
     else: assert not torch.equal(got, fit(24, 8, [GradAccumulation(24)], p, epochs=2))
 
 @pytest.mark.parametrize('precision', PRECISIONS)
@@ -72,7 +76,8 @@ def test_a_loader_of_another_length_than_it_says_loses_nothing(says, precision):
 @pytest.mark.parametrize('error', (CancelBatchException, CancelEpochException, CancelFitException))
 def test_what_was_gathered_before_a_cancelled_batch_is_applied(error, event, precision):
     p = PRECISIONS[precision]
-    right = fit(16, 16, [], p)                                     # two batches of 8, and the third is cancelled
+    # two batches of 8, and the third is cancelled
+    right = fit(16, 16, [], p)
     got = fit(24, 8, [GradAccumulation(24), CancelAt(event, error, (2,)), steps := Steps()], p)
     assert len(steps.norms) == 1 and (got - right).abs().max() < tol(p)
 
@@ -96,7 +101,8 @@ def test_the_late_step_has_all_its_events_once_and_may_be_called_off(precision):
 
 def test_an_error_drops_what_was_gathered():
     model = net()
-    run = Runner((DataLoader(Dataset(*points(24)), 8), None), model, loss_func=F.cross_entropy, cbs=[GradAccumulation(24), CancelAt('after_pred', ValueError('mine'), (2,))])
+    run = Runner((DataLoader(Dataset(*points(24)), 8), None), model, loss_func=F.cross_entropy,
+                 cbs=[GradAccumulation(24), CancelAt('after_pred', ValueError('mine'), (2,))])
     before = model[0].weight.clone()
     with pytest.raises(ValueError, match='mine'): run.fit(1)
     assert torch.equal(before, model[0].weight) and model[0].weight.grad is None
@@ -115,11 +121,15 @@ class Forget(Callback):
 
 class Frozen(nn.Module):
     "What learns is not in the optimizer."
-    def __init__(self): super().__init__(); self.a, self.b = nn.Linear(5, 3).requires_grad_(False), nn.Linear(5, 3)
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 3).requires_grad_(False), nn.Linear(5, 3)
     def forward(self, x): return self.a(x) + self.b(x)
 
 class Words(nn.Module):
-    def __init__(self): super().__init__(); self.e = nn.Embedding(10, 3, sparse=True)
+    def __init__(self):
+        super().__init__()
+        self.e = nn.Embedding(10, 3, sparse=True)
     def forward(self, x): return self.e(x.abs().long().clamp(max=9)).sum(1)
 
 @pytest.mark.parametrize('accumulate', (False, True))
@@ -130,11 +140,15 @@ def test_fp16_trains_through_batches_without_gradients_as_float32_does(case, sca
     for half in (False, True):
         torch.manual_seed(0)
         model = {'frozen': Frozen, 'sparse': Words}.get(case, net)()
-        opt_func = {'frozen': lambda groups, lr: torch.optim.SGD(model.a.parameters(), lr=lr)}.get(case, torch.optim.SGD)
+        opt_func = {'frozen': lambda groups, lr: torch.optim.SGD(model.a.parameters(),
+                                                                 lr=lr)}.get(case, torch.optim.SGD)
         if case == 'empty': model.extra = nn.Parameter(torch.empty(0))
-        cbs = [*({'zero': [Zero()], 'forgotten': [Forget()]}.get(case, [])), *([GradAccumulation(16)] if accumulate else []),
-               *([MixedPrecision(loss_scale=scale, **({'init_scale': 1024.} if scale == 'dynamic' else {}))] if half else [])]
-        Runner((DataLoader(Dataset(*points(40)), 8), None), model, loss_func=F.cross_entropy, opt_func=opt_func, lr=0.1, cbs=cbs).fit(2)
+        cbs = [*({'zero': [Zero()], 'forgotten': [Forget()]}.get(case, [])),
+               *([GradAccumulation(16)] if accumulate else []),
+               *([MixedPrecision(loss_scale=scale, **({'init_scale': 1024.} if scale == 'dynamic' else {}))]
+                 if half else [])]
+        Runner((DataLoader(Dataset(*points(40)), 8), None), model, loss_func=F.cross_entropy,
+               opt_func=opt_func, lr=0.1, cbs=cbs).fit(2)
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert ends[1].isfinite().all() and torch.allclose(*ends, atol=3e-3)
 
@@ -156,7 +170,8 @@ def test_the_whole_gradient_is_clipped_at_the_step(precision, own):
         def before_step(self):
             if self.n_iter % 2 == 0: raise CancelStepException
     p = PRECISIONS[precision]
-    clipped = fit(32, 8, [EverySecond() if own else GradAccumulation(16), GradClip(0.05), steps := Steps()], p, epochs=2)
+    clipped = fit(32, 8, [EverySecond() if own else GradAccumulation(16), GradClip(0.05), steps := Steps()],
+                  p, epochs=2)
     assert len(steps.norms) == 4 and all(n == pytest.approx(0.05, rel=1e-3) for n in steps.norms)
     if not own: assert (clipped - fit(32, 16, [GradClip(0.05)], p, epochs=2)).abs().max() < tol(p)
 
@@ -172,19 +187,28 @@ def test_norm_and_value_are_pytorchs(kw):
         opt.step()
     torch.testing.assert_close(got, torch.cat([p.detach().flatten() for p in model.parameters()]))
 
-@pytest.mark.parametrize('kw, error', (({}, ValueError), (dict(norm=-1), ValueError), (dict(value=float('nan')), ValueError), (dict(norm='1'), TypeError), (dict(value=True), TypeError)))
+@pytest.mark.parametrize('kw, error', (({}, ValueError), (dict(norm=-1), ValueError),
+                                       (dict(value=float('nan')), ValueError), (dict(norm='1'), TypeError),
+                                       (dict(value=True), TypeError)))
 def test_gradclip_refuses_what_is_no_limit(kw, error):
     with pytest.raises(error): GradClip(**kw)
 
 def test_gradclip_takes_missing_gradients():
-    for case in (GradClip(1.), GradClip(value=1.)): Runner((DataLoader(Dataset(*points(8)), 8), None), Frozen(), loss_func=F.cross_entropy, cbs=case).fit(1)
+    for case in (GradClip(1.), GradClip(value=1.)):
+        Runner((DataLoader(Dataset(*points(8)), 8), None), Frozen(), loss_func=F.cross_entropy,
+               cbs=case).fit(1)
 
 
 # TorchScheduler
 
-PER_BATCH = dict(one_cycle=lambda o: S.OneCycleLR(o, max_lr=0.1, total_steps=20), cosine=lambda o: S.CosineAnnealingLR(o, 20), warm=lambda o: S.CosineAnnealingWarmRestarts(o, 7),
-                 multi=lambda o: S.MultiStepLR(o, [4, 9]), cyclic=lambda o: S.CyclicLR(o, 1e-3, 0.1, step_size_up=3), func=lambda o: S.LambdaLR(o, lambda e: 1/(e + 1)),
-                 sequence=lambda o: S.SequentialLR(o, [S.LinearLR(o), S.ExponentialLR(o, 0.9)], [3]), chain=lambda o: S.ChainedScheduler([S.ConstantLR(o), S.ExponentialLR(o, 0.9)]))
+PER_BATCH = dict(one_cycle=lambda o: S.OneCycleLR(o, max_lr=0.1, total_steps=20),
+                 cosine=lambda o: S.CosineAnnealingLR(o, 20),
+                 warm=lambda o: S.CosineAnnealingWarmRestarts(o, 7),
+                 multi=lambda o: S.MultiStepLR(o, [4, 9]),
+                 cyclic=lambda o: S.CyclicLR(o, 1e-3, 0.1, step_size_up=3),
+                 func=lambda o: S.LambdaLR(o, lambda e: 1/(e + 1)),
+                 sequence=lambda o: S.SequentialLR(o, [S.LinearLR(o), S.ExponentialLR(o, 0.9)], [3]),
+                 chain=lambda o: S.ChainedScheduler([S.ConstantLR(o), S.ExponentialLR(o, 0.9)]))
 PLATEAU = lambda o: S.ReduceLROnPlateau(o, patience=0, threshold=10.)   # nothing is good enough
 
 def learner(cbs, **kw):
@@ -200,13 +224,18 @@ def test_rates_are_those_of_pytorchs_loop_in_each_fit_and_then_as_before(name, o
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             sched, want = PER_BATCH[name](opt), []
-            for _ in range(20): want.append(opt.param_groups[0]['lr']); opt.step(); sched.step()
+            for _ in range(20):
+                want.append(opt.param_groups[0]['lr'])
+                opt.step()
+                sched.step()
         with warnings.catch_warnings():
             warnings.filterwarnings('error', 'Detected call')
             learn.fit(4, lr)
         assert learn.recorder.lrs == pytest.approx(want)
-        assert {g['lr'] for g in learn.opt.param_groups} == {lr} and not {'initial_lr', 'max_lr'} & set(learn.opt.param_groups[0])
-        for key in {'momentum', 'betas'} & set(opt.param_groups[0]): assert learn.opt.param_groups[0][key] == opt_func(net().parameters(), lr=lr).param_groups[0][key]
+        assert ({g['lr'] for g in learn.opt.param_groups} == {lr}
+                and not {'initial_lr', 'max_lr'} & set(learn.opt.param_groups[0]))
+        for key in {'momentum', 'betas'} & set(opt.param_groups[0]):
+            assert learn.opt.param_groups[0][key] == opt_func(net().parameters(), lr=lr).param_groups[0][key]
 
 @pytest.mark.parametrize('cbs', ([GradAccumulation(16)], [MixedPrecision(init_scale=2.**60)]))
 def test_a_step_that_is_called_off_makes_no_warning(cbs):
@@ -216,19 +245,25 @@ def test_a_step_that_is_called_off_makes_no_warning(cbs):
         learn.fit(1)
 
 def test_per_epoch_and_plateau_step_once_an_epoch():
-    for make, per in ((lambda o: S.ExponentialLR(o, 0.5), 'epoch'), (lambda o: S.ReduceLROnPlateau(o, factor=0.5, patience=0, mode='max', threshold=10.), 'batch')):
+    for make, per in ((lambda o: S.ExponentialLR(o, 0.5), 'epoch'),
+                      (lambda o: S.ReduceLROnPlateau(o, factor=0.5, patience=0, mode='max', threshold=10.),
+                       'batch')):
         learn = learner([TorchScheduler(make, per, monitor='valid_loss')])
         learn.fit(4)
         lrs = learn.recorder.lrs[::5]
-        assert lrs == pytest.approx([0.02, 0.01, 0.005, 0.0025] if per == 'epoch' else [0.02, 0.02, 0.01, 0.005])
+        assert (lrs == pytest.approx([0.02, 0.01, 0.005, 0.0025] if per == 'epoch'
+                                     else [0.02, 0.02, 0.01, 0.005]))
 
 @pytest.mark.parametrize('monitor', ('valid_los', 'accuracy'))
 def test_a_plateau_needs_a_number_that_is_there(monitor):
     with pytest.raises(ValueError, match=monitor): learner([TorchScheduler(PLATEAU, monitor=monitor)]).fit(1)
-    with pytest.raises(ValueError, match='AvgStats'): Runner((DataLoader(Dataset(*points(8)), 8), None), net(), cbs=TorchScheduler(PLATEAU)).fit(1)
+    with pytest.raises(ValueError, match='AvgStats'):
+        Runner((DataLoader(Dataset(*points(8)), 8), None), net(), cbs=TorchScheduler(PLATEAU)).fit(1)
     with pytest.raises(ValueError, match='per'): TorchScheduler(PLATEAU, 'step')
-    with pytest.raises(TypeError, match='function'): TorchScheduler(PER_BATCH['cosine'](torch.optim.SGD(net().parameters(), lr=0.1)))
-    with pytest.raises(ValueError, match='ParamScheduler'): learner([TorchScheduler(PLATEAU)]).fit_one_cycle(1)
+    with pytest.raises(TypeError, match='function'):
+        TorchScheduler(PER_BATCH['cosine'](torch.optim.SGD(net().parameters(), lr=0.1)))
+    with pytest.raises(ValueError, match='ParamScheduler'):
+        learner([TorchScheduler(PLATEAU)]).fit_one_cycle(1)
 
 @pytest.mark.parametrize('make', (3, None, S.StepLR(torch.optim.SGD(net().parameters(), lr=0.1), 3)))
 def test_what_makes_no_scheduler_is_refused(make):
@@ -246,7 +281,8 @@ def test_a_resumed_fit_is_the_unbroken_one_to_the_bit(name, tmp_path):
         def before_batch(self):
             if self.n_iter == 13: raise InterruptedError
     def fit(*cbs, **kw):
-        learn = learner([TorchScheduler(PER_BATCH.get(name, PLATEAU)), GradClip(0.1), Checkpoint(tmp_path/'c', every=1)])
+        learn = learner([TorchScheduler(PER_BATCH.get(name, PLATEAU)), GradClip(0.1),
+                         Checkpoint(tmp_path/'c', every=1)])
         try: learn.fit(4, cbs=list(cbs), **kw)
         except InterruptedError: pass
         return learn
@@ -254,4 +290,5 @@ def test_a_resumed_fit_is_the_unbroken_one_to_the_bit(name, tmp_path):
     fit(Break())
     again = fit(resume=tmp_path/'c')
     for p, q in zip(whole.model.parameters(), again.model.parameters()): assert torch.equal(p, q)
-    assert whole.recorder.lrs == again.recorder.lrs and get_hyper(whole.opt, 'lr') == get_hyper(again.opt, 'lr')
+    assert (whole.recorder.lrs == again.recorder.lrs
+            and get_hyper(whole.opt, 'lr') == get_hyper(again.opt, 'lr'))

@@ -1,4 +1,5 @@
-"""Rates and decays that groups have of themselves: kept in proportion in every fit, by Runner and Learner, found, cycled, resumed, or set by hand."""
+"""Rates and decays that groups have of themselves: kept in proportion in every fit, by Runner and Learner,
+found, cycled, resumed, or set by hand."""
 from functools import partial
 
 import numpy as np
@@ -37,11 +38,15 @@ class Rates(Callback):
     def before_fit(self): self.seen = []
     def after_step(self): self.seen.append(tuple(float(g['lr']) for g in self.opt.param_groups))
 
-def runner(opt_func, cbs=(), **kw): return Runner(data(), net(), opt_func=opt_func, cbs=list(cbs), **{'lr': 0.01, **kw})
-def learner(opt_func=adam_opt, cbs=(), **kw): return Learner(data(), net(), opt_func=opt_func, cbs=[Progress(False), *listify(cbs)], **{'lr': 0.01, **kw})
+def runner(opt_func, cbs=(), **kw):
+    return Runner(data(), net(), opt_func=opt_func, cbs=list(cbs), **{'lr': 0.01, **kw})
+def learner(opt_func=adam_opt, cbs=(), **kw):
+    return Learner(data(), net(), opt_func=opt_func, cbs=[Progress(False), *listify(cbs)],
+                   **{'lr': 0.01, **kw})
 KINDS = [runner, learner]
 
-@pytest.mark.parametrize('opt_func, own', ((absolute, (0.1, 0.5)), (relative, (0.01, 0.05)), (partial(relative, make=adam_opt), (0.01, 0.05))))
+@pytest.mark.parametrize('opt_func, own', ((absolute, (0.1, 0.5)), (relative, (0.01, 0.05)),
+                                           (partial(relative, make=adam_opt), (0.01, 0.05))))
 @pytest.mark.parametrize('new', KINDS)
 def test_each_fit_keeps_the_proportion_of_opt_func(new, opt_func, own):
     run = new(opt_func, [rates := Rates()])
@@ -64,7 +69,8 @@ def test_an_optimizer_set_by_hand_keeps_its_rates_until_a_fit_is_given_one(new):
     run = new(None)
     ps = list(run.model.parameters())
     run.opt = torch.optim.SGD([{'params': ps[:2], 'lr': 0.1}, {'params': ps[2:], 'lr': 0.5}], lr=1.)
-    for lr, want in ((None, [0.1, 0.5]), (None, [0.1, 0.5]), (0.05, [0.01, 0.05]), (0.05, [0.01, 0.05]), (5., [1., 5.])):
+    for lr, want in ((None, [0.1, 0.5]), (None, [0.1, 0.5]), (0.05, [0.01, 0.05]), (0.05, [0.01, 0.05]),
+                     (5., [1., 5.])):
         run.fit(0, lr)
         assert get_hyper(run.opt, 'lr') == pytest.approx(want)
     set_hyper(run.opt, 'lr', [0.2, 0.3])
@@ -85,7 +91,8 @@ def test_finder_and_one_cycle_keep_the_proportion(opt_func, factor):
         assert len(rates.seen) > 10 and all(b == pytest.approx(factor*a) for a, b in rates.seen)
 
 def test_slices_and_the_groups_own_proportion_multiply():
-    def tuned(groups, lr): return torch.optim.SGD([{**g, 'lr': lr*(3 if g['layer'] else 1)} for g in groups], lr=lr)
+    def tuned(groups, lr):
+        return torch.optim.SGD([{**g, 'lr': lr*(3 if g['layer'] else 1)} for g in groups], lr=lr)
     learn = learner(tuned, splitter=lambda m: [m[0], m[2]])
     for _ in range(2):
         learn.fit(1, slice(1e-4, 1e-2))
@@ -117,14 +124,18 @@ def test_a_resumed_fit_has_the_groups_rates(tmp_path):
 def test_a_rate_that_is_a_tensor_stays_one():
     run = runner(lambda groups, lr: torch.optim.Adam(groups, lr=torch.tensor(float(lr))))
     for lr in (None, 0.02, None): run.fit(1, lr)
-    assert isinstance(run.opt.param_groups[0]['lr'], torch.Tensor) and float(run.opt.param_groups[0]['lr']) == pytest.approx(0.01)
+    assert (isinstance(run.opt.param_groups[0]['lr'], torch.Tensor)
+            and float(run.opt.param_groups[0]['lr']) == pytest.approx(0.01))
 
 
 # weight decay
 
-def decays(learn): return [(all(p.ndim < 2 for p in g['params']), g['weight_decay']) for g in learn.opt.param_groups]
+def decays(learn):
+    return [(all(p.ndim < 2 for p in g['params']), g['weight_decay']) for g in learn.opt.param_groups]
 
-@pytest.mark.parametrize('opt_func', (None, sgd_opt, torch.optim.SGD, torch.optim.AdamW, lambda groups, lr: sgd_opt([p for g in groups for p in g['params']], lr=lr)))
+@pytest.mark.parametrize('opt_func',
+                         (None, sgd_opt, torch.optim.SGD, torch.optim.AdamW,
+                          lambda groups, lr: sgd_opt([p for g in groups for p in g['params']], lr=lr)))
 @pytest.mark.parametrize('wd', (0.3, 0, np.float64(0.3), np.float32(0.25)))
 def test_a_learners_decay_reaches_all_groups_but_biases(opt_func, wd, tmp_path):
     learn = learner(opt_func, wd=wd, path=tmp_path)
@@ -162,15 +173,18 @@ def test_decay_alone_shrinks_weights_and_no_biases():
     learn = learner(cbs=NoGrads())
     before = [p.detach().clone() for p in learn.model.parameters()]
     learn.fit(1, 0.1, wd=1.)
-    for p, b in zip(learn.model.parameters(), before): torch.testing.assert_close(p.detach(), b*(0.9**4 if p.ndim > 1 else 1.))
+    for p, b in zip(learn.model.parameters(), before):
+        torch.testing.assert_close(p.detach(), b*(0.9**4 if p.ndim > 1 else 1.))
 
-@pytest.mark.parametrize('wd, error', ((-1., ValueError), ('0.1', TypeError), (True, TypeError), (float('nan'), ValueError)))
+@pytest.mark.parametrize('wd, error', ((-1., ValueError), ('0.1', TypeError), (True, TypeError),
+                                       (float('nan'), ValueError)))
 def test_a_decay_that_is_none_is_refused(wd, error):
     with pytest.raises(error): learner(wd=wd).fit(1)
     for fit in ('fit', 'fit_one_cycle'):
         with pytest.raises(error): getattr(learner(), fit)(1, wd=wd)
 
-@pytest.mark.parametrize('values', ([np.float32(0.5), np.int64(1)], np.array([0.5, 1.]), (0.5, 1), torch.tensor([0.5, 1.])))
+@pytest.mark.parametrize('values', ([np.float32(0.5), np.int64(1)], np.array([0.5, 1.]), (0.5, 1),
+                                    torch.tensor([0.5, 1.])))
 def test_numbers_of_numpy_become_pythons_where_they_are_set(values):
     opt = relative(net().parameters() and [{'params': list(net().parameters())}], 0.1)
     set_hyper(opt, 'lr', values)

@@ -26,7 +26,8 @@ def home(tmp_path, monkeypatch):
     "A home folder with a data set in it, and an empty working folder."
     (tmp_path/'home'/'set'/'test').mkdir(parents=True)
     (tmp_path/'work').mkdir()
-    monkeypatch.setenv('HOME', str(tmp_path/'home')); monkeypatch.setenv('USERPROFILE', str(tmp_path/'home'))
+    monkeypatch.setenv('HOME', str(tmp_path/'home'))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path/'home'))
     monkeypatch.chdir(tmp_path/'work')
     home = tmp_path/'home'
     for k in range(4):
@@ -35,7 +36,8 @@ def home(tmp_path, monkeypatch):
     (home/'set'/'labels.csv').write_text('name,label\n' + ''.join(f'{k}.png,{k % 2}\n' for k in range(4)))
     (home/'set'/'settings.ini').write_text('[exp]\nseed = 8\n')
     (home/'set'/'one.idx').write_bytes(b'\0\0\x08\1\0\0\0\1\7')
-    with tarfile.open(home/'set'/'notes.tgz', 'w:gz') as tar: tar.addfile(tarfile.TarInfo('notes/a'), io.BytesIO(b''))
+    with tarfile.open(home/'set'/'notes.tgz', 'w:gz') as tar:
+        tar.addfile(tarfile.TarInfo('notes/a'), io.BytesIO(b''))
     return home
 
 def learner(cbs=None, **kwargs):
@@ -55,7 +57,8 @@ def reported():
 def mirrored():
     raw = (Path.home()/'set'/'notes.tgz').read_bytes()
     (Path.home()/'set'/'SHA256SUMS').write_text(f'{hashlib.sha256(raw).hexdigest()}  notes.tgz\n')
-    with environ(EXP_DATA_MIRROR='~/set', EXP_DATA='~/cache'): return Path.home() in untar_data(DataSource('notes', (DataFile('notes.tgz', None),))).parents
+    with environ(EXP_DATA_MIRROR='~/set', EXP_DATA='~/cache'):
+        return Path.home() in untar_data(DataSource('notes', (DataFile('notes.tgz', None),))).parents
 def atomic():
     with atomic_path('~/deep/a') as p: p.write_text('x')
     with atomic_folder('~/deeper/b') as p: (p/'a').write_text('x')
@@ -75,7 +78,8 @@ def learner_name():
     return learn.save('~/models/a') == Path.home()/'models'/'a.pth'
 def exported():
     learn = learner(loss_func=None)
-    return learn.export('~/models/e.pth') == Path.home()/'models'/'e.pth' and load_learner('~/models/e.pth', nn.Linear(4, 3)).path == Path.home()/'models'
+    return (learn.export('~/models/e.pth') == Path.home()/'models'/'e.pth'
+            and load_learner('~/models/e.pth', nn.Linear(4, 3)).path == Path.home()/'models')
 def checkpointed():
     learner().fit(1, cbs=Checkpoint('~/c.pth', every=1))
     learner().fit(1, cbs=Checkpoint('~/c.pth'), resume='~/c.pth')
@@ -88,13 +92,21 @@ def logged():
     return (Path.home()/'log.csv').exists()
 
 PLACES = [
-    settings_file, data_folder, reported, mirrored, atomic, unpacked, saved, learner_path, learner_name, exported, checkpointed, best, logged,
-    lambda: read_idx('~/set/one.idx').tolist() == [7], lambda: file_sums('~/set/one.idx') == file_sums(Path.home()/'set'/'one.idx'), lambda: download('http://nowhere/x', '~/set/one.idx') == Path.home()/'set'/'one.idx',
-    lambda: read_text('~/set/valid.txt') == '1.png\n', lambda: len(get_files('~/set', '.png')) == 8, lambda: len(ImageList.from_folder(Path('~/set'))) == 8,
-    lambda: ImageList(['0.png'], '~/set').get(0).size == (4, 4) == ImageList(['~/set/0.png']).get(0).size, lambda: verify_images(['~/set/0.png']) == [] == verify_images(ImageList(['0.png'], '~/set')),
-    lambda: len(ImageList.from_csv('~/set')) == 4 == len(ImageList.from_csv('~/set', '~/set/labels.csv')), lambda: len(ImageList.from_df(pd.DataFrame({'n': ['0.png']}), '~/set')) == 1,
-    lambda: len(ImageList.from_df(pd.DataFrame({'n': ['0.png']}), folder='~/set')) == 1, lambda: len(ImageList.from_folder('~/set', recurse=False).split_by_files('~/set/valid.txt').valid) == 1,
-    lambda: split().label_from_csv('~/set/labels.csv').classes == [0, 1], lambda: len(split().label_from_csv().add_test_folder('~/set/test').test) == 4]
+    settings_file, data_folder, reported, mirrored, atomic, unpacked, saved, learner_path, learner_name,
+    exported, checkpointed, best, logged,
+    lambda: read_idx('~/set/one.idx').tolist() == [7],
+    lambda: file_sums('~/set/one.idx') == file_sums(Path.home()/'set'/'one.idx'),
+    lambda: download('http://nowhere/x', '~/set/one.idx') == Path.home()/'set'/'one.idx',
+    lambda: read_text('~/set/valid.txt') == '1.png\n', lambda: len(get_files('~/set', '.png')) == 8,
+    lambda: len(ImageList.from_folder(Path('~/set'))) == 8,
+    lambda: ImageList(['0.png'], '~/set').get(0).size == (4, 4) == ImageList(['~/set/0.png']).get(0).size,
+    lambda: verify_images(['~/set/0.png']) == [] == verify_images(ImageList(['0.png'], '~/set')),
+    lambda: len(ImageList.from_csv('~/set')) == 4 == len(ImageList.from_csv('~/set', '~/set/labels.csv')),
+    lambda: len(ImageList.from_df(pd.DataFrame({'n': ['0.png']}), '~/set')) == 1,
+    lambda: len(ImageList.from_df(pd.DataFrame({'n': ['0.png']}), folder='~/set')) == 1,
+    lambda: len(ImageList.from_folder('~/set', recurse=False).split_by_files('~/set/valid.txt').valid) == 1,
+    lambda: split().label_from_csv('~/set/labels.csv').classes == [0, 1],
+    lambda: len(split().label_from_csv().add_test_folder('~/set/test').test) == 4]
 
 @pytest.mark.parametrize('place', PLACES)
 def test_the_home_folder_is_meant_everywhere(home, place):
@@ -105,4 +117,5 @@ def test_the_home_folder_is_meant_everywhere(home, place):
 def test_a_name_with_a_tilde_of_another_kind_is_a_name(home, name):
     (Path('set')/name).parent.mkdir(parents=True)
     Image.new('RGB', (4, 4)).save(Path('set')/name)
-    assert user_path(name) == Path(name) and ImageList([name], 'set').get(0).size == (4, 4) and len(ImageList.from_folder('set')) == 1
+    assert (user_path(name) == Path(name) and ImageList([name], 'set').get(0).size == (4, 4)
+            and len(ImageList.from_folder('set')) == 1)

@@ -17,7 +17,8 @@ numbers = st.floats(-3, 3, allow_nan=False)
 
 # ---- GeneralRelu
 @settings(max_examples=60, deadline=None)
-@given(leak=st.none()|st.floats(0, 1), sub=st.none()|st.floats(-2, 2), above=st.none()|st.floats(0.01, 8), seed=st.integers(0, 999))
+@given(leak=st.none()|st.floats(0, 1), sub=st.none()|st.floats(-2, 2), above=st.none()|st.floats(0.01, 8),
+       seed=st.integers(0, 999))
 def test_equals_leaky_relu_then_subtraction_then_bound_with_its_gradient(leak, sub, above, seed):
     maxv = None if above is None else above - (sub or 0)
     g = torch.Generator().manual_seed(seed)
@@ -28,7 +29,8 @@ def test_equals_leaky_relu_then_subtraction_then_bound_with_its_gradient(leak, s
     if maxv is not None: theirs = torch.minimum(theirs, torch.tensor(maxv, dtype=torch.float64))
     test_close(ours, theirs, 1e-12)
     out = torch.randn(5, 7, generator=g, dtype=torch.float64)
-    ours.backward(out); theirs.backward(out)
+    ours.backward(out)
+    theirs.backward(out)
     test_close(x.grad, y.grad, 1e-12)
 
 def test_without_arguments_it_is_relu_at_every_value():
@@ -36,16 +38,19 @@ def test_without_arguments_it_is_relu_at_every_value():
     y = x.detach().clone().requires_grad_()
     a, b = GeneralRelu()(x), F.relu(y)
     assert torch.equal(a[:-1], b[:-1]) and a[-1].isnan()
-    a[1:5].sum().backward(); b[1:5].sum().backward()
+    a[1:5].sum().backward()
+    b[1:5].sum().backward()
     test_eq(x.grad, y.grad)
 
 def test_equals_relu6():
     x = 6*torch.randn(1000)
     test_eq(GeneralRelu(maxv=6)(x), F.relu6(x))
 
-@pytest.mark.parametrize('kwargs', [{}, dict(leak=0.1), dict(sub=0.4), dict(leak=0.1, sub=0.4, maxv=2.), dict(leak=0., maxv=1.), dict(leak=1.)])
+@pytest.mark.parametrize('kwargs', [{}, dict(leak=0.1), dict(sub=0.4), dict(leak=0.1, sub=0.4, maxv=2.),
+                                    dict(leak=0., maxv=1.), dict(leak=1.)])
 def test_gradcheck(kwargs):
-    x = torch.tensor([-3., -1.2, -0.3, 0.2, 0.9, 1.7, 3.1], dtype=torch.float64, requires_grad=True)   # away from the corners
+    # away from the corners
+    x = torch.tensor([-3., -1.2, -0.3, 0.2, 0.9, 1.7, 3.1], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(GeneralRelu(**kwargs), x)
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -53,7 +58,8 @@ def test_keeps_the_dtype_and_shape(dtype):
     out = GeneralRelu(0.1, 0.4, 6.)(torch.randn(2, 3, 4, 5).to(dtype))
     assert out.dtype == dtype and out.shape == (2, 3, 4, 5)
 
-@pytest.mark.parametrize('kwargs', [{}, dict(leak=0.1), dict(sub=0.4), dict(maxv=2.), dict(leak=0.1, sub=0.4, maxv=2.)])
+@pytest.mark.parametrize('kwargs',
+                         [{}, dict(leak=0.1), dict(sub=0.4), dict(maxv=2.), dict(leak=0.1, sub=0.4, maxv=2.)])
 def test_leaves_its_input_alone_and_may_follow_what_saves_its_output(kwargs):
     x = torch.randn(4, 5, requires_grad=True)
     before = x.detach().clone()
@@ -61,7 +67,8 @@ def test_leaves_its_input_alone_and_may_follow_what_saves_its_output(kwargs):
     kept = y.detach().clone()
     GeneralRelu(**kwargs)(y - 1).sum().backward()
     assert x.grad.isfinite().all()
-    test_eq(y.detach(), kept); test_eq(x.detach(), before)
+    test_eq(y.detach(), kept)
+    test_eq(x.detach(), before)
     GeneralRelu(**kwargs)(GeneralRelu(**kwargs)(x)).sum().backward()
 
 def test_gradients_of_gradients():
@@ -78,7 +85,8 @@ def test_a_misspelt_argument_is_refused():
     with pytest.raises(TypeError): GeneralRelu(slope=0.1)
 
 def test_a_bound_below_zero_is_fine_where_sub_lies_deeper():
-    test_close(GeneralRelu(sub=0.4, maxv=-0.1)(torch.tensor([-1., 0.2, 5.])), torch.tensor([-0.4, -0.2, -0.1]))
+    test_close(GeneralRelu(sub=0.4, maxv=-0.1)(torch.tensor([-1., 0.2, 5.])),
+               torch.tensor([-0.4, -0.2, -0.1]))
 
 # ---- what is saved
 @settings(max_examples=40, deadline=None)
@@ -99,12 +107,14 @@ def test_a_subclass_is_not_written_as_its_base():
     with pytest.raises(TypeError, match='no registered name'): to_spec(Mine(0.1))
 
 def shifted():
-    model = nn.Sequential(conv_layer(1, 4, act=partial(GeneralRelu, 0.1, 0.4)), conv_layer(4, 4, act=partial(GeneralRelu, 0.1)))
+    model = nn.Sequential(conv_layer(1, 4, act=partial(GeneralRelu, 0.1, 0.4)),
+                          conv_layer(4, 4, act=partial(GeneralRelu, 0.1)))
     model[0].act.sub, model[1].act.sub = 0.123456789, -0.75
     return model
 
 def test_weights_carry_sub_into_a_fresh_model(tmp_path):
-    model, fresh = shifted(), nn.Sequential(conv_layer(1, 4, act=partial(GeneralRelu, 0.1, 0.4)), conv_layer(4, 4, act=partial(GeneralRelu, 0.1)))
+    model, fresh = shifted(), nn.Sequential(conv_layer(1, 4, act=partial(GeneralRelu, 0.1, 0.4)),
+                                            conv_layer(4, 4, act=partial(GeneralRelu, 0.1)))
     save_state(tmp_path/'m.pt', model.state_dict())
     fresh.load_state_dict(load_state(tmp_path/'m.pt'))
     x = torch.randn(2, 1, 28, 28)
@@ -124,11 +134,13 @@ def test_the_loaded_state_is_not_changed_and_other_keys_are_still_unexpected():
     state = act.state_dict()
     act.load_state_dict(state)
     assert list(state) == ['sub']
-    with pytest.raises(RuntimeError, match='Unexpected'): act.load_state_dict({**state, 'other': torch.zeros(1)})
+    with pytest.raises(RuntimeError, match='Unexpected'):
+        act.load_state_dict({**state, 'other': torch.zeros(1)})
 
 def test_without_sub_the_state_is_a_relus():
     a, b = conv_layer(1, 4, act=partial(GeneralRelu, 0.1)), conv_layer(1, 4, act=nn.LeakyReLU)
-    a.load_state_dict(b.state_dict()); b.load_state_dict(a.state_dict())
+    a.load_state_dict(b.state_dict())
+    b.load_state_dict(a.state_dict())
 
 def test_copies_and_pickles_keep_sub():
     model = shifted()
@@ -159,14 +171,17 @@ BN = nn.BatchNorm2d
     (dict(act_first=False), ['conv', 'act'])])
 def test_parts_and_their_order(kwargs, names):
     layer = conv_layer(3, 8, **kwargs)
-    assert [n for n, _ in layer.named_children()] == names and isinstance(layer, nn.Sequential) and layer[0] is layer.conv
+    assert ([n for n, _ in layer.named_children()] == names and isinstance(layer, nn.Sequential)
+            and layer[0] is layer.conv)
 
-@pytest.mark.parametrize('norm, bias, expected', [(None, None, True), (BN, None, False), (None, False, False), (BN, True, True)])
+@pytest.mark.parametrize('norm, bias, expected',
+                         [(None, None, True), (BN, None, False), (None, False, False), (BN, True, True)])
 def test_bias_only_without_norm_unless_asked(norm, bias, expected):
     assert (conv_layer(3, 8, norm=norm, bias=bias).conv.bias is not None) == expected
 
 def test_state_dict_keys_do_not_depend_on_order_or_activation():
-    keys = [sorted(conv_layer(3, 8, norm=BN, **kw).state_dict()) for kw in ({}, dict(act=None), dict(act_first=False), dict(act=nn.PReLU, ks=5))]
+    keys = [sorted(conv_layer(3, 8, norm=BN, **kw).state_dict())
+            for kw in ({}, dict(act=None), dict(act_first=False), dict(act=nn.PReLU, ks=5))]
     assert keys[0] == keys[1] == keys[2] == sorted(set(keys[3]) - {'act.weight'})
     assert sorted(conv_layer(3, 8).state_dict()) == ['conv.bias', 'conv.weight']
 
@@ -184,9 +199,12 @@ def test_each_block_gets_its_own_activation_and_norm():
     assert a.act is not b.act and a.norm is not b.norm and a.norm.num_features == 4
 
 @pytest.mark.parametrize('kwargs, kind, words', [
-    (dict(ks=2), ValueError, 'even kernel'), (dict(ks=3.), TypeError, 'int'), (dict(nf=-1), RuntimeError, 'negative'),
-    (dict(act=nn.ReLU()), TypeError, 'each block gets its own'), (dict(act=GeneralRelu(0.1)), TypeError, 'GeneralRelu'),
-    (dict(norm=BN(8)), TypeError, 'each block gets its own'), (dict(act='relu'), TypeError, 'callable'), (dict(norm=True), TypeError, 'callable')])
+    (dict(ks=2), ValueError, 'even kernel'), (dict(ks=3.), TypeError, 'int'),
+    (dict(nf=-1), RuntimeError, 'negative'),
+    (dict(act=nn.ReLU()), TypeError, 'each block gets its own'),
+    (dict(act=GeneralRelu(0.1)), TypeError, 'GeneralRelu'),
+    (dict(norm=BN(8)), TypeError, 'each block gets its own'), (dict(act='relu'), TypeError, 'callable'),
+    (dict(norm=True), TypeError, 'callable')])
 def test_bad_arguments_are_refused(kwargs, kind, words):
     with pytest.raises(kind, match=words): conv_layer(**{'ni': 1, 'nf': 8, **kwargs})
 
@@ -194,8 +212,10 @@ def test_a_function_in_place_of_an_activation_maker_is_refused():
     with pytest.raises(TypeError): conv_layer(1, 8, act=F.relu)
 
 # ---- init_cnn
-CONVS = [(nn.Linear, ()), (nn.Conv1d, (3,)), (nn.Conv2d, (3,)), (nn.Conv3d, (3,)), (nn.ConvTranspose1d, (3,)), (nn.ConvTranspose2d, (3,)), (nn.ConvTranspose3d, (3,))]
-ACTS = [(nn.ReLU, 0.), (GeneralRelu, 0.), (partial(GeneralRelu, leak=0.5), 0.5), (partial(nn.LeakyReLU, 0.5), 0.5), (nn.Identity, 0.), (nn.Tanh, 0.)]
+CONVS = [(nn.Linear, ()), (nn.Conv1d, (3,)), (nn.Conv2d, (3,)), (nn.Conv3d, (3,)), (nn.ConvTranspose1d, (3,)),
+         (nn.ConvTranspose2d, (3,)), (nn.ConvTranspose3d, (3,))]
+ACTS = [(nn.ReLU, 0.), (GeneralRelu, 0.), (partial(GeneralRelu, leak=0.5), 0.5),
+        (partial(nn.LeakyReLU, 0.5), 0.5), (nn.Identity, 0.), (nn.Tanh, 0.)]
 
 @pytest.mark.parametrize('uniform', [False, True])
 @pytest.mark.parametrize('act, leak', ACTS)
@@ -215,8 +235,10 @@ def test_deviation_per_layer_type_and_leak(kind, ks, act, leak, uniform):
 @pytest.mark.parametrize('uniform', [False, True])
 def test_equals_torchs_kaiming_from_the_same_seed(uniform):
     a, b = nn.Conv2d(3, 8, 5), nn.Conv2d(3, 8, 5)
-    torch.manual_seed(1); init_cnn(nn.Sequential(a, nn.LeakyReLU(0.2)), uniform)
-    torch.manual_seed(1); (nn.init.kaiming_uniform_ if uniform else nn.init.kaiming_normal_)(b.weight, a=0.2)
+    torch.manual_seed(1)
+    init_cnn(nn.Sequential(a, nn.LeakyReLU(0.2)), uniform)
+    torch.manual_seed(1)
+    (nn.init.kaiming_uniform_ if uniform else nn.init.kaiming_normal_)(b.weight, a=0.2)
     test_close(a.weight, b.weight, 1e-6)
 
 @pytest.mark.parametrize('stride, groups', [(1, 1), (2, 1), (2, 4), (3, 2)])
@@ -236,13 +258,15 @@ def test_grouped_convolutions_count_their_own_inputs():
 def leaks(model):
     "The leak that each layer was initialised for, 0 or 0.5, read from its weights."
     init_cnn(model)
-    return [0.5 if 2/(m.weight.var().item()*m.weight[0].numel()) > 1.125 else 0. for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    return [0.5 if 2/(m.weight.var().item()*m.weight[0].numel()) > 1.125 else 0.
+            for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
 
 def test_the_leak_is_seen_through_norms_and_nested_sequentials():
     torch.manual_seed(0)
     half = partial(GeneralRelu, leak=0.5)
     conv = partial(nn.Conv2d, 64, 64, 3)
-    assert leaks(nn.Sequential(conv(), nn.Sequential(nn.BatchNorm2d(64), nn.Dropout(), nn.LeakyReLU(0.5)))) == [0.5]
+    assert (leaks(nn.Sequential(conv(), nn.Sequential(nn.BatchNorm2d(64), nn.Dropout(), nn.LeakyReLU(0.5))))
+            == [0.5])
     assert leaks(nn.Sequential(nn.Sequential(conv()), half(), conv(), nn.ReLU(), conv())) == [0.5, 0., 0.]
     assert leaks(nn.Sequential(half(), conv())) == [0.]   # one that comes before does not count
     assert leaks(conv_layer(64, 64, norm=BN, act=half, act_first=False)) == [0.5]
@@ -251,7 +275,8 @@ class Hidden(nn.Module):
     "Its order is known to its `forward` alone."
     def __init__(self):
         super().__init__()
-        self.act, self.a, self.b, self.inner = nn.LeakyReLU(0.5), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 3), conv_layer(64, 64, act=partial(nn.LeakyReLU, 0.5))
+        self.act, self.a, self.b, self.inner = nn.LeakyReLU(0.5), nn.Conv2d(64, 64, 3), nn.Conv2d(
+            64, 64, 3), conv_layer(64, 64, act=partial(nn.LeakyReLU, 0.5))
 
 def test_where_the_order_is_not_known_a_relu_is_assumed():
     torch.manual_seed(0)
@@ -273,14 +298,16 @@ def test_norms_and_embeddings_are_left_alone_and_layers_without_bias_are_fine():
     with torch.no_grad(): model[2].bias.fill_(3.)
     before = model[0].weight.clone()
     init_cnn(model)
-    test_eq(model[0].weight, before); test_eq(model[2].bias.detach(), torch.full((8,), 3.))
+    test_eq(model[0].weight, before)
+    test_eq(model[2].bias.detach(), torch.full((8,), 3.))
 
 def test_weights_stay_parameters_and_frozen_ones_stay_frozen():
     layer = nn.Conv2d(1, 4, 3)
     layer.weight.requires_grad_(False)
     w = layer.weight
     init_cnn(layer)
-    assert layer.weight is w and not w.requires_grad and layer.bias.requires_grad and layer.bias.grad_fn is None
+    assert (layer.weight is w and not w.requires_grad and layer.bias.requires_grad
+            and layer.bias.grad_fn is None)
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
 def test_other_dtypes(dtype):
@@ -292,4 +319,5 @@ def test_init_refuses_what_is_no_module(model):
     with pytest.raises((TypeError, AttributeError), match='children'): init_cnn(model)
 
 def test_a_lazy_layer_has_no_weight_to_set():
-    with pytest.raises(RuntimeError, match='uninitialized'): init_cnn(nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(3)))
+    with pytest.raises(RuntimeError, match='uninitialized'):
+        init_cnn(nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(3)))

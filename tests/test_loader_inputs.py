@@ -1,4 +1,5 @@
-"""What a data set and a loader take, in whatever form it comes: masks, pandas by position, numbers with a fraction, containers of any type; what is changed later is seen; what cannot be used says so."""
+"""What a data set and a loader take, in whatever form it comes: masks, pandas by position, numbers with a
+fraction, containers of any type; what is changed later is seen; what cannot be used says so."""
 import collections, warnings
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,9 +25,12 @@ from exp.progress import Progress
 
 N = 10
 MASK = [False]*8 + [True]*2
-FORMS = {'list': list, 'tuple': tuple, 'array': np.array, 'tensor': torch.tensor, 'list of NumPy': lambda m: [np.bool_(v) for v in m],
-         'Series': lambda m: pd.Series(m, index=range(5, 5 + len(m))), 'Index': pd.Index, 'nullable': lambda m: pd.Series(m, dtype='boolean'),
-         'objects': lambda m: pd.Series(m, dtype=object), 'array of objects': lambda m: np.array(m, dtype=object)}
+FORMS = {'list': list, 'tuple': tuple, 'array': np.array, 'tensor': torch.tensor,
+         'list of NumPy': lambda m: [np.bool_(v) for v in m],
+         'Series': lambda m: pd.Series(m, index=range(5, 5 + len(m))), 'Index': pd.Index,
+         'nullable': lambda m: pd.Series(m, dtype='boolean'),
+         'objects': lambda m: pd.Series(m, dtype=object),
+         'array of objects': lambda m: np.array(m, dtype=object)}
 forms = pytest.mark.parametrize('form', FORMS)
 
 class Items:
@@ -58,7 +62,8 @@ def test_a_mask_chooses_where_it_is_true(place, form):
 def test_the_length_of_a_loader_counts_what_a_mask_chooses(form):
     dl = DataLoader(Items(), 1, sampler=FORMS[form](MASK))
     assert len(dl) == 2 == len(list(dl))
-    with pytest.raises(ValueError, match='no batch'): DataLoader(Items(), 3, sampler=FORMS[form](MASK), drop_last=True)
+    with pytest.raises(ValueError, match='no batch'):
+        DataLoader(Items(), 3, sampler=FORMS[form](MASK), drop_last=True)
 
 @forms
 @pytest.mark.parametrize('place', PLACES)
@@ -78,15 +83,19 @@ def test_a_mask_in_pytorchs_subset_is_not_taken_for_0_and_1(ds):
 def test_fractions_are_no_places(index):
     with pytest.raises(TypeError): Dataset(torch.arange(N))[index]
 
-@pytest.mark.parametrize('form', [np.array, torch.tensor, tuple, lambda v: pd.Series(v, index=[9, 8, 7]), pd.Index])
+@pytest.mark.parametrize('form',
+                         [np.array, torch.tensor, tuple, lambda v: pd.Series(v, index=[9, 8, 7]), pd.Index])
 def test_places_in_any_form(form):
     places = form([7, 2, 5])
-    assert items(DataLoader(Items(), 2, sampler=places)) == [7, 2, 5] == items(DataLoader(Items(), batch_sampler=[places]))
-    assert Dataset(torch.arange(N))[places][0].tolist() == [7, 2, 5] == ListContainer(range(N))[places] == Dataset(list(range(N)))[places][0]
+    assert (items(DataLoader(Items(), 2, sampler=places)) == [7, 2, 5]
+            == items(DataLoader(Items(), batch_sampler=[places])))
+    assert (Dataset(torch.arange(N))[places][0].tolist() == [7, 2, 5] == ListContainer(range(N))[places]
+            == Dataset(list(range(N)))[places][0])
 
 # ---------------------------------------------------------------- pandas, by position
 
-df = pd.DataFrame({'t': list('abcd'), 'y': range(4), 'a': [0.5, 1.5, 2.5, 3.5], 'b': [True, False, True, True]}).sample(frac=1, random_state=3)
+df = pd.DataFrame({'t': list('abcd'), 'y': range(4), 'a': [0.5, 1.5, 2.5, 3.5],
+                   'b': [True, False, True, True]}).sample(frac=1, random_state=3)
 CUTS = {'whole': df, 'iloc': df.iloc[1:], 'reversed': df.iloc[::-1], 'by name': df.set_index('t', drop=False)}
 cuts = pytest.mark.parametrize('table', CUTS.values(), ids=list(CUTS))
 
@@ -96,19 +105,24 @@ def test_columns_count_by_position(table):
         warnings.simplefilter('error')
         for x in (table.t, table.t.tolist(), pd.Index(table.t)):
             ds = Dataset(x, table.y)
-            assert [(ds[i][0], int(ds[i][1])) for i in range(len(ds))] == list(zip(table.t, table.y)) and ds.c == int(table.y.max()) + 1
+            assert ([(ds[i][0], int(ds[i][1])) for i in range(len(ds))] == list(zip(table.t, table.y))
+                    and ds.c == int(table.y.max()) + 1)
         ds = Dataset(table[['a', 'y']], table.y.astype('Int64'))
-        assert ds.sliceable and ds.x.tolist() == table[['a', 'y']].to_numpy().tolist() and ds.x.dtype == torch.float32 and ds.y.dtype == torch.int64
-        assert Dataset(table[['a', 'b']], table.b).x.tolist() == table[['a', 'b']].astype(float).to_numpy().tolist()
+        assert (ds.sliceable and ds.x.tolist() == table[['a', 'y']].to_numpy().tolist()
+                and ds.x.dtype == torch.float32 and ds.y.dtype == torch.int64)
+        assert (Dataset(table[['a', 'b']],
+                        table.b).x.tolist() == table[['a', 'b']].astype(float).to_numpy().tolist())
         assert Dataset({'a': table.a, 'b': table.b}, table.y).x['a'].tolist() == table.a.tolist()
         assert Dataset((table.a, table.y)).x[1].tolist() == table.y.tolist()
-    for xb, yb in DataLoader(Dataset(table[['a', 'y']], table.y), 2, shuffle=True): assert xb[:, 1].tolist() == yb.tolist()
+    for xb, yb in DataLoader(Dataset(table[['a', 'y']], table.y), 2, shuffle=True):
+        assert xb[:, 1].tolist() == yb.tolist()
 
 @cuts
 def test_rows_of_a_table_are_collated(table):
     pairs = [(table[['a', 'y']].iloc[i], table.y.iloc[i]) for i in range(len(table))]
     xb, yb = collate(pairs)
-    assert xb.dtype == torch.float32 and xb.tolist() == table[['a', 'y']].to_numpy().tolist() and yb.tolist() == table.y.tolist()
+    assert (xb.dtype == torch.float32 and xb.tolist() == table[['a', 'y']].to_numpy().tolist()
+            and yb.tolist() == table.y.tolist())
 
 def test_a_column_s_memory_is_not_shared():
     frame = pd.DataFrame({'a': [1., 2.], 'y': [0, 1]})
@@ -117,7 +131,8 @@ def test_a_column_s_memory_is_not_shared():
 
 # ---------------------------------------------------------------- numbers with a fraction
 
-FRACTIONS = {'numbers': [0.5, 1.5, 2.5], 'NumPy scalars': list(np.array([0.5, 1.5, 2.5])), 'array': np.array([0.5, 1.5, 2.5]), 'Series': pd.Series([0.5, 1.5, 2.5])}
+FRACTIONS = {'numbers': [0.5, 1.5, 2.5], 'NumPy scalars': list(np.array([0.5, 1.5, 2.5])),
+             'array': np.array([0.5, 1.5, 2.5]), 'Series': pd.Series([0.5, 1.5, 2.5])}
 fractions = pytest.mark.parametrize('values', FRACTIONS.values(), ids=list(FRACTIONS))
 
 def labels_through(values):
@@ -135,10 +150,12 @@ def labels_through(values):
 
 @fractions
 def test_fractions_are_float32_by_every_way(values):
-    for yb in labels_through(values): assert yb.dtype == torch.float32 and sorted(yb.tolist()) == [0.5, 1.5, 2.5]
+    for yb in labels_through(values):
+        assert yb.dtype == torch.float32 and sorted(yb.tolist()) == [0.5, 1.5, 2.5]
 
 def test_tensors_and_other_types_are_kept():
-    for t in (torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float16), np.zeros(3, np.float32), np.zeros(3, np.float16), np.zeros(3, np.uint8)):
+    for t in (torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float16),
+              np.zeros(3, np.float32), np.zeros(3, np.float16), np.zeros(3, np.uint8)):
         wanted = torch.as_tensor(t).dtype
         assert Dataset(torch.zeros(3, 2), t).y.dtype == wanted == collate([(0, v) for v in t])[1].dtype
 
@@ -149,7 +166,9 @@ def test_the_default_type_is_pytorchs():
 
 def test_a_table_trains_a_network():
     frame = pd.DataFrame(np.random.default_rng(0).normal(size=(32, 3)), columns=list('abc'))
-    learn = Learner(make_data((frame, frame.a + frame.b), (frame, frame.a), bs=8), nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), loss_func=nn.MSELoss(), cbs=Progress(False))
+    learn = Learner(make_data((frame, frame.a + frame.b), (frame, frame.a), bs=8),
+                    nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), loss_func=nn.MSELoss(),
+                    cbs=Progress(False))
     learn.fit(1)
 
 # ---------------------------------------------------------------- containers keep their type
@@ -169,20 +188,28 @@ class Row(list): pass
 def packed(): return pack_sequence([torch.ones(2, 4), torch.zeros(3, 4)], enforce_sorted=False)
 
 t = torch.arange(6.).view(2, 3)
-CONTAINERS = {'tuple': (t, t + 1), 'list': [t, t + 1], 'dict': {'a': t, 'b': t + 1}, 'named tuple': Named(t, t + 1), 'ordered': collections.OrderedDict(a=t, b=t + 1),
-              'own dict': Mine(a=t, b=t + 1), 'default': collections.defaultdict(list, a=t, b=t + 1), 'user dict': collections.UserDict(a=t, b=t + 1),
-              'own list': Row([t, t + 1]), 'dataclass': Data(t, t + 1), 'returned by torch': torch.max(t, 0), 'packed': packed(), 'nested': {'a': Named(t, [Data(t)])},
+CONTAINERS = {'tuple': (t, t + 1), 'list': [t, t + 1], 'dict': {'a': t, 'b': t + 1},
+              'named tuple': Named(t, t + 1), 'ordered': collections.OrderedDict(a=t, b=t + 1),
+              'own dict': Mine(a=t, b=t + 1), 'default': collections.defaultdict(list, a=t, b=t + 1),
+              'user dict': collections.UserDict(a=t, b=t + 1),
+              'own list': Row([t, t + 1]), 'dataclass': Data(t, t + 1), 'returned by torch': torch.max(t, 0),
+              'packed': packed(), 'nested': {'a': Named(t, [Data(t)])},
               'batch': Batch((t, t), [4, 2])}
 containers = pytest.mark.parametrize('x', CONTAINERS.values(), ids=list(CONTAINERS))
-parts = lambda x: [p for v in (x.values() if hasattr(x, 'values') and not isinstance(x, tuple) else vars(x).values() if isinstance(x, Data) else x) for p in ([v] if isinstance(v, (torch.Tensor, type(None))) else parts(v))]
+parts = lambda x: [p for v in (x.values() if hasattr(x, 'values') and not isinstance(x, tuple)
+                               else vars(x).values() if isinstance(x, Data) else x)
+                   for p in ([v] if isinstance(v, (torch.Tensor, type(None))) else parts(v))]
 
 @containers
 def test_what_moves_keeps_its_type(x):
     moved = to_device(x, 'meta')
     assert type(moved) is type(x)
-    assert [p.device.type for p in parts(moved) if p is not None] == ['cpu' if isinstance(x, PackedSequence) and i == 1 else 'meta' for i, p in enumerate(p for p in parts(moved) if p is not None)]
+    assert ([p.device.type for p in parts(moved)
+             if p is not None] == ['cpu' if isinstance(x, PackedSequence) and i == 1 else 'meta'
+                                   for i, p in enumerate(p for p in parts(moved) if p is not None)])
     again = to_cpu(x)
-    assert type(again) is type(x) and all(a is b is None or torch.equal(a, b) for a, b in zip(parts(x), parts(again)))
+    assert (type(again) is type(x)
+            and all(a is b is None or torch.equal(a, b) for a, b in zip(parts(x), parts(again))))
     if isinstance(x, Batch): assert moved.items == [4, 2]
 
 KEPT = [k for k in CONTAINERS if k not in ('packed', 'nested', 'batch', 'returned by torch')]
@@ -196,7 +223,8 @@ def test_what_is_collated_joined_and_shown_keeps_its_type(kind):
     assert len(rows) == 1 and all(p.shape == (2, 3) for p in parts(rows[0]))
     joined = join_batches([xb, xb])
     if kind in ('list', 'own list'): return
-    assert type(joined) is type(x) is type(rows[0]) is type(pick_rows(joined, 3)) and all(p.shape == (4, 2, 3) for p in parts(joined))
+    assert (type(joined) is type(x) is type(rows[0]) is type(pick_rows(joined, 3))
+            and all(p.shape == (4, 2, 3) for p in parts(joined)))
 
 @pytest.mark.parametrize('kind', ['tuple', 'dict', 'named tuple', 'ordered', 'own dict', 'default'])
 def test_a_data_set_keeps_its_containers(kind):
@@ -233,8 +261,10 @@ def test_what_is_set_later_holds_from_the_next_pass():
     assert items(dl) != list(range(N))
     dl.bs, dl.drop_last = 3, True
     assert len(dl) == 3 == len(list(dl))
-    dl.set_epoch(0); first = items(dl)
-    dl.seed = 2; dl.set_epoch(0)
+    dl.set_epoch(0)
+    first = items(dl)
+    dl.seed = 2
+    dl.set_epoch(0)
     assert items(dl) != first
     dl.ds = Dataset(torch.arange(4))
     assert len(dl) == 1 and max(items(dl)) < 4
@@ -275,36 +305,45 @@ def test_waiting_workers_are_those_of_the_loader_as_it_is():
 def test_the_data_of_a_fit_may_grow_between_epochs():
     ds, n = Items(6), []
     class Grow(Callback):
-        def after_epoch(self): n.append(self.iters); ds.n += 4
+        def after_epoch(self):
+            n.append(self.iters)
+            ds.n += 4
     class Loss(nn.Module):
         def forward(self, x): return x*self.w
-        def __init__(self): super().__init__(); self.w = nn.Parameter(torch.ones(1))
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(1))
     Runner((DataLoader(ds, 2), None), Loss(), loss_func=lambda pred, yb: pred.mean()).fit(3, cbs=Grow())
     assert n == [3, 5, 7]
 
 # ---------------------------------------------------------------- two data sets, words, streams
 
-@pytest.mark.parametrize('form', [lambda v: v, lambda v: v.numpy(), lambda v: v.tolist()], ids=['tensor', 'array', 'list'])
+@pytest.mark.parametrize('form', [lambda v: v, lambda v: v.numpy(), lambda v: v.tolist()],
+                         ids=['tensor', 'array', 'list'])
 def test_make_data_takes_pairs_of_items_and_labels(form):
     x, y = torch.randn(20, 3), torch.randint(0, 3, (20,))
     data = make_data((form(x[:12]), form(y[:12])), (form(x[12:]), form(y[12:])), (form(x[:4]), None), bs=4)
-    assert [len(ds) for ds in (data.train_ds, data.valid_ds, data.test_ds)] == [12, 8, 4] and data.c is not None and data.test_ds.y is None
+    assert ([len(ds) for ds in (data.train_ds, data.valid_ds, data.test_ds)] == [12, 8, 4]
+            and data.c is not None and data.test_ds.y is None)
     assert isinstance(data.train_ds, Dataset) and data.valid_ds.y.equal(y[12:])
     with pytest.raises(ValueError, match='12, 8'): make_data((x[:12], y[12:]), None)
 
-WORDS = {'list': list('abca'), 'array': np.array(list('abca')), 'Series': pd.Series(list('abca')), 'categories': pd.Series(list('abca'), dtype='category'),
+WORDS = {'list': list('abca'), 'array': np.array(list('abca')), 'Series': pd.Series(list('abca')),
+         'categories': pd.Series(list('abca'), dtype='category'),
          'objects': np.array(list('abca'), dtype=object)}
 
 @pytest.mark.parametrize('words', WORDS.values(), ids=list(WORDS))
 def test_words_as_labels_are_refused_with_the_remedy(words):
     x = torch.zeros(4, 2)
-    for make in (lambda: next(iter(make_data((x, words), None).train_dl)), lambda: list(DataLoader(Dataset(x, words), 2)), lambda: collate(list(zip(x, words)))):
+    for make in (lambda: next(iter(make_data((x, words), None).train_dl)),
+                 lambda: list(DataLoader(Dataset(x, words), 2)), lambda: collate(list(zip(x, words)))):
         with pytest.raises(TypeError, match='np.unique'): make()
     classes, y = np.unique(list(words), return_inverse=True)
     assert make_data((x, y), None).c == 3
 
 def test_words_may_be_labels_of_a_collate_function_of_one_s_own():
-    dl = DataLoader(Dataset(torch.zeros(4, 2), list('abca')), 4, collate=lambda samples: (torch.stack([x for x, _ in samples]), [y for _, y in samples]))
+    dl = DataLoader(Dataset(torch.zeros(4, 2), list('abca')), 4,
+                    collate=lambda samples: (torch.stack([x for x, _ in samples]), [y for _, y in samples]))
     assert next(iter(dl))[1] == list('abca')
 
 class Stream(tud.IterableDataset):
@@ -321,7 +360,8 @@ def test_a_stream_needs_a_length_to_train_on():
         run = kind((tud.DataLoader(Known(), 4), tud.DataLoader(Known(), 4)), nn.Linear(3, 3))
         run.fit(1)
         assert run.n_iter == 3
-    with pytest.raises(TypeError, match='__len__'): Learner((tud.DataLoader(Known(), 4), tud.DataLoader(Stream(), 4)), nn.Linear(3, 3)).get_preds()
+    with pytest.raises(TypeError, match='__len__'):
+        Learner((tud.DataLoader(Known(), 4), tud.DataLoader(Stream(), 4)), nn.Linear(3, 3)).get_preds()
 
 def test_a_batch_size_beside_a_batch_sampler_is_refused():
     dl = DataLoader(Dataset(torch.arange(N)), batch_sampler=[[0, 1], [2]])

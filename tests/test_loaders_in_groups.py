@@ -1,4 +1,5 @@
-"""Under trainers of others each process of a group gets a part of its own, or is told that it gets all items: one launch of two processes."""
+"""Under trainers of others each process of a group gets a part of its own, or is told that it gets all items:
+one launch of two processes."""
 import json, os, subprocess, sys
 
 import pytest
@@ -32,7 +33,8 @@ def loops(name, dl, epochs=3, grad=True, batches=None):
     "Epochs as a trainer of somebody else's runs them."
     with warnings.catch_warnings(record=True) as caught, torch.set_grad_enabled(grad):
         warnings.simplefilter('default')
-        items = [[i for _, batch in zip(range(batches or 99), dl) for i in batch.items] for _ in range(epochs)]
+        items = [[i for _, batch in zip(range(batches or 99), dl) for i in batch.items]
+                 for _ in range(epochs)]
     out[name] = {'items': items, 'warnings': [str(w.message) for w in caught]}
 
 def shuffled(): return DataLoader(ds, 4, shuffle=True, seed=1)
@@ -43,7 +45,8 @@ loops('evaluation', shuffled(), grad=False)
 loops('first batch', shuffled(), batches=1)
 loops('RankLoader', RankLoader(shuffled()))
 loops('DistributedSampler', DataLoader(ds, 4, sampler=tud.DistributedSampler(ds, seed=1)))
-loops('DistributedSampler within', DataLoader(ds, batch_sampler=tud.BatchSampler(tud.DistributedSampler(ds, seed=1), 4, False)))
+loops('DistributedSampler within',
+      DataLoader(ds, batch_sampler=tud.BatchSampler(tud.DistributedSampler(ds, seed=1), 4, False)))
 loops('batch sampler', DataLoader(ds, batch_sampler=Batches(2)))
 
 class Seen(Callback):
@@ -54,10 +57,14 @@ torch.manual_seed(0)
 seen = Seen()
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
-    learn = Learner(make_data(ds, ds, bs=4, seed=1), nn.Linear(3, 2), cbs=[Progress(False), seen]).to_distributed()
+    learn = Learner(make_data(ds, ds, bs=4, seed=1), nn.Linear(3, 2),
+                    cbs=[Progress(False), seen]).to_distributed()
     learn.fit(1)
-    learn.validate(); learn.get_preds('train'); learn.summary()
-out['ours'] = {'items': [seen.seen], 'warnings': [str(w.message) for w in caught if 'process' in str(w.message)]}
+    learn.validate()
+    learn.get_preds('train')
+    learn.summary()
+out['ours'] = {'items': [seen.seen],
+               'warnings': [str(w.message) for w in caught if 'process' in str(w.message)]}
 with open(f'{folder}/{rank}.json', 'w') as f: json.dump(out, f)
 dist.destroy_process_group()
 '''
@@ -68,7 +75,8 @@ def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp('group')
     (folder/'script.py').write_text(SCRIPT, encoding='utf-8')
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg', 'EXP_DEVICE': 'cpu'}
-    started = [subprocess.Popen([sys.executable, folder/'script.py', folder, str(rank)], env=env, stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+    started = [subprocess.Popen([sys.executable, folder/'script.py', folder, str(rank)], env=env,
+                                stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
     errors = [p.communicate(timeout=200)[1] for p in started]
     assert not any(p.returncode for p in started), errors
     return [json.loads((folder/f'{rank}.json').read_text()) for rank in (0, 1)]
@@ -84,7 +92,8 @@ def test_a_loader_that_is_not_sharded_says_so_once(both, name):
 def test_a_loader_that_is_sharded_gives_each_item_once(both, name):
     a, b = (out[name] for out in both)
     assert a['warnings'] == b['warnings'] == []
-    for mine, yours in zip(a['items'], b['items']): assert sorted(mine + yours) == list(range(12)) and len(mine) == 6
+    for mine, yours in zip(a['items'], b['items']):
+        assert sorted(mine + yours) == list(range(12)) and len(mine) == 6
     if name != 'ours': assert a['items'][0] != a['items'][1]   # each epoch another order
 
 @pytest.mark.parametrize('name', ['evaluation', 'first batch', 'batch sampler'])

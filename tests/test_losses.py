@@ -18,7 +18,8 @@ shapes = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
 dtypes = st.sampled_from([torch.float32, torch.float64])
 seeds = st.integers(0, 10_000)
 
-def draw(shape, dtype, seed, scale=3.): return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)*scale
+def draw(shape, dtype, seed, scale=3.):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)*scale
 
 def same_value_and_gradient(ours, theirs, pred, yb):
     results = []
@@ -27,9 +28,12 @@ def same_value_and_gradient(ours, theirs, pred, yb):
         value = f(p, yb)
         value.sum().backward()
         results.append((value, p.grad))
-    for a, b in zip(*results): close(a, b, TOL[pred.dtype]); assert a.dtype == pred.dtype
+    for a, b in zip(*results):
+        close(a, b, TOL[pred.dtype])
+        assert a.dtype == pred.dtype
 
-NUMBERS = [(SquaredLoss, F.mse_loss, {}, {}), (AbsoluteLoss, F.l1_loss, {}, {}), (HuberLoss, F.huber_loss, {'delta': 0.7}, {'delta': 0.7}),
+NUMBERS = [(SquaredLoss, F.mse_loss, {}, {}), (AbsoluteLoss, F.l1_loss, {}, {}),
+           (HuberLoss, F.huber_loss, {'delta': 0.7}, {'delta': 0.7}),
            (BinaryCrossEntropy, F.binary_cross_entropy_with_logits, {}, {})]
 
 @pytest.mark.parametrize('ours, theirs, a, b', NUMBERS)
@@ -39,12 +43,16 @@ def test_losses_of_numbers_and_their_gradients_are_torchs(ours, theirs, a, b, sh
     pred, yb = draw(shape, dtype, seed), draw(shape, dtype, seed + 1)
     if ours is BinaryCrossEntropy: yb = yb.sigmoid()
     for reduction in ('mean', 'sum'):
-        same_value_and_gradient(ours(reduction=reduction, **a), functools.partial(theirs, reduction=reduction, **b), pred, yb)
-    def each(p, y): v = theirs(p, y, reduction='none', **b); return v.flatten(1).mean(1) if v.ndim > 1 else v
+        same_value_and_gradient(ours(reduction=reduction, **a),
+                                functools.partial(theirs, reduction=reduction, **b), pred, yb)
+    def each(p, y):
+        v = theirs(p, y, reduction='none', **b)
+        return v.flatten(1).mean(1) if v.ndim > 1 else v
     same_value_and_gradient(ours(reduction='none', **a), each, pred, yb)
 
 @settings(max_examples=30, deadline=None)
-@given(n=st.integers(1, 6), classes=st.integers(1, 7), rest=st.lists(st.integers(1, 4), max_size=2), dtype=dtypes, seed=seeds, last=st.booleans())
+@given(n=st.integers(1, 6), classes=st.integers(1, 7), rest=st.lists(st.integers(1, 4), max_size=2),
+       dtype=dtypes, seed=seeds, last=st.booleans())
 def test_cross_entropy_and_nll_and_their_gradients_are_torchs(n, classes, rest, dtype, seed, last):
     pred = draw((n, classes, *rest), dtype, seed)
     yb = torch.randint(classes, (n, *rest), generator=torch.Generator().manual_seed(seed))
@@ -55,11 +63,13 @@ def test_cross_entropy_and_nll_and_their_gradients_are_torchs(n, classes, rest, 
         same_value_and_gradient(CrossEntropy(reduction, dim=dim), torchs(reduction), given_pred, yb)
     each = lambda p, y: torchs('none')(p, y).reshape(n, -1).mean(1)
     same_value_and_gradient(CrossEntropy('none', dim=dim), each, given_pred, yb)
-    same_value_and_gradient(lambda p, y: nll(log_softmax(p, dim), y, dim), torchs('none'), given_pred, yb)   # by hand
+    # by hand
+    same_value_and_gradient(lambda p, y: nll(log_softmax(p, dim), y, dim), torchs('none'), given_pred, yb)
 
 @pytest.mark.parametrize('ours, theirs, a, b', NUMBERS)
 def test_extreme_predictions_give_finite_losses_where_torchs_are(ours, theirs, a, b):
-    pred, yb = torch.tensor([-1e4, -100., -30., 0., 30., 100., 1e4]), torch.tensor([1., 0., 1., 1., 0., 1., 0.])
+    pred, yb = torch.tensor([-1e4, -100., -30., 0., 30., 100.,
+                             1e4]), torch.tensor([1., 0., 1., 1., 0., 1., 0.])
     same_value_and_gradient(ours(**a), functools.partial(theirs, **b), pred, yb)
 
 def test_cross_entropy_survives_extreme_logits_and_impossible_classes():
@@ -78,7 +88,8 @@ def test_half_precision_is_computed_in_float32(dtype):
 def test_second_derivatives_exist():
     x = draw((4,), torch.float64, 1).requires_grad_()
     y = torch.tensor([0., 1, 0, 1], dtype=torch.float64)
-    for f in (SquaredLoss(), HuberLoss(), BinaryCrossEntropy()): assert torch.autograd.gradgradcheck(lambda p: f(p, y), x)
+    for f in (SquaredLoss(), HuberLoss(), BinaryCrossEntropy()):
+        assert torch.autograd.gradgradcheck(lambda p: f(p, y), x)
 
 # reductions and targets that do not count
 
@@ -87,7 +98,8 @@ def test_reductions_of_one_value_per_item_agree():
     for kind in (SquaredLoss, AbsoluteLoss, HuberLoss):
         each = kind(reduction='none')(pred, yb)
         assert each.shape == (5,)
-        close(each.mean(), kind()(pred, yb)); close(each.sum()*12, kind(reduction='sum')(pred, yb))
+        close(each.mean(), kind()(pred, yb))
+        close(each.sum()*12, kind(reduction='sum')(pred, yb))
 
 @pytest.mark.parametrize('ignore', [-100, -1, 3, 255])
 def test_ignored_targets_cost_nothing_and_are_not_counted(ignore):
@@ -98,7 +110,8 @@ def test_ignored_targets_cost_nothing_and_are_not_counted(ignore):
     same_value_and_gradient(loss, lambda p, y: F.cross_entropy(p, y, ignore_index=ignore), pred, yb)
     equal(loss.count(yb), (yb != ignore).sum())
     each = CrossEntropy('none', ignore_index=ignore)(pred, yb)
-    close(each, torch.stack([F.cross_entropy(pred[i:i+1], yb[i:i+1], ignore_index=ignore) for i in range(4)]), 1e-10)
+    close(each, torch.stack([F.cross_entropy(pred[i:i+1], yb[i:i+1], ignore_index=ignore) for i in range(4)]),
+          1e-10)
     # batches weighted by count give the whole
     parts = [(loss(p, y), loss.count(y)) for p, y in zip(pred.split(3), yb.split(3))]
     close(sum(v*n for v, n in parts)/sum(n for _, n in parts), loss(pred, yb), 1e-10)
@@ -108,27 +121,34 @@ def test_a_batch_of_ignored_targets_costs_zero_and_has_a_zero_gradient():
     loss = CrossEntropy(ignore_index=-1)
     value = loss(pred, torch.full((3,), -1))
     value.backward()
-    equal(value.detach(), torch.tensor(0.)); equal(pred.grad, torch.zeros(3, 4)); equal(loss.count(torch.full((3,), -1)), torch.tensor(0))
+    equal(value.detach(), torch.tensor(0.))
+    equal(pred.grad, torch.zeros(3, 4))
+    equal(loss.count(torch.full((3,), -1)), torch.tensor(0))
 
-def test_count_without_ignored_targets_is_their_number(): equal(CrossEntropy().count(torch.zeros(3, 4, dtype=torch.long)), 12)
+def test_count_without_ignored_targets_is_their_number():
+    equal(CrossEntropy().count(torch.zeros(3, 4, dtype=torch.long)), 12)
 
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.int32, torch.int64])
 def test_class_numbers_may_be_of_any_integer_type(dtype):
     pred = torch.randn(4, 3)
-    close(CrossEntropy()(pred, torch.tensor([0, 1, 2, 1], dtype=dtype)), F.cross_entropy(pred, torch.tensor([0, 1, 2, 1])))
+    close(CrossEntropy()(pred, torch.tensor([0, 1, 2, 1], dtype=dtype)),
+          F.cross_entropy(pred, torch.tensor([0, 1, 2, 1])))
 
 # bad input
 
 @pytest.mark.parametrize('kind', [SquaredLoss, AbsoluteLoss, HuberLoss, BinaryCrossEntropy])
-@pytest.mark.parametrize('pred, yb, hint', [((5, 1), (5,), r'squeeze\(-1\)'), ((5,), (5, 1), r'squeeze\(-1\)'), ((5, 2), (5,), 'one shape'),
+@pytest.mark.parametrize('pred, yb, hint', [((5, 1), (5,), r'squeeze\(-1\)'),
+                                            ((5,), (5, 1), r'squeeze\(-1\)'), ((5, 2), (5,), 'one shape'),
                                             ((5,), (), 'one shape'), ((1,), (5,), 'one shape')])
 def test_shapes_that_would_broadcast_are_refused(kind, pred, yb, hint):
     with pytest.raises(ValueError, match=hint): kind()(torch.zeros(pred), torch.zeros(yb))
 
-@pytest.mark.parametrize('pred, yb, hint', [((5, 3), (5, 1), 'yb.squeeze'), ((5, 3), (5, 3), 'one-hot'), ((5, 3), (4,), r'should have shape \(5,\)'),
+@pytest.mark.parametrize('pred, yb, hint', [((5, 3), (5, 1), 'yb.squeeze'), ((5, 3), (5, 3), 'one-hot'),
+                                            ((5, 3), (4,), r'should have shape \(5,\)'),
                                             ((5, 3, 2), (5,), r'\(5, 2\)')])
 def test_class_targets_of_a_wrong_shape_are_refused(pred, yb, hint):
-    with pytest.raises(ValueError, match=hint): CrossEntropy()(torch.zeros(pred), torch.zeros(yb, dtype=torch.long))
+    with pytest.raises(ValueError, match=hint):
+        CrossEntropy()(torch.zeros(pred), torch.zeros(yb, dtype=torch.long))
 
 @pytest.mark.parametrize('bad', [3, -1, -100])
 @pytest.mark.parametrize('rest', [(), (2,), (2, 2)])
@@ -138,16 +158,19 @@ def test_a_class_that_is_not_there_is_named(bad, rest):
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bool])
 def test_class_numbers_of_a_wrong_type_are_refused(dtype):
-    with pytest.raises(TypeError, match=r'yb.long\(\)'): CrossEntropy()(torch.zeros(2, 3), torch.zeros(2, dtype=dtype))
+    with pytest.raises(TypeError, match=r'yb.long\(\)'):
+        CrossEntropy()(torch.zeros(2, 3), torch.zeros(2, dtype=dtype))
 
 @pytest.mark.parametrize('loss', [SquaredLoss(), CrossEntropy(), BinaryCrossEntropy()])
 def test_predictions_and_targets_must_be_tensors(loss):
     with pytest.raises((TypeError, AttributeError), match='NoneType'): loss(torch.zeros(2, 2), None)
-    with pytest.raises((TypeError, AttributeError), match='tuple'): loss((torch.zeros(2, 2),), torch.zeros(2, 2))
+    with pytest.raises((TypeError, AttributeError), match='tuple'):
+        loss((torch.zeros(2, 2),), torch.zeros(2, 2))
 
 @pytest.mark.parametrize('bad', [-0.1, 2., math.nan])
 def test_binary_targets_outside_zero_to_one_are_refused(bad):
-    with pytest.raises(ValueError, match='from 0 to 1'): BinaryCrossEntropy()(torch.zeros(2), torch.tensor([0., bad]))
+    with pytest.raises(ValueError, match='from 0 to 1'):
+        BinaryCrossEntropy()(torch.zeros(2), torch.tensor([0., bad]))
 
 def test_binary_targets_may_be_bool_or_whole_numbers():
     z = torch.randn(4)
@@ -162,25 +185,33 @@ def test_bad_arguments_of_losses_are_refused():
 
 def test_activation_and_decode_answer_in_the_terms_of_the_targets():
     pred = torch.randn(4, 3, 2)
-    close(CrossEntropy().activation(pred).sum(1), torch.ones(4, 2)); equal(CrossEntropy().decode(pred), pred.argmax(1))
-    close(CrossEntropy(dim=-1).activation(pred), pred.softmax(-1)); equal(CrossEntropy(dim=-1).decode(pred), pred.argmax(-1))
-    close(BinaryCrossEntropy().activation(pred), pred.sigmoid()); equal(BinaryCrossEntropy(thresh=0.7).decode(pred), pred.sigmoid() > 0.7)
+    close(CrossEntropy().activation(pred).sum(1), torch.ones(4, 2))
+    equal(CrossEntropy().decode(pred), pred.argmax(1))
+    close(CrossEntropy(dim=-1).activation(pred), pred.softmax(-1))
+    equal(CrossEntropy(dim=-1).decode(pred), pred.argmax(-1))
+    close(BinaryCrossEntropy().activation(pred), pred.sigmoid())
+    equal(BinaryCrossEntropy(thresh=0.7).decode(pred), pred.sigmoid() > 0.7)
     assert SquaredLoss().activation(pred) is pred and HuberLoss().decode(pred) is pred
 
 @pytest.mark.parametrize('plain, ours', [
-    (F.cross_entropy, CrossEntropy()), (nn.CrossEntropyLoss(), CrossEntropy()), (functools.partial(F.cross_entropy, label_smoothing=.1), CrossEntropy()),
+    (F.cross_entropy, CrossEntropy()), (nn.CrossEntropyLoss(), CrossEntropy()),
+    (functools.partial(F.cross_entropy, label_smoothing=.1), CrossEntropy()),
     (functools.partial(functools.partial(F.cross_entropy), reduction='sum'), CrossEntropy()),
-    (F.mse_loss, SquaredLoss()), (nn.MSELoss(), SquaredLoss()), (F.l1_loss, AbsoluteLoss()), (nn.L1Loss(), AbsoluteLoss()),
-    (F.huber_loss, HuberLoss()), (nn.HuberLoss(), HuberLoss()), (F.binary_cross_entropy_with_logits, BinaryCrossEntropy()),
+    (F.mse_loss, SquaredLoss()), (nn.MSELoss(), SquaredLoss()), (F.l1_loss, AbsoluteLoss()),
+    (nn.L1Loss(), AbsoluteLoss()),
+    (F.huber_loss, HuberLoss()), (nn.HuberLoss(), HuberLoss()),
+    (F.binary_cross_entropy_with_logits, BinaryCrossEntropy()),
     (nn.BCEWithLogitsLoss(), BinaryCrossEntropy())])
 def test_torchs_losses_have_the_parts_of_ours(plain, ours):
     pred = torch.randn(4, 3)
-    close(loss_parts(plain).activation(pred), ours.activation(pred)); equal(loss_parts(plain).decode(pred), ours.decode(pred))
+    close(loss_parts(plain).activation(pred), ours.activation(pred))
+    equal(loss_parts(plain).decode(pred), ours.decode(pred))
     equal(loss_parts(ours).decode(pred), ours.decode(pred))
 
 def test_losses_of_probabilities_are_in_the_table():
     probs = torch.tensor([[0.2, 0.8], [0.6, 0.4]])
-    close(loss_parts(nn.NLLLoss()).activation(probs.log()), probs); equal(loss_parts(F.nll_loss).decode(probs.log()), torch.tensor([1, 0]))
+    close(loss_parts(nn.NLLLoss()).activation(probs.log()), probs)
+    equal(loss_parts(F.nll_loss).decode(probs.log()), torch.tensor([1, 0]))
     equal(loss_parts(nn.BCELoss()).decode(probs), probs > 0.5)
 
 def test_a_subclass_of_a_torch_loss_inherits_its_parts():
@@ -196,7 +227,8 @@ def test_an_unknown_loss_is_refused_until_it_is_entered_or_has_the_attributes():
     other.activation, other.decode = torch.exp, torch.sign
     assert loss_parts(other).activation is torch.exp
 
-@pytest.mark.parametrize('loss', [CrossEntropy(), CrossEntropy('sum'), F.cross_entropy, nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction='sum'),
+@pytest.mark.parametrize('loss', [CrossEntropy(), CrossEntropy('sum'), F.cross_entropy, nn.CrossEntropyLoss(),
+                                  nn.CrossEntropyLoss(reduction='sum'),
                                   functools.partial(F.cross_entropy, reduction='sum')])
 def test_item_losses_gives_one_value_for_each_item_and_leaves_the_loss(loss):
     pred, yb = torch.randn(4, 3, 2), torch.randint(3, (4, 2))
@@ -205,11 +237,14 @@ def test_item_losses_gives_one_value_for_each_item_and_leaves_the_loss(loss):
     assert getattr(loss, 'reduction', None) == before
 
 def test_item_losses_refuses_a_loss_without_reduction():
-    with pytest.raises(TypeError, match='reduction'): item_losses(lambda pred, yb: 0, torch.zeros(1), torch.zeros(1))
+    with pytest.raises(TypeError, match='reduction'):
+        item_losses(lambda pred, yb: 0, torch.zeros(1), torch.zeros(1))
 
-@pytest.mark.parametrize('loss', [SquaredLoss(), AbsoluteLoss('sum'), HuberLoss(0.5), CrossEntropy(ignore_index=255, dim=-1), BinaryCrossEntropy(thresh=0.3)])
+@pytest.mark.parametrize('loss', [SquaredLoss(), AbsoluteLoss('sum'), HuberLoss(0.5),
+                                  CrossEntropy(ignore_index=255, dim=-1), BinaryCrossEntropy(thresh=0.3)])
 def test_losses_survive_specs_copies_and_pickles(loss):
-    for again in (from_spec(json.loads(json.dumps(to_spec(loss)))), copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+    for again in (from_spec(json.loads(json.dumps(to_spec(loss)))), copy.deepcopy(loss),
+                  pickle.loads(pickle.dumps(loss))):
         assert type(again) is type(loss) and repr(again) == repr(loss)
 
 # Bad input that used to pass in silence, or to fail with an obscure error
@@ -223,7 +258,8 @@ def test_nll_refuses_fractions_as_classes():
 
 @pytest.mark.parametrize('pred, dim', [((3, 3), 2), ((3, 3), -3), ((3,), 1)])
 def test_a_dimension_that_is_not_there_is_refused(pred, dim):
-    with pytest.raises(IndexError, match='[Dd]im'): CrossEntropy(dim=dim)(torch.randn(pred), torch.tensor([0, 1, 2]))
+    with pytest.raises(IndexError, match='[Dd]im'):
+        CrossEntropy(dim=dim)(torch.randn(pred), torch.tensor([0, 1, 2]))
 
 @pytest.mark.parametrize('loss', [SquaredLoss(), AbsoluteLoss(), HuberLoss()])
 def test_losses_of_numbers_refuse_bool_targets(loss):
@@ -237,8 +273,10 @@ def test_item_losses_leave_out_what_torchs_losses_ignore():
     pred, yb = torch.randn(2, 3, 4), torch.tensor([[0, 1, -1, -1], [0, 1, 2, 0]])
     for torchs in (nn.CrossEntropyLoss(ignore_index=-1), functools.partial(F.cross_entropy, ignore_index=-1)):
         close(item_losses(torchs, pred, yb), item_losses(CrossEntropy(ignore_index=-1), pred, yb))
-    close(item_losses(F.cross_entropy, pred, yb.masked_fill(yb < 0, -100)), item_losses(CrossEntropy(ignore_index=-1), pred, yb))
+    close(item_losses(F.cross_entropy, pred, yb.masked_fill(yb < 0, -100)),
+          item_losses(CrossEntropy(ignore_index=-1), pred, yb))
 
 def test_item_losses_refuses_a_loss_that_does_not_heed_its_reduction():
     def stubborn(pred, yb, reduction='mean'): return (pred - yb).pow(2).mean()
-    with pytest.raises(ValueError, match='each item a value'): item_losses(stubborn, torch.randn(3), torch.randn(3))
+    with pytest.raises(ValueError, match='each item a value'):
+        item_losses(stubborn, torch.randn(3), torch.randn(3))

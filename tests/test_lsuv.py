@@ -1,4 +1,5 @@
-"LSUV brings every layer to mean 0 and deviation 1, or says which one cannot be, and leaves no trace but in weights, biases and `sub`."
+"""LSUV brings every layer to mean 0 and deviation 1, or says which one cannot be, and leaves no trace but in
+weights, biases and `sub`."""
 import copy, math, random
 from functools import partial
 
@@ -16,7 +17,8 @@ from exp.lsuv import LsuvError, find_modules, lsuv_init, lsuv_module
 bent = partial(GeneralRelu, leak=0.1, sub=0.4, maxv=6.)
 
 def convnet(act=bent, norm=None, **kwargs):
-    return nn.Sequential(conv_layer(1, 4, 5, act=act, norm=norm, **kwargs), conv_layer(4, 8, act=act, norm=norm, **kwargs),
+    return nn.Sequential(conv_layer(1, 4, 5, act=act, norm=norm, **kwargs),
+                         conv_layer(4, 8, act=act, norm=norm, **kwargs),
                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
 
 @pytest.fixture(autouse=True)
@@ -48,7 +50,8 @@ def same(a, b):
     return (sd.keys() == sd2.keys() and all(torch.equal(sd[k], sd2[k]) for k in sd) and modes == modes2
             and all(g is h is None or torch.equal(g, h) for g, h in zip(grads, grads2)))
 
-def no_hooks(model): return not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+def no_hooks(model):
+    return not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
 
 # ---- find_modules
 def test_find_modules_goes_depth_first_by_function_class_or_classes():
@@ -62,7 +65,8 @@ def test_find_modules_lists_a_shared_module_once():
     layer = nn.Linear(2, 2)
     assert find_modules(nn.Sequential(layer, nn.Sequential(layer)), nn.Linear) == [layer]
 
-@pytest.mark.parametrize('model, cond', [(3, nn.Linear), (nn.Linear, nn.Linear), (nn.ReLU(), 'Linear'), (nn.ReLU(), None), (nn.ReLU(), nn.ReLU())])
+@pytest.mark.parametrize('model, cond', [(3, nn.Linear), (nn.Linear, nn.Linear), (nn.ReLU(), 'Linear'),
+                                         (nn.ReLU(), None), (nn.ReLU(), nn.ReLU())])
 def test_find_modules_refuses_what_is_no_model_or_condition(model, cond):
     with pytest.raises((TypeError, AttributeError)): find_modules(model, cond)
 
@@ -89,8 +93,10 @@ def test_a_layer_reaches_mean_0_and_deviation_1(case, scale, shift):
     assert got == pytest.approx(stats(model[0], model, xb), abs=1e-6)
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
-@pytest.mark.parametrize('act', [bent, partial(GeneralRelu, sub=0.1), partial(GeneralRelu, leak=0.3, sub=-2., maxv=8.), partial(GeneralRelu, leak=0.1),
-                                 partial(GeneralRelu, leak=0.5, maxv=9.), nn.ELU, nn.SELU, nn.Identity, None])
+@pytest.mark.parametrize('act',
+                         [bent, partial(GeneralRelu, sub=0.1),
+                          partial(GeneralRelu, leak=0.3, sub=-2., maxv=8.), partial(GeneralRelu, leak=0.1),
+                          partial(GeneralRelu, leak=0.5, maxv=9.), nn.ELU, nn.SELU, nn.Identity, None])
 def test_a_block_reaches_it_after_its_activation(act, dtype, xb):
     model, xb = convnet(act).to(dtype), xb.to(dtype)
     for block in model[:2]:
@@ -155,7 +161,8 @@ def test_a_tight_tolerance_is_reached_in_float64(xb):
 def test_the_bound_on_adjustments_holds(xb):
     model = convnet(partial(GeneralRelu, leak=0.1))
     before = state(model)
-    with pytest.raises(LsuvError, match="layer '0'.*after 3 adjustments"): lsuv_module(model[0], xb, model, max_iter=3)
+    with pytest.raises(LsuvError, match="layer '0'.*after 3 adjustments"):
+        lsuv_module(model[0], xb, model, max_iter=3)
     assert same(state(model), before)
 
 # ---- several batches, kinds of input
@@ -170,7 +177,8 @@ def test_several_batches_count_as_one_large_batch(xb):
     lsuv_init(ours, make_data(Dataset(xb, y), None, bs=16).train_dl)
     lsuv_init(torchs, TorchLoader(TensorDataset(xb, y), batch_size=16))
     for m in (several, uneven, loader, ours, torchs):
-        for p, q in zip(one.parameters(), m.parameters()): torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+        for p, q in zip(one.parameters(), m.parameters()):
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
     assert_reached(several[0], several, *xb.split(16))
 
 def test_batches_of_different_statistics_are_pooled(xb):
@@ -204,7 +212,8 @@ def test_a_batch_of_our_loader_is_taken_as_a_batch(xb):
     lsuv_init(model, [batch, batch])
 
 @pytest.mark.parametrize('xb, error, says', [
-    ([], ValueError, 'no batch'), (iter(()), ValueError, 'no batch'), ('ab', TypeError, 'str'), (None, TypeError, 'iterable'), (3, TypeError, 'iterable'),
+    ([], ValueError, 'no batch'), (iter(()), ValueError, 'no batch'), ('ab', TypeError, 'str'),
+    (None, TypeError, 'iterable'), (3, TypeError, 'iterable'),
     ([np.ones((2, 1, 12, 12))], TypeError, 'ndarray'), (np.ones((2, 1, 12, 12)), TypeError, 'ndarray'),
     (iter([(torch.ones(2),)*3]), TypeError, 'argument')])
 def test_what_is_no_batch_is_refused(xb, error, says):
@@ -216,17 +225,20 @@ def test_a_data_bunch_is_no_loader(xb):
     with pytest.raises(TypeError, match='DataBunch'): lsuv_init(convnet(), data)
 
 # ---- the whole model
-@pytest.mark.parametrize('act', [bent, partial(GeneralRelu, sub=0.2), nn.ReLU, nn.Tanh, nn.GELU, partial(GeneralRelu, leak=0.1), None])
+@pytest.mark.parametrize('act', [bent, partial(GeneralRelu, sub=0.2), nn.ReLU, nn.Tanh, nn.GELU,
+                                 partial(GeneralRelu, leak=0.1), None])
 def test_every_layer_reaches_it_after_sub_or_before_the_activation(act, xb):
     model = convnet(act)
     table = lsuv_init(model, xb)
     with_sub = act not in (nn.ReLU, nn.Tanh, nn.GELU, None) and act().sub is not None
-    for part in (*(block if with_sub else block.conv for block in model[:2]), model[4]): assert_reached(part, model, xb)
+    for part in (*(block if with_sub else block.conv for block in model[:2]), model[4]):
+        assert_reached(part, model, xb)
     assert list(table['shift']) == (['sub', 'sub', 'bias'] if with_sub else ['bias']*3)
     assert list(table.index) == ['0.conv', '1.conv', '4']
 
 def test_a_flat_model_is_paired_with_its_activations():
-    model, xb = nn.Sequential(nn.Linear(5, 8), bent(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(99, 5)
+    model, xb = nn.Sequential(nn.Linear(5, 8), bent(), nn.Linear(8, 8), nn.ReLU(),
+                              nn.Linear(8, 3)), torch.randn(99, 5)
     table = lsuv_init(model, xb)
     assert list(table.output_of) == ['GeneralRelu', 'Linear', 'Linear']
     for i in (1, 2, 4): assert_reached(model[i], model, xb)
@@ -258,23 +270,28 @@ def test_modules_may_be_chosen_by_class_function_list_or_one_alone(xb):
         assert len(lsuv_init(convnet(), xb, modules)) == n
     model = convnet()
     assert list(lsuv_init(model, xb, [model[1], model[0]]).index) == ['0', '1']   # in the order of running
-    assert_reached(model[0], model, xb); assert_reached(model[1], model, xb)
+    assert_reached(model[0], model, xb)
+    assert_reached(model[1], model, xb)
     model = convnet()
     assert list(lsuv_init(model, xb, model[1]).index) == ['1']
     assert list(lsuv_init(model, xb, (model[0], model[4])).index) == ['0', '4']
     assert list(lsuv_init(model, xb, (m for m in model[:2])).index) == ['0', '1']
 
 @pytest.mark.parametrize('choose, error, says', [
-    (lambda m: [], ValueError, 'no layer'), (lambda m: nn.Conv3d, ValueError, 'no layer'), (lambda m: [nn.Linear(1, 1)], ValueError, 'not a part'),
-    (lambda m: [m], LsuvError, '3 layers with a weight'), (lambda m: [m[2]], LsuvError, "layer '2' .*0 layers with a weight"),
-    (lambda m: [m[0], m[0].conv], LsuvError, 'stay'), (lambda m: ['0'], ValueError, 'not a part'), (lambda m: 3, ValueError, 'not a part'), (lambda m: 'conv', ValueError, 'not a part')])
+    (lambda m: [], ValueError, 'no layer'), (lambda m: nn.Conv3d, ValueError, 'no layer'),
+    (lambda m: [nn.Linear(1, 1)], ValueError, 'not a part'),
+    (lambda m: [m], LsuvError, '3 layers with a weight'),
+    (lambda m: [m[2]], LsuvError, "layer '2' .*0 layers with a weight"),
+    (lambda m: [m[0], m[0].conv], LsuvError, 'stay'), (lambda m: ['0'], ValueError, 'not a part'),
+    (lambda m: 3, ValueError, 'not a part'), (lambda m: 'conv', ValueError, 'not a part')])
 def test_modules_that_cannot_be_meant_are_refused(choose, error, says, xb):
     model = convnet()
     before = state(model)
     with pytest.raises(error, match=says): lsuv_init(model, xb, choose(model))
     assert same(state(model), before) and no_hooks(model)
 
-@pytest.mark.parametrize('kwargs, error', [(dict(tol=0), ValueError), (dict(tol=-1.), ValueError), (dict(tol=math.nan), ValueError), (dict(tol='1'), TypeError),
+@pytest.mark.parametrize('kwargs, error', [(dict(tol=0), ValueError), (dict(tol=-1.), ValueError),
+    (dict(tol=math.nan), ValueError), (dict(tol='1'), TypeError),
     (dict(max_iter=2.5), TypeError)])
 def test_bounds_that_make_no_sense_are_refused(kwargs, error, xb):
     model = convnet()
@@ -288,7 +305,8 @@ def test_what_is_no_model_or_no_part_of_it_is_refused(xb):
     with pytest.raises(AttributeError, match='NoneType'): lsuv_module(model[0], xb, None)
     with pytest.raises(ValueError, match='not a part'): lsuv_module(nn.Linear(2, 2), xb, model)
     with pytest.raises(ValueError, match='no layer with a weight'): lsuv_init(nn.Sequential(nn.ReLU()), xb)
-    with pytest.raises(ValueError, match='no layer with a weight'): lsuv_init(nn.Sequential(nn.BatchNorm2d(1)), xb)
+    with pytest.raises(ValueError, match='no layer with a weight'):
+        lsuv_init(nn.Sequential(nn.BatchNorm2d(1)), xb)
 
 def test_norm_layers_are_left_alone(xb):
     for norm in (nn.BatchNorm2d, partial(nn.GroupNorm, 2)):
@@ -297,14 +315,17 @@ def test_norm_layers_are_left_alone(xb):
         table = lsuv_init(model, xb)
         assert len(table) == 3
         for a, b in zip(model[:2], before[:2]):
-            for (k, v), w in zip(a.norm.state_dict().items(), b.norm.state_dict().values()): assert torch.equal(v, w), k
+            for (k, v), w in zip(a.norm.state_dict().items(), b.norm.state_dict().values()):
+                assert torch.equal(v, w), k
         for block in model[:2]: assert_reached(block.act, model, xb)
     model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm((3, 6)), nn.Linear(6, 2))
     assert list(lsuv_init(model, torch.randn(40, 3, 4)).index) == ['0', '2']
 
 def test_layers_that_do_not_run_are_left_alone_and_refused_if_named():
     class Spare(nn.Module):
-        def __init__(self): super().__init__(); self.used, self.spare = nn.Linear(3, 4), nn.Linear(3, 4)
+        def __init__(self):
+            super().__init__()
+            self.used, self.spare = nn.Linear(3, 4), nn.Linear(3, 4)
         def forward(self, x): return self.used(x)
     model, xb = Spare(), torch.randn(30, 3)
     spare = model.spare.weight.detach().clone()
@@ -315,11 +336,14 @@ def test_layers_that_do_not_run_are_left_alone_and_refused_if_named():
 # ---- sharing, computed weights
 def test_a_layer_in_two_places_is_pooled_over_both():
     class Twice(nn.Module):
-        def __init__(self): super().__init__(); self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
         def forward(self, x): return self.a(self.b(self.a(x)).relu())
     model, xb = Twice(), 3*torch.randn(200, 6)
     lsuv_init(model, xb)
-    assert_reached(model.a, model, xb); assert_reached(model.b, model, xb)
+    assert_reached(model.a, model, xb)
+    assert_reached(model.b, model, xb)
 
 def test_of_two_layers_with_one_weight_the_second_is_named():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
@@ -329,11 +353,13 @@ def test_of_two_layers_with_one_weight_the_second_is_named():
     assert same(state(model), before)
     lsuv_init(model, torch.randn(20, 4), [model[0]])
 
-@pytest.mark.parametrize('wrap', [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal])
+@pytest.mark.parametrize('wrap', [parametrizations.weight_norm, parametrizations.spectral_norm,
+                                  parametrizations.orthogonal])
 def test_a_computed_weight_is_refused_by_name(wrap):
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), wrap(nn.Linear(4, 4)))
     before = state(model)
-    for run in (lambda: lsuv_init(model, torch.randn(20, 4)), lambda: lsuv_module(model[2], torch.randn(20, 4), model)):
+    for run in (lambda: lsuv_init(model, torch.randn(20, 4)),
+                lambda: lsuv_module(model[2], torch.randn(20, 4), model)):
         with pytest.raises(LsuvError, match="layer '2'.*computed"): run()
     assert same(state(model), before)
     lsuv_init(model, torch.randn(20, 4), [model[0]])
@@ -345,7 +371,8 @@ def test_lazy_layers_get_their_shapes_in_the_first_pass():
 
 def test_a_lazy_layer_is_refused_by_name():
     model = nn.Sequential(nn.LazyLinear(4))
-    with pytest.raises(LsuvError, match="layer '0'.*no shape"): lsuv_module(model[0], torch.randn(20, 4), model)
+    with pytest.raises(LsuvError, match="layer '0'.*no shape"):
+        lsuv_module(model[0], torch.randn(20, 4), model)
 
 # ---- what cannot converge
 def kill(layer):
@@ -365,7 +392,8 @@ def test_a_dead_layer_is_named_and_all_is_as_before(act, xb):
 
 def test_a_constant_input_is_a_dead_layer():
     model = nn.Sequential(nn.Linear(3, 1))
-    with pytest.raises(LsuvError, match="layer '0'.*everywhere"): lsuv_module(model[0], torch.ones(50, 3), model)
+    with pytest.raises(LsuvError, match="layer '0'.*everywhere"):
+        lsuv_module(model[0], torch.ones(50, 3), model)
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf])
 def test_nan_and_infinity_are_told(bad, xb):
@@ -374,7 +402,8 @@ def test_nan_and_infinity_are_told(bad, xb):
     with pytest.raises(LsuvError, match="layer '0'.*NaN or infinite"): lsuv_module(model[0], xb, model)
     with pytest.raises(LsuvError, match="layer '0.conv'.*NaN or infinite"): lsuv_init(model, xb)
 
-@pytest.mark.parametrize('act, says', [(nn.ReLU, 'never below 0'), (nn.Sigmoid, 'never below 0'), (nn.Tanh, 'after 20'), (nn.Hardtanh, "layer '0'")])
+@pytest.mark.parametrize('act, says', [(nn.ReLU, 'never below 0'), (nn.Sigmoid, 'never below 0'),
+                                       (nn.Tanh, 'after 20'), (nn.Hardtanh, "layer '0'")])
 def test_a_block_whose_activation_cannot_give_it_says_so(act, says, xb):
     model = convnet(act)
     before = state(model)
@@ -401,19 +430,24 @@ def test_an_error_on_the_way_restores_everything(error, xb):
     model = nn.Sequential(*convnet(norm=nn.BatchNorm2d)[:2], Fails(), nn.Flatten(), nn.Linear(72, 3))
     before, generator = state(model), torch.get_rng_state()
     with pytest.raises(error, match='enough'): lsuv_init(model, xb)
-    assert Fails.calls == 5 and same(state(model), before) and no_hooks(model) and torch.equal(generator, torch.get_rng_state())
+    assert (Fails.calls == 5 and same(state(model), before) and no_hooks(model)
+            and torch.equal(generator, torch.get_rng_state()))
     assert torch.is_grad_enabled()
 
 # ---- no trace
 class Counts(nn.Module):
-    def __init__(self): super().__init__(); self.calls, self.last = 0, None
+    def __init__(self):
+        super().__init__()
+        self.calls, self.last = 0, None
     def forward(self, x):
-        self.calls += 1; self.last = x.sum().item()
+        self.calls += 1
+        self.last = x.sum().item()
         return x + 0.01*random.random() + 0.01*float(np.random.rand())
 
 @pytest.mark.parametrize('training', [True, False])
 def test_modes_gradients_buffers_counters_and_generators_stay(training, xb):
-    model = nn.Sequential(*convnet(norm=nn.BatchNorm2d)[:2], Counts(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(72, 3))
+    model = nn.Sequential(*convnet(norm=nn.BatchNorm2d)[:2], Counts(), nn.Dropout(0.3), nn.Flatten(),
+                          nn.Linear(72, 3))
     model(xb).sum().backward()
     model.train(training)
     model[1].train(not training)
@@ -428,13 +462,16 @@ def test_modes_gradients_buffers_counters_and_generators_stay(training, xb):
     for k in sd:
         if 'norm' in k: assert torch.equal(sd[k], new_sd[k]), k
     assert (model[2].calls, model[2].last) == (counts['calls'], counts['last'])
-    assert torch.equal(generators[0], torch.get_rng_state()) and generators[1] == random.getstate() and (generators[2] == np.random.get_state()[1]).all()
-    assert requires == [p.requires_grad for p in model.parameters()] and all(p.is_leaf for p in model.parameters())
+    assert (torch.equal(generators[0], torch.get_rng_state()) and generators[1] == random.getstate()
+            and (generators[2] == np.random.get_state()[1]).all())
+    assert (requires == [p.requires_grad for p in model.parameters()]
+            and all(p.is_leaf for p in model.parameters()))
     assert objects == [id(p) for p in model.parameters()] + [id(b) for b in model.buffers()]
     assert no_hooks(model)
 
 def test_dropout_does_not_keep_it_from_converging():
-    model, xb = nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Dropout(0.5), nn.Linear(50, 10)), torch.randn(128, 20)
+    model, xb = nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Dropout(0.5),
+                              nn.Linear(50, 10)), torch.randn(128, 20)
     table = lsuv_init(model, xb, tol=1e-5)
     assert ((table.std_after - 1).abs() <= 1e-5).all()
 
@@ -455,7 +492,8 @@ def test_the_model_can_be_trained_afterwards(xb):
     lsuv_init(model, xb)
     opt = torch.optim.SGD(model.parameters(), lr=0.1)
     before = [p.detach().clone() for p in model.parameters()]
-    model(xb).square().mean().backward(); opt.step()
+    model(xb).square().mean().backward()
+    opt.step()
     assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), before))
 
 def test_what_was_reached_survives_saving_and_loading(xb):

@@ -1,4 +1,5 @@
-"Metrics of lesson 04b: accuracy, states that add up over batches and processes, bad input, and what later lessons will need of a metric."
+"""Metrics of lesson 04b: accuracy, states that add up over batches and processes, bad input, and what later
+lessons will need of a metric."""
 import copy, functools, pickle
 
 import pytest
@@ -13,7 +14,8 @@ from exp.metrics import MeanMetric, Metric, Rmse, accuracy, as_metric
 
 seeds = st.integers(0, 10_000)
 
-def draw(shape, dtype, seed, scale=3.): return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)*scale
+def draw(shape, dtype, seed, scale=3.):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)*scale
 
 # accuracy
 
@@ -37,7 +39,8 @@ def over(metric, pred, yb, bs):
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(2, 60), bs=st.integers(1, 60), seed=seeds)
 def test_metrics_do_not_depend_on_the_batches(n, bs, seed):
-    pred, yb = draw((n, 3), torch.float32, seed), torch.randint(3, (n,), generator=torch.Generator().manual_seed(seed))
+    pred, yb = draw((n, 3), torch.float32,
+                    seed), torch.randint(3, (n,), generator=torch.Generator().manual_seed(seed))
     close(over(as_metric(accuracy), pred, yb, bs), accuracy(pred, yb))
     close(over(Rmse(), pred[:, 0], pred[:, 1], bs), F.mse_loss(pred[:, 0], pred[:, 1]).sqrt())
 
@@ -52,14 +55,16 @@ def test_mean_metric_takes_its_weight_from_count_and_its_name_from_the_function(
 
 def test_mean_metric_sees_the_size_of_nested_targets():
     metric = as_metric(lambda pred, yb: pred.mean())
-    metric.update(torch.ones(3), {'boxes': (torch.zeros(3, 4), torch.zeros(3))}); metric.update(torch.zeros(1), [torch.zeros(1)])
+    metric.update(torch.ones(3), {'boxes': (torch.zeros(3, 4), torch.zeros(3))})
+    metric.update(torch.zeros(1), [torch.zeros(1)])
     close(metric.compute(), 0.75)
 
 def test_a_function_may_answer_a_python_number_but_not_many():
     metric = as_metric(lambda pred, yb: 0.5)
     metric.update(torch.ones(3), torch.ones(3))
     close(metric.compute(), 0.5)
-    with pytest.raises(TypeError, match='one number'): as_metric(lambda pred, yb: pred).update(torch.ones(3), torch.ones(3))
+    with pytest.raises(TypeError, match='one number'):
+        as_metric(lambda pred, yb: pred).update(torch.ones(3), torch.ones(3))
 
 def test_as_metric_takes_objects_as_they_are_and_refuses_the_rest():
     rmse = Rmse()
@@ -84,7 +89,8 @@ class Median(Metric):
 def test_parts_of_ranks_add_up_to_the_whole_even_if_one_is_empty(kind):
     pred, yb = torch.randn(20), torch.randn(20)
     parts, whole = [kind() for _ in range(3)], kind()
-    parts[0].update(pred[:7], yb[:7]); parts[2].update(pred[7:], yb[7:])
+    parts[0].update(pred[:7], yb[:7])
+    parts[2].update(pred[7:], yb[7:])
     for p in parts: whole.add(**p.states())
     close(whole.compute(), over(kind(), pred, yb, 20))
     assert set(whole.states()) == set(whole._how)
@@ -110,7 +116,8 @@ def test_states_keep_no_graph_and_no_memory_of_the_batch():
 
 def test_counts_stay_exact_beyond_float32():
     m = Rmse()
-    m.add(n=2**24); m.add(n=1)
+    m.add(n=2**24)
+    m.add(n=1)
     equal(m.n.item(), 2**24 + 1)
 
 def test_mistakes_with_states_are_named():
@@ -126,7 +133,8 @@ def test_mistakes_with_states_are_named():
 class Watch(torch.overrides.TorchFunctionMode):
     "Fails where a number is read from a tensor, for which a GPU would have to wait."
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        assert func not in (torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__float__, torch.Tensor.__int__, torch.Tensor.tolist, torch.Tensor.numpy,
+        assert func not in (torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__float__,
+                            torch.Tensor.__int__, torch.Tensor.tolist, torch.Tensor.numpy,
                             torch.Tensor.nonzero, torch.nonzero), f'{func} waits for the device'
         return func(*args, **(kwargs or {}))
 
@@ -135,7 +143,8 @@ def test_update_and_the_losses_never_wait_for_the_device():
     ce = CrossEntropy(ignore_index=0)
     with Watch():
         for m in (Rmse(), Median()): m.update(pred[:, 0], pred[:, 1])
-        MeanMetric(accuracy).update(pred, yb); MeanMetric(ce, ce.count).update(pred, yb)
+        MeanMetric(accuracy).update(pred, yb)
+        MeanMetric(ce, ce.count).update(pred, yb)
         for loss in (SquaredLoss(), AbsoluteLoss(), HuberLoss()): loss(pred, pred)
     with pytest.raises(AssertionError, match='waits'), Watch(): pred[0, 0].item()
 
@@ -163,7 +172,8 @@ def test_on_a_gpu_states_live_there_and_nothing_synchronises():
     def work():
         for m in metrics[:2]: m.update(pred[:, 0], pred[:, 1])
         metrics[2].update(pred, yb)
-        return ce(pred, yb), ce.count(yb), SquaredLoss()(pred, pred), BinaryCrossEntropy()(pred, (pred > 0).float())
+        return ce(pred, yb), ce.count(yb), SquaredLoss()(pred,
+                                                         pred), BinaryCrossEntropy()(pred, (pred > 0).float())
     work()   # the first update moves the states' defaults to the device
     torch.cuda.set_sync_debug_mode('error')
     try: work()
@@ -183,13 +193,15 @@ class FBeta(Metric):
     def update(self, pred, yb):
         said, true = pred > 0, yb.bool()
         self.add(tp=(said & true).sum(), fp=(said & ~true).sum(), fn=(~said & true).sum())
-    def compute(self): return (1 + self.beta2)*self.tp/((1 + self.beta2)*self.tp + self.beta2*self.fn + self.fp)
+    def compute(self):
+        return (1 + self.beta2)*self.tp/((1 + self.beta2)*self.tp + self.beta2*self.fn + self.fp)
 
 class MaskedAccuracy(Metric):
     def __init__(self, void):
         super().__init__()
         self.void = void
-        self.add_state('hits', 0, 'sum'); self.add_state('n', 0, 'sum')
+        self.add_state('hits', 0, 'sum')
+        self.add_state('n', 0, 'sum')
     def update(self, pred, yb):
         counts = yb != self.void
         self.add(hits=((pred.argmax(1) == yb) & counts).sum(), n=counts.sum())
@@ -199,7 +211,8 @@ class MeanIoU(Metric):
     def __init__(self, classes):
         super().__init__()
         self.classes = classes
-        self.add_state('both', torch.zeros(classes, dtype=torch.long), 'sum'); self.add_state('either', torch.zeros(classes, dtype=torch.long), 'sum')
+        self.add_state('both', torch.zeros(classes, dtype=torch.long), 'sum')
+        self.add_state('either', torch.zeros(classes, dtype=torch.long), 'sum')
     def update(self, pred, yb):
         said, true = (F.one_hot(t, self.classes).flatten(0, -2).bool() for t in (pred.argmax(1), yb))
         self.add(both=(said & true).sum(0), either=(said | true).sum(0))
@@ -209,7 +222,9 @@ class AveragePrecision(Metric):
     "Of detections (score, right or not) against a number of objects; mAP is its mean over classes."
     def __init__(self):
         super().__init__()
-        self.add_state('scores', torch.empty(0), 'cat'); self.add_state('right', torch.empty(0, dtype=torch.bool), 'cat'); self.add_state('objects', 0, 'sum')
+        self.add_state('scores', torch.empty(0), 'cat')
+        self.add_state('right', torch.empty(0, dtype=torch.bool), 'cat')
+        self.add_state('objects', 0, 'sum')
     def update(self, pred, yb): self.add(scores=pred[0], right=pred[1], objects=yb.sum())
     def compute(self):
         right = self.right[self.scores.argsort(descending=True)].float()
@@ -220,7 +235,8 @@ class Perplexity(Metric):
     def __init__(self, loss_func):
         super().__init__()
         self.loss_func = CrossEntropy('sum', loss_func.ignore_index, loss_func.dim)
-        self.add_state('total', 0., 'sum'); self.add_state('n', 0, 'sum')
+        self.add_state('total', 0., 'sum')
+        self.add_state('n', 0, 'sum')
     def update(self, pred, yb): self.add(total=self.loss_func(pred, yb), n=self.loss_func.count(yb))
     def compute(self): return (self.total/self.n).exp()
 
@@ -241,7 +257,8 @@ def test_masked_accuracy_and_iou_fit_the_protocol():
 
 def test_average_precision_fits_the_protocol_with_any_number_of_detections_a_batch():
     m = AveragePrecision()
-    for scores, right, objects in (([0.9, 0.1], [True, False], [1, 0]), ([], [], [1]), ([0.8, 0.7], [False, True], [1])):
+    for scores, right, objects in (([0.9, 0.1], [True, False], [1, 0]), ([], [], [1]),
+                                   ([0.8, 0.7], [False, True], [1])):
         m.update((torch.tensor(scores), torch.tensor(right, dtype=torch.bool)), torch.tensor(objects))
     close(m.compute(), (1/1 + 2/3)/3)
 
@@ -257,14 +274,16 @@ def test_perplexity_fits_the_protocol():
 def test_accuracy_finds_the_classes_in_any_dimension(dim):
     pred, yb = torch.randn(4, 3, 5), torch.randint(3, (4, 5))
     close(accuracy(pred.movedim(1, dim), yb, dim=dim), accuracy(pred, yb))
-    close(accuracy(pred.movedim(1, dim), yb, dim), CrossEntropy(dim=dim).decode(pred.movedim(1, dim)).eq(yb).float().mean())
+    close(accuracy(pred.movedim(1, dim), yb, dim),
+          CrossEntropy(dim=dim).decode(pred.movedim(1, dim)).eq(yb).float().mean())
     with pytest.raises(ValueError, match='accuracy'): accuracy(pred, yb, dim=-1)
 
 def test_a_metric_says_whether_training_computes_it():
     def never(pred, yb): return 0.
     never.train = False
     class Late(Rmse): train = False
-    assert [as_metric(m).train for m in (never, Late(), Rmse(), accuracy, nn.MSELoss())] == [False, False, True, True, True]
+    assert ([as_metric(m).train
+             for m in (never, Late(), Rmse(), accuracy, nn.MSELoss())] == [False, False, True, True, True])
 
 def test_accuracy_takes_tensors_only():
     with pytest.raises(AttributeError, match='list'): accuracy(torch.randn(2, 3), [0, 1])
@@ -282,4 +301,5 @@ def test_a_metric_that_forgets_super_is_told_so():
 
 @pytest.mark.parametrize('args', [(3,), (accuracy, 3)])
 def test_mean_metric_takes_functions(args):
-    with pytest.raises(TypeError, match='callable'): MeanMetric(*args).update(torch.randn(2, 3), torch.tensor([0, 1]))
+    with pytest.raises(TypeError, match='callable'):
+        MeanMetric(*args).update(torch.randn(2, 3), torch.tensor([0, 1]))

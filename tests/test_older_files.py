@@ -1,7 +1,9 @@
-"""Files that earlier versions wrote are still read: a resumed training ends as an unbroken one does, and answers are those of then.
+"""Files that earlier versions wrote are still read: a resumed training ends as an unbroken one does, and
+answers are those of then.
 
-The files in fixtures/ were written by `python tests/test_older_files.py` with the version whose checkpoints hold the model's state, the
-optimizer's, the callbacks' and the random generators', and nothing of the loss. Run it again only into another folder, to add newer files."""
+The files in fixtures/ were written by `python tests/test_older_files.py` with the version whose checkpoints
+hold the model's state, the optimizer's, the callbacks' and the random generators', and nothing of the loss.
+Run it again only into another folder, to add newer files."""
 import sys
 from pathlib import Path
 
@@ -16,10 +18,7 @@ from exp.data_block import ImageList
 from exp.dataloader import Dataset, make_data
 from exp.checkpoints import Checkpoint
 from exp.inference import load_learner
-from exp.checkpoints import Checkpoint
 from exp.learner import Learner
-from exp.inference import load_learner
-from exp.metrics import accuracy
 from exp.metrics import accuracy
 from exp.progress import Progress
 from exp.schedules import EarlyStopping, SaveBest
@@ -47,7 +46,8 @@ def points(n, seed):
 
 def learner(model=FixtureNet, cbs=(), **kwargs):
     set_seed(1)
-    return Learner(make_data(points(40, 1), points(16, 2), bs=8, seed=3), model(), lr=0.01, metrics=accuracy, cbs=[Progress(False), *cbs], **kwargs)
+    return Learner(make_data(points(40, 1), points(16, 2), bs=8, seed=3), model(), lr=0.01, metrics=accuracy,
+                   cbs=[Progress(False), *cbs], **kwargs)
 
 class Break(Callback):
     def after_batch(self):
@@ -65,11 +65,13 @@ def pictures(folder):
     for split, n in (('train', 4), ('valid', 2)):
         for cls, rgb in (('blue', (10, 20, 240)), ('red', (230, 20, 10))):
             (folder/split/cls).mkdir(parents=True, exist_ok=True)
-            for i in range(n): Image.new('RGB', (4, 4), tuple(c + i for c in rgb)).save(folder/split/cls/f'{i}.png')
+            for i in range(n):
+                Image.new('RGB', (4, 4), tuple(c + i for c in rgb)).save(folder/split/cls/f'{i}.png')
     return folder
 
 def picture_learner(folder):
-    data = ImageList.from_folder(pictures(folder)).split_by_folder().label_from_folder().databunch(bs=4).normalize()
+    data = ImageList.from_folder(pictures(folder)).split_by_folder().label_from_folder().databunch(
+        bs=4).normalize()
     set_seed(1)
     return Learner(data, FixtureNet(3, 2), lr=0.02, cbs=Progress(False))
 
@@ -95,10 +97,12 @@ def write(folder):
         learn.fit(3)
         learn.path = folder
         learn.export('export_images.pth')
-        answers['images'] = torch.stack([learn.predict(Path(tmp)/'valid'/cls/'1.png').probs for cls in ('blue', 'red')])
+        answers['images'] = torch.stack([learn.predict(Path(tmp)/'valid'/cls/'1.png').probs
+                                         for cls in ('blue', 'red')])
         one_cycle(Path(tmp)/'middle.ckpt', Break())
         one_cycle(Path(tmp)/'end.ckpt')
-        for name in ('middle.ckpt', 'end.ckpt', 'best.pth'): (folder/name).write_bytes((Path(tmp)/name).read_bytes())
+        for name in ('middle.ckpt', 'end.ckpt', 'best.pth'):
+            (folder/name).write_bytes((Path(tmp)/name).read_bytes())
     save_state(folder/'answers.pth', answers)
 
 if __name__ == '__main__': write(Path(sys.argv[1]))
@@ -114,7 +118,8 @@ def near(a, b): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 def answer(learn):
     with torch.no_grad(): return learn.model.eval()(inputs())
 
-@pytest.mark.parametrize('name, with_opt', [('weights_and_opt.pth', True), ('weights_and_opt.pth', False), ('weights.pth', True), ('weights.pth', False)])
+@pytest.mark.parametrize('name, with_opt', [('weights_and_opt.pth', True), ('weights_and_opt.pth', False),
+                                            ('weights.pth', True), ('weights.pth', False)])
 def test_saved_weights_are_loaded(answers, name, with_opt):
     learn = learner()
     learn.load(FIXTURES/name, with_opt=with_opt)
@@ -134,7 +139,9 @@ def test_a_checkpoint_is_resumed_as_if_it_had_not_been_broken_off(tmp_path, name
     (tmp_path/'whole').mkdir()
     whole = one_cycle(tmp_path/'whole'/'fit.ckpt')
     learn = one_cycle(tmp_path/'fit.ckpt', resume=FIXTURES/name)
-    for k, v in whole.model.state_dict().items():   # batch norm takes out the first bias, so that Adam moves it by rounding alone, which is another on each processor
+    # batch norm takes out the first bias, so that Adam moves it by rounding alone, which is another on each
+    # processor
+    for k, v in whole.model.state_dict().items():
         if k not in ('layers.0.bias', 'layers.1.running_mean'): near(learn.model.state_dict()[k], v)
     assert [row['epoch'] for row in learn.history] == [0, 1, 2] and learn.n_iter == 15
 

@@ -1,4 +1,5 @@
-"""exp.optimizers in every type and device of step: no NaN from gradients of zero, fused steps that move, states that load, steps that compile once."""
+"""exp.optimizers in every type and device of step: no NaN from gradients of zero, fused steps that move,
+states that load, steps that compile once."""
 import copy
 from functools import partial
 
@@ -7,20 +8,27 @@ import torch
 from torch import nn
 
 from exp.core import load_state, save_state
-from exp.optimizers import (AverageGrad, Optimizer, Stat, adam_opt, lamb_opt, lars_opt, lion_opt, momentum_step,
+from exp.optimizers import (AverageGrad, Optimizer, Stat, adam_opt, lamb_opt, lars_opt, lion_opt,
+                            momentum_step,
                             rmsprop_opt, sgd_opt)
 
 T = torch.optim
-OURS = dict(plain=sgd_opt, sgd=partial(sgd_opt, mom=0.9), nesterov=partial(sgd_opt, mom=0.9, nesterov=True), rmsprop=rmsprop_opt, rmsprop_mom=partial(rmsprop_opt, mom=0.9),
-            adamw=adam_opt, adam=partial(adam_opt, decouple_wd=False), adam_small_eps=partial(adam_opt, eps=1e-10), lars=lars_opt, lamb=lamb_opt, lion=lion_opt)
+OURS = dict(plain=sgd_opt, sgd=partial(sgd_opt, mom=0.9), nesterov=partial(sgd_opt, mom=0.9, nesterov=True),
+            rmsprop=rmsprop_opt, rmsprop_mom=partial(rmsprop_opt, mom=0.9),
+            adamw=adam_opt, adam=partial(adam_opt, decouple_wd=False),
+            adam_small_eps=partial(adam_opt, eps=1e-10), lars=lars_opt, lamb=lamb_opt, lion=lion_opt)
 FUSABLE = 'plain', 'sgd', 'nesterov', 'adamw', 'adam', 'adam_small_eps', 'lamb'
 SAME = dict(betas=(0.9, 0.99), eps=1e-5)
-THEIRS = dict(plain=T.SGD, sgd=partial(T.SGD, momentum=0.9), nesterov=partial(T.SGD, momentum=0.9, nesterov=True), rmsprop=T.RMSprop, rmsprop_mom=partial(T.RMSprop, momentum=0.9),
+THEIRS = dict(plain=T.SGD, sgd=partial(T.SGD, momentum=0.9),
+              nesterov=partial(T.SGD, momentum=0.9, nesterov=True), rmsprop=T.RMSprop,
+              rmsprop_mom=partial(T.RMSprop, momentum=0.9),
               adamw=partial(T.AdamW, weight_decay=0., **SAME), adam=partial(T.Adam, **SAME))
 WAYS = [(name, way) for name in OURS for way in ('parts', 'fused') if way == 'parts' or name in FUSABLE]
 DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
-GRADS = {'zero': lambda p, step: torch.zeros_like(p), 'tiny': lambda p, step: torch.full_like(p, 6e-8*(-1)**step),
-         'zero_now_and_then': lambda p, step: torch.randn_like(p)*(step % 3 > 1), 'ordinary': lambda p, step: torch.randn_like(p)}
+GRADS = {'zero': lambda p, step: torch.zeros_like(p),
+         'tiny': lambda p, step: torch.full_like(p, 6e-8*(-1)**step),
+         'zero_now_and_then': lambda p, step: torch.randn_like(p)*(step % 3 > 1),
+         'ordinary': lambda p, step: torch.randn_like(p)}
 
 def parameters(dtype, shapes=((3,), (5, 7), (16, 40), (2, 33))):   # with and without the length of a vector
     g = torch.Generator().manual_seed(0)
@@ -49,7 +57,8 @@ def test_no_gradient_makes_nan_and_none_moves_nothing(name, way, dtype):
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('name', FUSABLE)
 def test_fused_steps_go_as_far_as_those_by_parts_on_tensors_of_any_length(name, dtype):
-    def grads(p, step): return torch.randn_like(p).sign()*(0.5 + torch.rand_like(p))   # whose squares float16 holds
+    # whose squares float16 holds
+    def grads(p, step): return torch.randn_like(p).sign()*(0.5 + torch.rand_like(p))
     for parts, fused in zip(*(moved(way_of(name, way), dtype, grads) for way in ('parts', 'fused'))):
         assert (parts - fused).norm() <= 40*torch.finfo(dtype).eps*parts.norm().clamp(min=1.)
         assert fused.norm() > 0.
@@ -58,8 +67,10 @@ def test_fused_steps_go_as_far_as_those_by_parts_on_tensors_of_any_length(name, 
 @pytest.mark.parametrize('name', THEIRS)
 def test_where_pytorchs_steps_are_finite_ours_are_as_far(name, dtype):
     for kind, grads in GRADS.items():
-        for ours, theirs in zip(moved(OURS[name], dtype, grads), moved(partial(THEIRS[name], foreach=True), dtype, grads)):
-            if theirs.isfinite().all(): assert (ours - theirs).norm() <= 40*torch.finfo(dtype).eps*theirs.norm().clamp(min=1.), kind
+        for ours, theirs in zip(moved(OURS[name], dtype, grads),
+                                moved(partial(THEIRS[name], foreach=True), dtype, grads)):
+            if theirs.isfinite().all():
+                assert (ours - theirs).norm() <= 40*torch.finfo(dtype).eps*theirs.norm().clamp(min=1.), kind
 
 
 # states
@@ -82,7 +93,8 @@ class Mask(Stat):
     def update(self, mask, grads): [m.logical_or_(g > 0) for m, g in zip(mask, grads)]
 
 def counted_step(ps, grads, count, lr): [p.sub_(g*(lr/n)) for p, g, n in zip(ps, grads, count)]
-def row_step(ps, grads, rows, lr): [p.sub_((lr*g.float()/(r.sqrt()[:, None] + 1e-3)).to(p.dtype)) for p, g, r in zip(ps, grads, rows)]
+def row_step(ps, grads, rows, lr):
+    [p.sub_((lr*g.float()/(r.sqrt()[:, None] + 1e-3)).to(p.dtype)) for p, g, r in zip(ps, grads, rows)]
 def masked_step(ps, grads, mask, lr): [p.sub_(lr*g*m) for p, g, m in zip(ps, grads, mask)]
 KINDS = dict(counter=(counted_step, Counter), rows=(row_step, Rows), mask=(masked_step, Mask))
 
@@ -107,20 +119,27 @@ def test_a_stat_of_any_shape_and_type_goes_on_bit_for_bit(kind, dtype, tmp_path)
     for opt in (whole, first): train(opt, 300 if kind == 'counter' else 5)   # bfloat16 has no 257
     second = make(first.param_groups[0]['params'])
     second.load_state_dict(through_a_file(first.state_dict(), tmp_path))
-    for a, b in zip(first.state.values(), second.state.values()): assert a[stat.key].dtype == b[stat.key].dtype
+    for a, b in zip(first.state.values(), second.state.values()):
+        assert a[stat.key].dtype == b[stat.key].dtype
     for opt in (whole, second): train(opt, 3, 1)
-    for p, q in zip(whole.param_groups[0]['params'], second.param_groups[0]['params']): assert torch.equal(p, q)
+    for p, q in zip(whole.param_groups[0]['params'], second.param_groups[0]['params']):
+        assert torch.equal(p, q)
 
 class Lookahead(T.Optimizer):
     "As timm's: its slow weights lie in the state of the optimizer that it wraps."
-    def __init__(self, opt, early): self.opt, self.param_groups, self.state, self.n, self.early = opt, opt.param_groups, opt.state, 0, early
+    def __init__(self, opt, early):
+        self.opt, self.param_groups, self.state, self.n, self.early = (opt, opt.param_groups, opt.state, 0,
+                                                                       early)
     def slow(self, p): return self.opt.state[p].setdefault('slow', p.detach().clone())
     def step(self):
         if self.early: [self.slow(p) for g in self.param_groups for p in g['params']]
         self.opt.step()
-        for p in (p for g in self.param_groups for p in g['params']): p.data.copy_(self.slow(p).lerp_(p.detach(), 0.5))
+        for p in (p for g in self.param_groups for p in g['params']):
+            p.data.copy_(self.slow(p).lerp_(p.detach(), 0.5))
     def state_dict(self): return self.opt.state_dict()
-    def load_state_dict(self, state): self.opt.load_state_dict(state); self.state, self.param_groups = self.opt.state, self.opt.param_groups
+    def load_state_dict(self, state):
+        self.opt.load_state_dict(state)
+        self.state, self.param_groups = self.opt.state, self.opt.param_groups
 
 @pytest.mark.parametrize('early', (False, True))
 @pytest.mark.parametrize('steps', (0, 3))
@@ -144,7 +163,8 @@ def test_pre_hooks_convert_before_anything_is_checked():
     for kept in state['state'].values(): kept['average'] = kept.pop('grad_avg')
     def convert(opt, state):
         group, = state['param_groups']
-        return {'state': {i: {'grad_avg' if k == 'average' else k: v for k, v in kept.items()} for i, kept in state['state'].items()},
+        return {'state': {i: {'grad_avg' if k == 'average' else k: v for k, v in kept.items()}
+                          for i, kept in state['state'].items()},
                 'param_groups': [{**group, 'params': [i]} for i in group['params']]}
     with pytest.raises(ValueError): new.load_state_dict(state)
     new.register_load_state_dict_pre_hook(convert)
@@ -154,19 +174,26 @@ def test_pre_hooks_convert_before_anything_is_checked():
 @pytest.mark.parametrize('where', ('stepper', 'stat', 'group'))
 def test_a_file_from_before_a_value_with_a_default_loads(where):
     ps = parameters(torch.float32, ((3,),))
-    def cautious_step(ps, grad_avg, lr, power=2.): torch._foreach_add_(ps, [a.sign()*a.abs()**power for a in grad_avg], alpha=-lr)
+    def cautious_step(ps, grad_avg, lr, power=2.):
+        torch._foreach_add_(ps, [a.sign()*a.abs()**power for a in grad_avg], alpha=-lr)
     class Slower(AverageGrad):
-        def update(self, grad_avg, grads, mom=0.9, delay=0.5): super().update(grad_avg, [g*delay for g in grads], mom)
-    opt = {'stepper': lambda: Optimizer(ps, cautious_step, AverageGrad(), lr=0.1), 'stat': lambda: Optimizer(ps, momentum_step, Slower(), lr=0.1),
-           'group': lambda: Optimizer([{'params': ps, 'layer': 7}], momentum_step, AverageGrad(), lr=0.1)}[where]()
+        def update(self, grad_avg, grads, mom=0.9, delay=0.5):
+            super().update(grad_avg, [g*delay for g in grads], mom)
+    opt = {'stepper': lambda: Optimizer(ps, cautious_step, AverageGrad(), lr=0.1),
+           'stat': lambda: Optimizer(ps, momentum_step, Slower(), lr=0.1),
+           'group': lambda: Optimizer([{'params': ps, 'layer': 7}], momentum_step, AverageGrad(),
+                                      lr=0.1)}[where]()
     old = Optimizer(ps, momentum_step, AverageGrad(), lr=0.3)
     train(old, 2)
     opt.load_state_dict(old.state_dict())
     group = opt.param_groups[0]
-    assert group['lr'] == 0.3 and group[{'stepper': 'power', 'stat': 'delay', 'group': 'layer'}[where]] == {'stepper': 2., 'stat': 0.5, 'group': 7}[where]
+    assert (group['lr'] == 0.3 and group[{'stepper': 'power', 'stat': 'delay', 'group': 'layer'}[where]]
+            == {'stepper': 2., 'stat': 0.5, 'group': 7}[where])
     train(opt, 1)
 
-@pytest.mark.parametrize('ours, theirs', ((partial(sgd_opt, mom=0.9), partial(T.SGD, momentum=0.9)), (sgd_opt, T.SGD), (partial(adam_opt, wd=0.1), partial(T.AdamW, weight_decay=0.1, **SAME))))
+@pytest.mark.parametrize('ours, theirs',
+                         ((partial(sgd_opt, mom=0.9), partial(T.SGD, momentum=0.9)), (sgd_opt, T.SGD),
+                          (partial(adam_opt, wd=0.1), partial(T.AdamW, weight_decay=0.1, **SAME))))
 def test_files_of_pytorchs_sgd_and_adam_go_on(ours, theirs, tmp_path):
     ps, qs = parameters(torch.float64, ((3,), (4, 2))), parameters(torch.float64, ((3,), (4, 2)))
     a, b = theirs(ps, lr=0.1), theirs(qs, lr=0.1)
@@ -176,7 +203,9 @@ def test_files_of_pytorchs_sgd_and_adam_go_on(ours, theirs, tmp_path):
     for opt in (a, b): train(opt, 4, 1)
     for p, q in zip(ps, qs): torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
 
-@pytest.mark.parametrize('theirs', (partial(T.SGD, momentum=0.9, nesterov=True), partial(T.SGD, momentum=0.9, dampening=0.5), T.Adagrad, T.RMSprop, partial(T.Adam, amsgrad=True)))
+@pytest.mark.parametrize('theirs', (partial(T.SGD, momentum=0.9, nesterov=True),
+                                    partial(T.SGD, momentum=0.9, dampening=0.5), T.Adagrad, T.RMSprop,
+                                    partial(T.Adam, amsgrad=True)))
 @pytest.mark.parametrize('ours', (partial(sgd_opt, mom=0.9), adam_opt))
 def test_states_of_optimizers_that_do_something_else_are_refused(ours, theirs):
     ps = parameters(torch.float32, ((3,),))
@@ -187,7 +216,8 @@ def test_states_of_optimizers_that_do_something_else_are_refused(ours, theirs):
 @pytest.mark.parametrize('groups', (1, 3))
 def test_a_state_with_other_groups_is_refused_by_pytorch_and_changes_nothing(groups):
     ps = parameters(torch.float32, ((3,), (4,), (5,)))
-    opt, other = adam_opt([{'params': ps[:1]}, {'params': ps[1:]}], 0.1), adam_opt([{'params': part} for part in ([ps], [[p] for p in ps])[groups == 3]], 0.1)
+    opt, other = adam_opt([{'params': ps[:1]}, {'params': ps[1:]}], 0.1), adam_opt(
+        [{'params': part} for part in ([ps], [[p] for p in ps])[groups == 3]], 0.1)
     train(other, 1)
     with pytest.raises(ValueError, match='group'): opt.load_state_dict(other.state_dict())
     assert not opt.state and not opt._optimizer_load_state_dict_pre_hooks

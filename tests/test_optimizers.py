@@ -1,4 +1,5 @@
-"""exp.optimizers: the steps of PyTorch's optimizers and of the papers, and everything that PyTorch's tools expect of an optimizer."""
+"""exp.optimizers: the steps of PyTorch's optimizers and of the papers, and everything that PyTorch's tools
+expect of an optimizer."""
 import copy, math, pickle, warnings
 from functools import partial
 
@@ -8,12 +9,16 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from exp.core import load_state, save_state
-from exp.optimizers import (AverageGrad, AverageSqrGrad, LateAverage, Optimizer, Stat, StepCount, adam_opt, adam_step, l2_reg, lamb_opt, lars_opt, lion_opt, momentum_step, rmsprop_opt, sgd_opt, sgd_step)
+from exp.optimizers import (AverageGrad, AverageSqrGrad, LateAverage, Optimizer, Stat, StepCount, adam_opt,
+                            adam_step, l2_reg, lamb_opt, lars_opt, lion_opt, momentum_step, rmsprop_opt,
+                            sgd_opt, sgd_step)
 from exp.schedules import get_hyper, set_hyper
 
 SHAPES = ((), (1,), (5,), (3, 4), (2, 3, 4), (2, 3, 2, 2), (2, 1, 3, 2, 2), (0,))
-READY = dict(sgd=partial(sgd_opt, mom=0.9), plain=sgd_opt, nesterov=partial(sgd_opt, mom=0.9, nesterov=True), rmsprop=rmsprop_opt, rmsprop_mom=partial(rmsprop_opt, mom=0.9),
-             adamw=adam_opt, adam=partial(adam_opt, decouple_wd=False), lars=lars_opt, lamb=lamb_opt, lion=lion_opt)
+READY = dict(sgd=partial(sgd_opt, mom=0.9), plain=sgd_opt, nesterov=partial(sgd_opt, mom=0.9, nesterov=True),
+             rmsprop=rmsprop_opt, rmsprop_mom=partial(rmsprop_opt, mom=0.9),
+             adamw=adam_opt, adam=partial(adam_opt, decouple_wd=False), lars=lars_opt, lamb=lamb_opt,
+             lion=lion_opt)
 FUSABLE = ('sgd', 'plain', 'nesterov', 'adamw', 'adam', 'lamb')
 
 def params(shapes=SHAPES, dtype=torch.float64, seed=0):
@@ -27,22 +32,28 @@ def give_grads(step, *lists, missing=True):
         grad = torch.randn(ps[0].shape, generator=g, dtype=ps[0].dtype)*(1 + i)
         for p in ps: p.grad = None if missing and (step + i) % 5 == 3 else grad.clone()
 
-def groups(ps, wd=False): return [{'params': ps[:3]}, {'params': ps[3:6], 'lr': 0.003, 'layer': 1}, {'params': ps[6:], **({'weight_decay': 0.} if wd else {})}]
+def groups(ps, wd=False):
+    return [{'params': ps[:3]}, {'params': ps[3:6], 'lr': 0.003, 'layer': 1},
+            {'params': ps[6:], **({'weight_decay': 0.} if wd else {})}]
 
 def apart(ours, theirs, wd=0., steps=50, dtype=torch.float64):
     ps, qs = params(dtype=dtype), params(dtype=dtype)
     a, b = ours(groups(ps, wd), lr=0.01), theirs(groups(qs, wd), lr=0.01)
     for step in range(steps):
         give_grads(step, ps, qs)
-        a.step(); b.step()
+        a.step()
+        b.step()
     return max((p - q).abs().max().item() for p, q in zip(ps, qs) if p.numel())
 
 T, SAME = torch.optim, dict(betas=(0.9, 0.99), eps=1e-5)
-THEIRS = dict(sgd=partial(T.SGD, momentum=0.9), plain=T.SGD, nesterov=partial(T.SGD, momentum=0.9, nesterov=True), rmsprop=T.RMSprop, rmsprop_mom=partial(T.RMSprop, momentum=0.9),
+THEIRS = dict(sgd=partial(T.SGD, momentum=0.9), plain=T.SGD,
+              nesterov=partial(T.SGD, momentum=0.9, nesterov=True), rmsprop=T.RMSprop,
+              rmsprop_mom=partial(T.RMSprop, momentum=0.9),
               adamw=partial(T.AdamW, weight_decay=0., **SAME), adam=partial(T.Adam, **SAME))
 
 class Paper:
-    def __init__(self, groups, lr, wd=0.): self.work = [(p, g.get('lr', lr), g.get('weight_decay', wd), {}) for g in groups for p in g['params']]
+    def __init__(self, groups, lr, wd=0.):
+        self.work = [(p, g.get('lr', lr), g.get('weight_decay', wd), {}) for g in groups for p in g['params']]
     @torch.no_grad()
     def step(self):
         for p, lr, wd, memory in self.work:
@@ -73,11 +84,13 @@ PAPERS = dict(lars=PaperLARS, lamb=PaperLAMB, lion=PaperLion)
 
 @pytest.mark.parametrize('wd', (0., 0.1))
 @pytest.mark.parametrize('name', THEIRS)
-def test_fifty_steps_are_pytorchs(name, wd): assert apart(partial(READY[name], wd=wd), partial(THEIRS[name], weight_decay=wd), wd) < 1e-10
+def test_fifty_steps_are_pytorchs(name, wd):
+    assert apart(partial(READY[name], wd=wd), partial(THEIRS[name], weight_decay=wd), wd) < 1e-10
 
 @pytest.mark.parametrize('wd', (0., 0.1))
 @pytest.mark.parametrize('name', PAPERS)
-def test_fifty_steps_are_the_papers(name, wd): assert apart(partial(READY[name], wd=wd), partial(PAPERS[name], wd=wd), wd) < 1e-10
+def test_fifty_steps_are_the_papers(name, wd):
+    assert apart(partial(READY[name], wd=wd), partial(PAPERS[name], wd=wd), wd) < 1e-10
 
 @pytest.mark.parametrize('wd', (0., 0.1))
 @pytest.mark.parametrize('name', FUSABLE)
@@ -90,7 +103,8 @@ def test_a_reference_of_another_hyper_parameter_is_noticed():
     assert apart(partial(lamb_opt, wd=0.1), partial(PaperLAMB, wd=0.11)) > 1e-6
 
 @settings(max_examples=30, deadline=None)
-@given(lr=st.floats(1e-4, 0.1), mom=st.sampled_from((0., 0.5, 0.99)), sqr_mom=st.floats(0.5, 0.999), eps=st.floats(1e-8, 1.), wd=st.floats(0., 1.), decouple=st.booleans(), fused=st.booleans())
+@given(lr=st.floats(1e-4, 0.1), mom=st.sampled_from((0., 0.5, 0.99)), sqr_mom=st.floats(0.5, 0.999),
+       eps=st.floats(1e-8, 1.), wd=st.floats(0., 1.), decouple=st.booleans(), fused=st.booleans())
 def test_adam_equals_pytorchs_for_any_hyper_parameters(lr, mom, sqr_mom, eps, wd, decouple, fused):
     ps, qs = params(), params()
     ours = adam_opt(ps, lr, mom, sqr_mom, eps, wd, decouple)
@@ -98,7 +112,8 @@ def test_adam_equals_pytorchs_for_any_hyper_parameters(lr, mom, sqr_mom, eps, wd
     theirs = (T.AdamW if decouple else T.Adam)(qs, lr=lr, betas=(mom, sqr_mom), eps=eps, weight_decay=wd)
     for step in range(8):
         give_grads(step, ps, qs)
-        ours.step(); theirs.step()
+        ours.step()
+        theirs.step()
     for p, q in zip(ps, qs): torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9)
 
 @pytest.mark.parametrize('dtype', (torch.float32, torch.float16, torch.bfloat16))
@@ -109,7 +124,8 @@ def test_other_types_are_as_near_as_their_precision(name, dtype):
     a, b = READY[name](ps, lr=0.01), THEIRS[name](qs, lr=0.01)
     for step in range(3):
         give_grads(step, ps, qs)
-        a.step(); b.step()
+        a.step()
+        b.step()
     for p, q in zip(ps, qs): torch.testing.assert_close(p, q, rtol=20*eps, atol=20*eps)
 
 @pytest.mark.parametrize('name', ('sgd', 'nesterov', 'adam', 'adamw', 'rmsprop'))
@@ -119,14 +135,16 @@ def test_complex_parameters_step_as_pytorchs(name):
     if name != 'rmsprop': a.fuse()     # goes on part by part
     for step in range(5):
         give_grads(step, ps, qs)
-        a.step(); b.step()
+        a.step()
+        b.step()
     for p, q in zip(ps, qs): torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
 
 def test_conjugate_gradients_are_resolved():
     p, q = params(((3,),), torch.complex128)[0], params(((3,),), torch.complex128)[0]
     p.grad = torch.tensor([1 + 2j, 3j, 4], dtype=torch.complex128).conj()
     q.grad = p.grad.resolve_conj().clone()
-    adam_opt([p], 0.1).step(); adam_opt([q], 0.1).step()
+    adam_opt([p], 0.1).step()
+    adam_opt([q], 0.1).step()
     assert p.equal(q)
 
 def test_parameters_of_several_types_in_one_group_step_each_as_alone():
@@ -134,14 +152,17 @@ def test_parameters_of_several_types_in_one_group_step_each_as_alone():
     alone = [nn.Parameter(p.detach().clone()) for p in mixed]
     opts = [adam_opt(mixed, 0.01)] + [adam_opt([p], 0.01) for p in alone]
     for step in range(5):
-        for i, (p, q) in enumerate(zip(mixed, alone)): p.grad = torch.full_like(p, 0.1*(i + step)); q.grad = p.grad.clone()
+        for i, (p, q) in enumerate(zip(mixed, alone)):
+            p.grad = torch.full_like(p, 0.1*(i + step))
+            q.grad = p.grad.clone()
         for opt in opts: opt.step()
     for p, q in zip(mixed, alone): assert p.equal(q)
 
 @pytest.mark.parametrize('fused', (False, True))
 def test_layouts_do_not_matter(fused):
     "Channels last, transposed, and with gaps; gradients laid out otherwise than their parameters."
-    makes = [lambda: torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last), lambda: torch.randn(6, 4).t(), lambda: torch.randn(8, 10)[::2, ::2], lambda: torch.randn(3, 4)]
+    makes = [lambda: torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last),
+             lambda: torch.randn(6, 4).t(), lambda: torch.randn(8, 10)[::2, ::2], lambda: torch.randn(3, 4)]
     for name in ('sgd', 'adamw', 'lamb'):
         torch.manual_seed(0)
         ps = [nn.Parameter(make()) for make in makes]
@@ -152,8 +173,10 @@ def test_layouts_do_not_matter(fused):
         for step in range(4):
             for i, (p, q) in enumerate(zip(ps, qs)):
                 q.grad = torch.randn(q.shape)
-                p.grad = q.grad.clone() if step % 2 else torch.empty_strided(p.shape, p.stride()).copy_(q.grad) if i != 3 else q.grad.t().contiguous().t()
-            a.step(); b.step()
+                p.grad = (q.grad.clone() if step % 2 else torch.empty_strided(p.shape, p.stride())
+                          .copy_(q.grad) if i != 3 else q.grad.t().contiguous().t())
+            a.step()
+            b.step()
         for p, q in zip(ps, qs): torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 # state
@@ -166,11 +189,17 @@ def test_a_saved_optimizer_goes_on_bit_for_bit(name, fused, tmp_path):
         return opt.fuse() if fused and name in FUSABLE else opt
     ps, qs = params(dtype=torch.float32), params(dtype=torch.float32)
     a, b = make(ps), make(qs)
-    for step in range(17): give_grads(step, ps, qs); a.step(); b.step()
+    for step in range(17):
+        give_grads(step, ps, qs)
+        a.step()
+        b.step()
     save_state(tmp_path/'opt.pth', b.state_dict())
     b = make(qs)
     b.load_state_dict(load_state(tmp_path/'opt.pth'))
-    for step in range(17, 30): give_grads(step, ps, qs); a.step(); b.step()
+    for step in range(17, 30):
+        give_grads(step, ps, qs)
+        a.step()
+        b.step()
     for p, q in zip(ps, qs): assert p.equal(q)
     assert str(a.state_dict()) == str(b.state_dict())
 
@@ -178,7 +207,8 @@ def test_a_parameter_counts_its_own_steps():
     ps = params(((2,), (2,)))
     opt = adam_opt(ps, 0.1)
     for step in range(6):
-        ps[0].grad, ps[1].grad = torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64) if step % 3 == 0 else None
+        ps[0].grad, ps[1].grad = (torch.ones(2, dtype=torch.float64),
+                                  torch.ones(2, dtype=torch.float64) if step % 3 == 0 else None)
         opt.step()
     assert [opt.state[p]['step'] for p in ps] == [6, 2]
 
@@ -196,9 +226,14 @@ def test_loading_copies():
 def test_a_state_that_is_exchanged_from_outside_is_noticed(exchange):
     ps, qs = params(), params()
     a, b = adam_opt(ps, 0.01), adam_opt(qs, 0.01)
-    for step in range(3): give_grads(step, ps, qs, missing=False); a.step(); b.step()
+    for step in range(3):
+        give_grads(step, ps, qs, missing=False)
+        a.step()
+        b.step()
     if exchange == 'outer':
-        for p in ps: a.state[p] = {k: copy.deepcopy(v) for k, v in a.state[p].items()}; a.state[p]['grad_avg'].zero_()
+        for p in ps:
+            a.state[p] = {k: copy.deepcopy(v) for k, v in a.state[p].items()}
+            a.state[p]['grad_avg'].zero_()
     elif exchange == 'inner':
         for p in ps: a.state[p]['grad_avg'] = torch.zeros_like(p)
     elif exchange == 'clear': a.state.clear()
@@ -206,7 +241,10 @@ def test_a_state_that_is_exchanged_from_outside_is_noticed(exchange):
     if exchange in ('outer', 'inner'):
         for q in qs: b.state[q]['grad_avg'].zero_()
     if exchange == 'clear': b = adam_opt(qs, 0.01)
-    for step in range(3, 6): give_grads(step, ps, qs, missing=False); a.step(); b.step()
+    for step in range(3, 6):
+        give_grads(step, ps, qs, missing=False)
+        a.step()
+        b.step()
     for p, q in zip(ps, qs): assert p.equal(q)
 
 def test_parameters_that_are_exchanged_in_a_group_are_noticed():
@@ -221,7 +259,8 @@ def test_parameters_that_are_exchanged_in_a_group_are_noticed():
     assert new.equal(torch.full((3,), -0.1, dtype=torch.float64))
 
 @pytest.mark.parametrize('state, message', (
-    (lambda ps: adam_opt(ps, 0.1), 'knows'), (lambda ps: T.AdamW(ps, lr=0.1), 'knows'), (lambda ps: rmsprop_opt(ps, 0.1), 'knows'),
+    (lambda ps: adam_opt(ps, 0.1), 'knows'), (lambda ps: T.AdamW(ps, lr=0.1), 'knows'),
+    (lambda ps: rmsprop_opt(ps, 0.1), 'knows'),
     (lambda ps: sgd_opt(params(((3,),)), 0.1, mom=0.9), 'group')))
 def test_a_state_that_does_not_fit_is_refused(state, message):
     ps = params(((3,), (3, 4)))
@@ -234,18 +273,21 @@ def test_a_state_that_does_not_fit_is_refused(state, message):
 
 def test_stats_of_another_kind_are_refused():
     ps = params(((3,),))
-    lion, lars = lion_opt(ps, 0.1), lars_opt(ps, 0.1)
-    adam, belief = adam_opt(ps, 0.1), Optimizer(ps, adam_step, [AverageGrad(True), AverageSqrGrad(), StepCount()], lr=0.1)
+    _lion, _lars = lion_opt(ps, 0.1), lars_opt(ps, 0.1)
+    adam, belief = adam_opt(ps, 0.1), Optimizer(ps, adam_step,
+                                                [AverageGrad(True), AverageSqrGrad(), StepCount()], lr=0.1)
     give_grads(0, ps, missing=False)
     adam.step()
     state = adam.state_dict()
     del state['state'][0]['step']
-    with pytest.raises(ValueError, match='this optimizer keeps'): belief.load_state_dict({**state, 'param_groups': [{**state['param_groups'][0]}]})
+    with pytest.raises(ValueError, match='this optimizer keeps'):
+        belief.load_state_dict({**state, 'param_groups': [{**state['param_groups'][0]}]})
 
 def test_copies_and_pickles_of_an_optimizer_work():
     ps = params()
     opt = adam_opt(ps, 0.01)
-    give_grads(0, ps); opt.step()
+    give_grads(0, ps)
+    opt.step()
     twin, saved = copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))
     qs, rs = twin.param_groups[0]['params'], saved.param_groups[0]['params']
     give_grads(1, ps, qs, rs)
@@ -256,13 +298,17 @@ def test_copies_and_pickles_of_an_optimizer_work():
 
 def test_a_group_holds_each_value_once_under_pytorchs_key():
     ps = params(((2,), (2,), (2,)))
-    opt = adam_opt([{'params': ps[:1], 'wd': 0.1, 'mom': 0.8}, {'params': ps[1:2], 'sqr_mom': 0.5, 'layer': 2}, {'params': ps[2:], 'betas': (0.7, 0.6)}], lr=0.1)
+    opt = adam_opt([{'params': ps[:1], 'wd': 0.1, 'mom': 0.8},
+                    {'params': ps[1:2], 'sqr_mom': 0.5, 'layer': 2}, {'params': ps[2:], 'betas': (0.7, 0.6)}],
+                   lr=0.1)
     assert [{k: v for k, v in g.items() if k != 'params'} for g in opt.param_groups] == [
-        dict(lr=0.1, betas=(0.8, 0.99), eps=1e-5, weight_decay=0.1), dict(lr=0.1, betas=(0.9, 0.5), eps=1e-5, weight_decay=0., layer=2),
+        dict(lr=0.1, betas=(0.8, 0.99), eps=1e-5, weight_decay=0.1),
+        dict(lr=0.1, betas=(0.9, 0.5), eps=1e-5, weight_decay=0., layer=2),
         dict(lr=0.1, betas=(0.7, 0.6), eps=1e-5, weight_decay=0.)]
     sgd = sgd_opt(ps, 0.1, mom=0.5)
     assert {k for k in sgd.param_groups[0]} == {'params', 'lr', 'momentum', 'weight_decay'}
-    assert get_hyper(sgd, 'mom') == [0.5] and get_hyper(rmsprop_opt(ps, 0.1, mom=0.3), 'mom') == [0.3] and get_hyper(lion_opt(ps, 0.1), 'mom') == [0.9]
+    assert (get_hyper(sgd, 'mom') == [0.5] and get_hyper(rmsprop_opt(ps, 0.1, mom=0.3), 'mom') == [0.3]
+            and get_hyper(lion_opt(ps, 0.1), 'mom') == [0.9])
 
 def test_the_callers_groups_are_left_alone():
     group = {'params': params(((2,),)), 'wd': 0.1}
@@ -271,22 +317,29 @@ def test_the_callers_groups_are_left_alone():
 
 def test_names_of_parameters_are_kept():
     model = nn.Linear(2, 2)
-    assert adam_opt(model.named_parameters(), lr=0.1).state_dict()['param_groups'][0]['param_names'] == ['weight', 'bias']
+    assert (adam_opt(model.named_parameters(),
+                     lr=0.1).state_dict()['param_groups'][0]['param_names'] == ['weight', 'bias'])
 
 @pytest.mark.parametrize('make, message', (
-    (lambda ps: adam_opt([{'params': ps, 'mom': 1.}], lr=0.1), 'less than 1'), (lambda ps: adam_opt(ps, lr=-0.1), 'lr'), (lambda ps: adam_opt(ps, lr=math.nan), 'lr'),
-    (lambda ps: sgd_opt([{'params': ps, 'betas': (0.9, 0.9)}], lr=0.1), 'betas'), (lambda ps: sgd_opt([{'params': ps, 'eps': 1e-3}], lr=0.1), 'eps'),
+    (lambda ps: adam_opt([{'params': ps, 'mom': 1.}], lr=0.1), 'less than 1'),
+    (lambda ps: adam_opt(ps, lr=-0.1), 'lr'), (lambda ps: adam_opt(ps, lr=math.nan), 'lr'),
+    (lambda ps: sgd_opt([{'params': ps, 'betas': (0.9, 0.9)}], lr=0.1), 'betas'),
+    (lambda ps: sgd_opt([{'params': ps, 'eps': 1e-3}], lr=0.1), 'eps'),
     (lambda ps: sgd_opt([{'params': ps, 'maximize': True}], lr=0.1), 'maximize'),
-    (lambda ps: Optimizer(ps, sgd_step), 'lr is missing'), (lambda ps: Optimizer(ps, momentum_step, lr=0.1), 'grad_avg is missing'),
-    (lambda ps: Optimizer(ps, sgd_step, lr=0.1, lrr=0.2), "did you mean 'lr'"), (lambda ps: Optimizer(ps, sgd_step, AverageGrad(), lr=0.1), 'no stepper reads'),
+    (lambda ps: Optimizer(ps, sgd_step), 'lr is missing'),
+    (lambda ps: Optimizer(ps, momentum_step, lr=0.1), 'grad_avg is missing'),
+    (lambda ps: Optimizer(ps, sgd_step, lr=0.1, lrr=0.2), "did you mean 'lr'"),
+    (lambda ps: Optimizer(ps, sgd_step, AverageGrad(), lr=0.1), 'no stepper reads'),
     (lambda ps: Optimizer(ps, momentum_step, [AverageGrad(), LateAverage()], lr=0.1), 'own'),
     (lambda ps: sgd_opt([], lr=0.1), 'empty'), (lambda ps: lion_opt(ps, 0.1).fuse(), 'no kernel')))
 def test_bad_input_is_a_value_error(make, message):
     with pytest.raises(ValueError, match=message): make(params(((2,),)))
 
 @pytest.mark.parametrize('make, message', (
-    (lambda ps: adam_opt(ps, lr='0.1'), 'number'), (lambda ps: Optimizer(ps, [sgd_step, 3], lr=0.1), 'callable'),
-    (lambda ps: Optimizer(ps, momentum_step, AverageGrad, lr=0.1), 'instance'), (lambda ps: sgd_opt(ps[0], lr=0.1), 'iterable')))
+    (lambda ps: adam_opt(ps, lr='0.1'), 'number'),
+    (lambda ps: Optimizer(ps, [sgd_step, 3], lr=0.1), 'callable'),
+    (lambda ps: Optimizer(ps, momentum_step, AverageGrad, lr=0.1), 'instance'),
+    (lambda ps: sgd_opt(ps[0], lr=0.1), 'iterable')))
 def test_bad_input_is_a_type_error(make, message):
     with pytest.raises(TypeError, match=message): make(params(((2,),)))
 
@@ -303,9 +356,12 @@ def test_groups_may_be_added_later_and_may_be_empty():
     a, b = adam_opt(ps[:3], 0.01), T.AdamW(qs[:3], lr=0.01, weight_decay=0., **SAME)
     for step in range(10):
         if step == 4:
-            for opt, new in ((a, ps), (b, qs)): opt.add_param_group({'params': new[3:], 'lr': 0.1}); opt.add_param_group({'params': []})
+            for opt, new in ((a, ps), (b, qs)):
+                opt.add_param_group({'params': new[3:], 'lr': 0.1})
+                opt.add_param_group({'params': []})
         give_grads(step, ps, qs)
-        a.step(); b.step()
+        a.step()
+        b.step()
     for p, q in zip(ps, qs): torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-10)
 
 def test_no_gradients_at_all_move_nothing():
@@ -333,8 +389,12 @@ def test_a_rate_may_be_a_tensor():
     ps, qs = params(), params()
     a, b = adam_opt(ps, torch.tensor(0.01, dtype=torch.float64)), adam_opt(qs, 0.01)
     for step in range(4):
-        if step == 2: set_hyper(a, 'lr', 0.02); set_hyper(b, 'lr', 0.02)
-        give_grads(step, ps, qs); a.step(); b.step()
+        if step == 2:
+            set_hyper(a, 'lr', 0.02)
+            set_hyper(b, 'lr', 0.02)
+        give_grads(step, ps, qs)
+        a.step()
+        b.step()
     assert isinstance(a.param_groups[0]['lr'], torch.Tensor)
     for p, q in zip(ps, qs): torch.testing.assert_close(p, q)
 
@@ -345,7 +405,9 @@ def test_momentum_may_come_and_go():
         mom = (0., 0.9, 0., 0.5)[step//5]
         a.param_groups[0]['momentum'] = b.param_groups[0]['momentum'] = mom
         if step == 0: assert not any('grad_avg' in s for s in a.state.values())
-        give_grads(step, ps, qs); a.step(); b.step()
+        give_grads(step, ps, qs)
+        a.step()
+        b.step()
     for p, q in zip(ps, qs): torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-10)
 
 # PyTorch's tools
@@ -353,14 +415,19 @@ def test_momentum_may_come_and_go():
 @pytest.mark.parametrize('name', READY)
 def test_every_scheduler_moves_every_optimizer(name):
     S = T.lr_scheduler
-    for make in (lambda o: S.OneCycleLR(o, max_lr=0.1, total_steps=8), lambda o: S.CosineAnnealingLR(o, 8), lambda o: S.StepLR(o, 2), lambda o: S.CyclicLR(o, 1e-3, 0.1, step_size_up=3),
-                 lambda o: S.LambdaLR(o, lambda e: 1/(e + 1)), lambda o: S.SequentialLR(o, [S.LinearLR(o), S.ExponentialLR(o, 0.9)], [3])):
+    for make in (lambda o: S.OneCycleLR(o, max_lr=0.1, total_steps=8), lambda o: S.CosineAnnealingLR(o, 8),
+                 lambda o: S.StepLR(o, 2), lambda o: S.CyclicLR(o, 1e-3, 0.1, step_size_up=3),
+                 lambda o: S.LambdaLR(o, lambda e: 1/(e + 1)),
+                 lambda o: S.SequentialLR(o, [S.LinearLR(o), S.ExponentialLR(o, 0.9)], [3])):
         ps = params(dtype=torch.float32)
         opt = READY[name](ps, lr=0.01)
         sched = make(opt)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            for step in range(7): give_grads(step, ps); opt.step(); sched.step()
+            for step in range(7):
+                give_grads(step, ps)
+                opt.step()
+                sched.step()
         assert all(p.isfinite().all() for p in ps)
 
 @pytest.mark.parametrize('name', ('sgd', 'plain', 'nesterov', 'adam', 'adamw', 'rmsprop_mom'))
@@ -370,18 +437,27 @@ def test_one_cycle_with_its_defaults_gives_pytorchs_steps(name):
     s, t = (T.lr_scheduler.OneCycleLR(o, max_lr=0.01, total_steps=30) for o in (a, b))
     for step in range(29):
         give_grads(step, ps, qs)
-        a.step(); b.step(); s.step(); t.step()
+        a.step()
+        b.step()
+        s.step()
+        t.step()
     for p, q in zip(ps, qs): torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9)
 
 def test_grad_scaler_scales_and_skips():
     model, twin = nn.Linear(3, 2), nn.Linear(3, 2)
     twin.load_state_dict(model.state_dict())
-    opt, ref, scaler = adam_opt(model.parameters(), 0.1), adam_opt(twin.parameters(), 0.1), torch.amp.GradScaler('cpu', init_scale=256.)
+    opt, ref, scaler = adam_opt(model.parameters(), 0.1), adam_opt(
+        twin.parameters(), 0.1), torch.amp.GradScaler('cpu', init_scale=256.)
     for step in range(6):
         x = torch.randn(4, 3)*(math.inf if step == 2 else 1)
-        opt.zero_grad(); ref.zero_grad()
-        scaler.scale(model(x).square().mean()).backward(); scaler.step(opt); scaler.update()
-        if step != 2: twin(x).square().mean().backward(); ref.step()
+        opt.zero_grad()
+        ref.zero_grad()
+        scaler.scale(model(x).square().mean()).backward()
+        scaler.step(opt)
+        scaler.update()
+        if step != 2:
+            twin(x).square().mean().backward()
+            ref.step()
     for p, q in zip(model.parameters(), twin.parameters()): torch.testing.assert_close(p, q)
     assert scaler.get_scale() == 128.
 
@@ -399,18 +475,24 @@ def test_a_closure_is_called_with_gradients_on_and_its_loss_answered():
 def test_hooks_of_steps_are_called():
     ps, seen = params(((2,),)), []
     opt = sgd_opt(ps, 0.1)
-    opt.register_step_pre_hook(lambda *_: seen.append('pre')); opt.register_step_post_hook(lambda *_: seen.append('post'))
-    give_grads(0, ps, missing=False); opt.step()
+    opt.register_step_pre_hook(lambda *_: seen.append('pre'))
+    opt.register_step_post_hook(lambda *_: seen.append('post'))
+    give_grads(0, ps, missing=False)
+    opt.step()
     assert seen == ['pre', 'post']
 
 def test_lightning_trains_saves_and_goes_on_with_it(tmp_path):
     L = pytest.importorskip('lightning')
     class Module(L.LightningModule):
-        def __init__(self): super().__init__(); torch.manual_seed(0); self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
         def training_step(self, batch, i): return self.net(batch[0]).sub(batch[1]).square().mean()
         def configure_optimizers(self):
             opt = adam_opt(self.parameters(), lr=0.01)
-            return [opt], [{'scheduler': T.lr_scheduler.OneCycleLR(opt, max_lr=0.05, total_steps=33), 'interval': 'step'}]
+            return [opt], [{'scheduler': T.lr_scheduler.OneCycleLR(opt, max_lr=0.05, total_steps=33),
+                            'interval': 'step'}]
     g = torch.Generator().manual_seed(0)
     x = torch.randn(64, 4, generator=g)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True)), 8)
@@ -418,7 +500,9 @@ def test_lightning_trains_saves_and_goes_on_with_it(tmp_path):
         module = Module()
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            trainer = L.Trainer(max_epochs=epochs, accelerator='cpu', logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path)
+            trainer = L.Trainer(max_epochs=epochs, accelerator='cpu', logger=False,
+                                enable_checkpointing=False, enable_progress_bar=False,
+                                enable_model_summary=False, default_root_dir=tmp_path)
             trainer.fit(module, loader, ckpt_path=ckpt)
             trainer.save_checkpoint(tmp_path/f'{epochs}.ckpt')
         return module
@@ -431,9 +515,12 @@ def test_the_runner_takes_a_partial():
     from exp.callbacks import Runner
     model = nn.Linear(3, 2)
     loader = [(torch.randn(8, 3), torch.randint(2, (8,))) for _ in range(4)]
-    run = Runner((loader, None), model, loss_func=nn.functional.cross_entropy, opt_func=partial(adam_opt, wd=0.1), lr=0.01)
-    run.fit(1); run.fit(1, lr=0.02)
-    assert isinstance(run.opt, Optimizer) and run.opt.param_groups[0]['lr'] == 0.02 and run.opt.param_groups[0]['weight_decay'] == 0.1
+    run = Runner((loader, None), model, loss_func=nn.functional.cross_entropy,
+                 opt_func=partial(adam_opt, wd=0.1), lr=0.01)
+    run.fit(1)
+    run.fit(1, lr=0.02)
+    assert (isinstance(run.opt, Optimizer) and run.opt.param_groups[0]['lr'] == 0.02
+            and run.opt.param_groups[0]['weight_decay'] == 0.1)
 
 # composing
 
@@ -445,10 +532,12 @@ def test_stats_are_placed_before_their_first_reader():
     opt = Optimizer(params(((2,),)), [l2_reg, step], [Echo(), AverageGrad()], lr=0.1)
     assert repr(opt).split('\n')[0] == 'l2_reg → AverageGrad(dampening=False) → Echo() → step'
     assert repr(lion_opt(params(((2,),)), 0.1)).split('\n')[0] == 'weight_decay → lion_step → LateAverage()'
-    assert repr(rmsprop_opt(params(((2,),)), 0.1)).split('\n')[0] == 'l2_reg → AverageSqrGrad() → rms_scale → AverageGrad(dampening=False) → momentum_step'
+    assert (repr(rmsprop_opt(params(((2,),)), 0.1)).split('\n')[0]
+            == 'l2_reg → AverageSqrGrad() → rms_scale → AverageGrad(dampening=False) → momentum_step')
 
 def test_a_steppers_own_hyper_parameter_is_kept_in_groups_under_its_name():
-    def power_step(ps, grads, lr, power=1.): torch._foreach_add_(ps, [g.sign()*g.abs()**power for g in grads], alpha=-lr)
+    def power_step(ps, grads, lr, power=1.):
+        torch._foreach_add_(ps, [g.sign()*g.abs()**power for g in grads], alpha=-lr)
     p = nn.Parameter(torch.zeros(2))
     opt = Optimizer([{'params': [p], 'power': 2.}], power_step, lr=1.)
     p.grad = torch.tensor([2., -3.])

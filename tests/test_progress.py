@@ -1,4 +1,5 @@
-"""Bars, the table, the plot and the log: in a terminal, a notebook and a file, under errors, and at a small cost."""
+"""Bars, the table, the plot and the log: in a terminal, a notebook and a file, under errors, and at a small
+cost."""
 import csv, io, json, math, os, re, subprocess, sys, threading, warnings
 from types import SimpleNamespace
 
@@ -10,7 +11,8 @@ from hypothesis import given, settings as hypothesis_settings
 from torch import nn
 
 from exp import progress
-from exp.callbacks import AvgStats, Callback, CancelEpochException, CancelFitException, Recorder, Runner, smoothed
+from exp.callbacks import (AvgStats, Callback, CancelEpochException, CancelFitException, Recorder, Runner,
+                           smoothed)
 from exp.core import load_state, save_state
 from exp.dataloader import DataBunch, DataLoader, Dataset
 from exp.metrics import accuracy
@@ -40,7 +42,8 @@ def terminal(monkeypatch):
     "A terminal in place of the standard streams, and drawings without a pause."
     t = Terminal()
     set_streams(monkeypatch, t, t)
-    monkeypatch.setattr(progress, '_FIRST', 0.); monkeypatch.setattr(progress, '_next', lambda start, end: end)
+    monkeypatch.setattr(progress, '_FIRST', 0.)
+    monkeypatch.setattr(progress, '_next', lambda start, end: end)
     return t
 
 def loaders(n=40, bs=4):
@@ -49,7 +52,9 @@ def loaders(n=40, bs=4):
     dl = DataLoader(Dataset(x, (x.sum(1) > 0).long()), bs)
     return dl, dl
 
-def new_run(*cbs, data=None, stats=True): return Runner(data or loaders(), nn.Linear(3, 2), lr=0.1, cbs=[*([AvgStats(accuracy)] if stats else []), *cbs])
+def new_run(*cbs, data=None, stats=True):
+    return Runner(data or loaders(), nn.Linear(3, 2), lr=0.1,
+                  cbs=[*([AvgStats(accuracy)] if stats else []), *cbs])
 def first_words(lines): return [l.split()[0] for l in lines]
 
 class At(Callback):
@@ -105,7 +110,8 @@ def test_without_stats_there_are_bars_and_no_table(terminal):
     new_run(Progress(), At(0, 5, lambda run: seen.extend(screen(terminal.getvalue()))), stats=False).fit(1)
     assert first_words(seen) == ['epoch', 'training'] and not screen(terminal.getvalue())
 
-@pytest.mark.parametrize('kw, middle', [(dict(bars=False), ['epoch', '0']), (dict(table=False), ['epoch', 'training']), (dict(show=False), [])])
+@pytest.mark.parametrize('kw, middle', [(dict(bars=False), ['epoch', '0']),
+                                        (dict(table=False), ['epoch', 'training']), (dict(show=False), [])])
 def test_each_switch_turns_off_its_part(terminal, kw, middle):
     seen = []
     new_run(Progress(**kw), At(1, 5, lambda run: seen.extend(screen(terminal.getvalue())))).fit(2)
@@ -113,7 +119,8 @@ def test_each_switch_turns_off_its_part(terminal, kw, middle):
 
 def test_each_fit_of_one_callback_has_its_own_table(terminal):
     run = new_run(Progress())
-    run.fit(2); run.fit(1)
+    run.fit(2)
+    run.fit(1)
     assert first_words(screen(terminal.getvalue())) == ['epoch', '0', '1', 'epoch', '2']
     assert [r['epoch'] for r in run.progress.rows] == [2]
 
@@ -129,7 +136,8 @@ def test_a_terminal_that_goes_away_does_not_end_the_training(monkeypatch):
             return super().write(s)
     t = Gone()
     set_streams(monkeypatch, t, t)
-    monkeypatch.setattr(progress, '_FIRST', 0.); monkeypatch.setattr(progress, '_next', lambda start, end: end)
+    monkeypatch.setattr(progress, '_FIRST', 0.)
+    monkeypatch.setattr(progress, '_next', lambda start, end: end)
     run = new_run(Progress())
     run.fit(3)
     assert len(t.getvalue()) > 1900 and [r['epoch'] for r in run.progress.rows] == [0, 1, 2]
@@ -144,7 +152,9 @@ def test_a_fit_that_goes_on_in_an_epoch_counts_what_it_skipped_as_done_and_not_a
         order = 10**6
         def before_fit(self): self.run.epoch, self.run.first_epoch = 1, 0
         def before_train(self):
-            if self.epoch == 1: self.run.iter = 6; self.dl.set_epoch(1, 24)
+            if self.epoch == 1:
+                self.run.iter = 6
+                self.dl.set_epoch(1, 24)
     seen = []
     def look(run): seen.append(tuple(n for bar in run.progress._bars for n in (bar.n, bar.initial)))
     new_run(Progress(), Resume(), At(1, 7, look), At(2, 1, look)).fit(3)
@@ -157,7 +167,8 @@ class Late:
     def __init__(self, seconds): self.copy, self.offers = None, 0
     def __call__(self, t):
         self.offers += 1
-        if self.copy is not None and self.offers % 3 and len(t): return None   # offered nothing, it has been waited for
+        # offered nothing, it has been waited for
+        if self.copy is not None and self.offers % 3 and len(t): return None
         value, self.copy = None if self.copy is None else self.copy.tolist(), t
         return value
 
@@ -165,8 +176,10 @@ class Late:
 def test_the_loss_is_the_smoothed_loss_of_all_batches(terminal, monkeypatch, late):
     if late: monkeypatch.setattr(progress, 'DelayedRead', Late)
     new_losses = []
-    monkeypatch.setattr(Progress, '_add_losses', lambda self, losses, real=Progress._add_losses: (new_losses.extend(losses), real(self, losses)))
-    run = new_run(Progress(), Recorder(), At(1, 9, lambda run: setattr(run, 'middle', (len(new_losses), run.progress._loss()))))
+    monkeypatch.setattr(Progress, '_add_losses', lambda self, losses, real=Progress._add_losses: (
+        new_losses.extend(losses), real(self, losses)))
+    run = new_run(Progress(), Recorder(),
+                  At(1, 9, lambda run: setattr(run, 'middle', (len(new_losses), run.progress._loss()))))
     run.fit(2)
     n, value = run.middle
     assert new_losses[:10] == run.recorder.losses[:10] and 10 < n < 20
@@ -191,7 +204,8 @@ def test_in_a_batch_no_number_is_read(terminal, monkeypatch):
         order = -1
         def before_train(self):
             self.progress._due = math.inf
-            for name in ('item', 'tolist', '__float__', '__bool__', 'cpu', 'numpy'): monkeypatch.setattr(torch.Tensor, name, forbidden)
+            for name in ('item', 'tolist', '__float__', '__bool__', 'cpu', 'numpy'):
+                monkeypatch.setattr(torch.Tensor, name, forbidden)
     class Allow(Callback):
         order = 99
         def after_train(self): monkeypatch.undo()
@@ -207,7 +221,8 @@ def test_losses_are_not_kept_where_nobody_looks():
 
 def test_drawings_wait_for_two_hundred_times_as_long_as_they_take(terminal, monkeypatch):
     monkeypatch.undo()
-    assert progress._next(0., 1e-5) == pytest.approx(0.10001) and progress._next(1., 1.01) == pytest.approx(3.01) and progress._next(0., 9.) == 14.
+    assert (progress._next(0., 1e-5) == pytest.approx(0.10001)
+            and progress._next(1., 1.01) == pytest.approx(3.01) and progress._next(0., 9.) == 14.)
 
 # ---- quiet
 
@@ -262,7 +277,8 @@ def test_a_switch_that_is_no_bool_is_an_error(name):
 
 def test_cells_are_short_and_readable():
     cell = progress._cell
-    assert [cell('m', v) for v in (3, 0.5, 0., 1e-5, 1.5e7, math.nan, math.inf, None, 'x', True)] == ['3', '0.5000', '0.0000', '1.00e-05', '1.50e+07', 'nan', 'inf', 'None', 'x', 'True']
+    assert ([cell('m', v) for v in (3, 0.5, 0., 1e-5, 1.5e7, math.nan, math.inf, None, 'x', True)]
+            == ['3', '0.5000', '0.0000', '1.00e-05', '1.50e+07', 'nan', 'inf', 'None', 'x', 'True'])
     assert cell('seconds', 12.345) == '12.3'
 
 def test_rows_survive_in_the_state_and_are_shown_again(tmp_path, capsys):
@@ -300,12 +316,14 @@ def two_rows():
 def test_rows_that_are_loaded_last_are_shown_in_a_terminal(terminal, then, epochs):
     run = new_run(Progress())
     run.fit(3, cbs=LoadLast(two_rows(), then))
-    assert first_words(screen(terminal.getvalue())) == ['epoch', *epochs] and [str(r['epoch']) for r in run.progress.rows] == epochs
+    assert (first_words(screen(terminal.getvalue())) == ['epoch', *epochs]
+            and [str(r['epoch']) for r in run.progress.rows] == epochs)
 
 def test_a_learner_that_resumes_shows_the_earlier_rows(terminal, tmp_path):
     from exp.checkpoints import Checkpoint
     from exp.learner import Learner
-    def learner(): return Learner(DataBunch(*loaders()), nn.Linear(3, 2), lr=0.1, metrics=accuracy, cbs=[Progress()])
+    def learner():
+        return Learner(DataBunch(*loaders()), nn.Linear(3, 2), lr=0.1, metrics=accuracy, cbs=[Progress()])
     with pytest.raises(ValueError, match='killed'), quiet():
         learner().fit(3, cbs=[Checkpoint(tmp_path/'c.pth', every=3), At(2, 5, throw(ValueError('killed')))])
     assert terminal.getvalue() == ''
@@ -331,17 +349,20 @@ class Inner(Callback):
     def __init__(self, f): self.f = f
     def after_batch(self):
         if self.epoch == 1 and self.iter == 30: self.f()
-def new_run(*cbs): return Runner((dl, dl), nn.Linear(3, 2), lr=0.1, cbs=[AvgStats(accuracy), Progress(), Slow(), *cbs])
+def new_run(*cbs):
+    return Runner((dl, dl), nn.Linear(3, 2), lr=0.1, cbs=[AvgStats(accuracy), Progress(), Slow(), *cbs])
 '''
 
-def environment(root): return {**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1', 'PYTHONUTF8': '1'}
+def environment(root):
+    return {**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1', 'PYTHONUTF8': '1'}
 
 def in_a_real_terminal(code, root):
     "What a program writes to a terminal of its own, 100 columns wide."
     import fcntl, pty, struct, termios
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 100, 0, 0))
-    p = subprocess.Popen([sys.executable, '-c', SCRIPT + code], stdin=theirs, stdout=theirs, stderr=theirs, env=environment(root))
+    p = subprocess.Popen([sys.executable, '-c', SCRIPT + code], stdin=theirs, stdout=theirs, stderr=theirs,
+                         env=environment(root))
     os.close(theirs)
     written = b''
     while True:
@@ -399,17 +420,20 @@ class Kill(Callback):
 with quiet(): new_run(CSVLog({str(path)!r}), Kill()).fit(9)
 '''], env=environment(root))
     assert p.wait(timeout=60) == 9
-    assert pd.read_csv(path)['epoch'].tolist() == [0, 1] and [f.name for f in tmp_path.iterdir()] == ['log.csv']
+    assert (pd.read_csv(path)['epoch'].tolist() == [0, 1]
+            and [f.name for f in tmp_path.iterdir()] == ['log.csv'])
 
 def run_notebook(cells):
     "The outputs of each cell, after a run in a kernel."
     nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    nbclient.NotebookClient(nb, timeout=120, kernel_name='python3', store_widget_state=False, allow_errors=True).execute()
+    nbclient.NotebookClient(nb, timeout=120, kernel_name='python3', store_widget_state=False,
+                            allow_errors=True).execute()
     return [c.outputs for c in nb.cells]
 
 def test_a_stored_notebook_holds_tables_and_pictures_and_nothing_else(root, monkeypatch):
-    monkeypatch.setenv('PYTHONPATH', str(root)); monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    monkeypatch.setenv('PYTHONPATH', str(root))
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
     outputs = run_notebook([SCRIPT,
         "new_run().fit(2)",
         "Runner((dl, dl), nn.Linear(3, 2), cbs=[AvgStats(accuracy), Progress(plot=True), Slow()]).fit(2)",
@@ -424,7 +448,8 @@ def test_a_stored_notebook_holds_tables_and_pictures_and_nothing_else(root, monk
     rows = lambda o: re.findall(r'<tr><td>(\d+)</td>', o.data['text/html'])
     assert [o.output_type for o in fit] == ['display_data'] and rows(fit[0]) == ['0', '1']
     assert first_words(fit[0].data['text/plain'].splitlines()) == ['epoch', '0', '1']
-    assert [set(o.data) for o in plot] == [{'text/html', 'text/plain'}, {'image/png', 'text/plain'}] and len(plot[1].data['image/png']) < 40_000
+    assert ([set(o.data) for o in plot] == [{'text/html', 'text/plain'}, {'image/png', 'text/plain'}]
+            and len(plot[1].data['image/png']) < 40_000)
     assert [o.data for o in loop] == [{'text/html': '', 'text/plain': ''}]
     shown = [o.data['text/html'] for o in seeds]
     assert sum(html.count('<table>') for html in shown) == 2 and sum('seeds:' in html for html in shown) == 1
@@ -447,7 +472,8 @@ class Shell:
 def shell(monkeypatch):
     s = Shell()
     monkeypatch.setattr(progress, '_shell', lambda: s)
-    monkeypatch.setattr(progress, '_FIRST', 0.); monkeypatch.setattr(progress, '_next', lambda start, end: end)
+    monkeypatch.setattr(progress, '_FIRST', 0.)
+    monkeypatch.setattr(progress, '_next', lambda start, end: end)
     return s
 
 def test_a_panel_shows_rows_and_bars_and_in_the_end_the_rows(shell):
@@ -455,7 +481,8 @@ def test_a_panel_shows_rows_and_bars_and_in_the_end_the_rows(shell):
     new_run(Progress(), At(3, 5, lambda run: middle.extend(dict(d) for d in shell.outputs.values()))).fit(4)
     (end,) = shell.outputs.values()
     assert middle[0]['text/html'].count('<tr>') == 4 and middle[0]['text/html'].count('<pre>') == 2
-    assert re.search(r'<pre>training .* 6/10 ', middle[0]['text/html']) and ' 6/10 ' in middle[0]['text/plain']
+    assert (re.search(r'<pre>training .* 6/10 ', middle[0]['text/html'])
+            and ' 6/10 ' in middle[0]['text/plain'])
     assert end['text/html'].count('<tr>') == 5 and '<pre>' not in end['text/html']
 
 def test_rows_that_are_loaded_last_are_shown_on_a_panel(shell):
@@ -495,14 +522,17 @@ def test_a_shell_in_a_terminal_is_a_terminal(monkeypatch):
 
 def test_the_picture_has_the_losses_and_the_validation(shell):
     pictures = []
-    run = new_run(Progress(plot=True), Recorder(), At(1, 9, lambda run: pictures.append(run.progress._picture), train=False))
+    run = new_run(Progress(plot=True), Recorder(),
+                  At(1, 9, lambda run: pictures.append(run.progress._picture), train=False))
     run.fit(2)
     assert list(pictures[0].losses) == pytest.approx(smoothed(run.recorder.losses))
     assert pictures[0].valid == [(10, run.recorder.valid_losses[0]), (20, run.recorder.valid_losses[1])]
 
 def test_pictures_take_a_hundredth_of_the_time(shell, monkeypatch):
     clock = [0.]
-    def png(self): clock[0] += 0.08; return ''
+    def png(self):
+        clock[0] += 0.08
+        return ''
     monkeypatch.setattr(progress, 'time', SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(progress._Picture, 'png', png)
     monkeypatch.setattr(progress._Picture, 'show', lambda self, data: shown.append(clock[0]))
@@ -517,7 +547,8 @@ def test_pictures_take_a_hundredth_of_the_time(shell, monkeypatch):
 # ---- the log
 
 def read(path):
-    with open(path, newline='', encoding='utf-8') as f: return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]
+    with open(path, newline='', encoding='utf-8') as f:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]
 
 class StateAt(Callback):
     order = 95
@@ -525,7 +556,8 @@ class StateAt(Callback):
     def after_epoch(self):
         if self.epoch == self.at and self.batch is None: self.state = self.csv_log.state_dict()
     def after_batch(self):
-        if (self.epoch, self.iter) == (self.at, self.batch) and self.in_train: self.state = self.csv_log.state_dict()
+        if (self.epoch, self.iter) == (self.at, self.batch) and self.in_train:
+            self.state = self.csv_log.state_dict()
 
 def test_each_row_is_there_at_the_end_of_its_epoch_and_exact(tmp_path):
     path, lengths = tmp_path/'new'/'folder'/'log.csv', []
@@ -541,10 +573,12 @@ def test_each_row_is_there_at_the_end_of_its_epoch_and_exact(tmp_path):
 def test_the_next_fit_replaces_or_adds(tmp_path):
     path = tmp_path/'log.csv'
     run = new_run(CSVLog(path))
-    run.fit(2); run.fit(1)
+    run.fit(2)
+    run.fit(1)
     assert [r['epoch'] for r in read(path)] == [2]
     run = new_run(CSVLog(path, append=True))
-    run.fit(2); run.fit(1)
+    run.fit(2)
+    run.fit(1)
     assert [r['epoch'] for r in read(path)] == [2, 0, 1, 2]
 
 def test_a_fit_that_ends_no_epoch_leaves_an_old_log_alone(tmp_path):
@@ -590,7 +624,8 @@ def test_a_disk_that_is_full_loses_no_row_and_no_training(tmp_path, monkeypatch,
     path, real = tmp_path/'log.csv', os.fsync
     def full(fd): raise OSError(28, 'No space left on device')
     class Fill(Callback):
-        def before_epoch(self): monkeypatch.setattr(os, 'fsync', real if recovers and self.epoch == 2 or not self.epoch else full)
+        def before_epoch(self):
+            monkeypatch.setattr(os, 'fsync', real if recovers and self.epoch == 2 or not self.epoch else full)
     run = new_run(CSVLog(path), Fill())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
@@ -609,7 +644,8 @@ def test_a_log_that_is_deleted_or_a_row_of_other_columns_is_written_whole(tmp_pa
             if self.epoch == 2: self.avg_stats.history[-1]['extra'] = 7
     new_run(CSVLog(path), Change()).fit(4)
     table = pd.read_csv(path)
-    assert table['epoch'].tolist() == [0, 1, 2, 3] and table['extra'].tolist()[2] == 7 and table['extra'].isna().sum() == 3
+    assert (table['epoch'].tolist() == [0, 1, 2, 3] and table['extra'].tolist()[2] == 7
+            and table['extra'].isna().sum() == 3)
 
 @pytest.mark.parametrize('append', [True, False])
 @pytest.mark.parametrize('batch', [None, 4])

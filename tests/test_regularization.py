@@ -9,7 +9,8 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from exp.core import environ, load_state, save_state
-from exp.regularization import (Dropout, clip_grad_values, clip_grads, fans, grad_norm, init_kaiming, init_xavier, k_fold, l2_penalty,
+from exp.regularization import (Dropout, clip_grad_values, clip_grads, fans, grad_norm, init_kaiming,
+                                init_xavier, k_fold, l2_penalty,
                                 leaky_gain)
 
 SHAPES = [(10, 20), (7, 3), (1, 1), (16, 3, 5), (8, 4, 3, 3), (4, 2, 3, 2, 3)]
@@ -48,8 +49,10 @@ def test_init_kaiming_equals_pytorchs_numbers(shape, dtype, a, mode):
 
 def test_init_follows_the_global_seed_without_a_generator():
     w = torch.empty(20, 30)
-    torch.manual_seed(4); ours = init_kaiming(w.clone())
-    torch.manual_seed(4); theirs = nn.init.kaiming_normal_(w.clone())
+    torch.manual_seed(4)
+    ours = init_kaiming(w.clone())
+    torch.manual_seed(4)
+    theirs = nn.init.kaiming_normal_(w.clone())
     assert torch.equal(ours, theirs)
 
 @pytest.mark.parametrize('uniform', [False, True])
@@ -68,12 +71,15 @@ def test_init_writes_in_place_and_answers_the_weight_without_gradient():
     for init in (init_xavier, init_kaiming):
         before = layer.weight.detach().clone()
         assert init(layer.weight) is layer.weight
-        assert layer.weight.requires_grad and layer.weight.grad_fn is None and not torch.equal(layer.weight, before)
+        assert (layer.weight.requires_grad and layer.weight.grad_fn is None
+                and not torch.equal(layer.weight, before))
 
 def test_pytorchs_default_is_kaiming_with_a_root_5():
     for make in (lambda: nn.Linear(30, 20, bias=False), lambda: nn.Conv2d(3, 8, 5, bias=False)):
-        torch.manual_seed(1); theirs = make().weight
-        torch.manual_seed(1); ours = init_kaiming(torch.empty_like(theirs), a=5**0.5, uniform=True)
+        torch.manual_seed(1)
+        theirs = make().weight
+        torch.manual_seed(1)
+        ours = init_kaiming(torch.empty_like(theirs), a=5**0.5, uniform=True)
         assert torch.equal(ours, theirs)
 
 def test_init_refuses_what_has_no_fans():
@@ -100,21 +106,27 @@ def test_dropout_equals_pytorchs_with_the_same_seed(dtype, p):
     for shape in ((7,), (4, 5), (2, 3, 4, 5), (0, 3), ()):
         x = torch.randn(shape, generator=seeded()).to(dtype).requires_grad_()
         y = x.detach().clone().requires_grad_()
-        torch.manual_seed(3); ours = Dropout(p)(x)
-        torch.manual_seed(3); theirs = F.dropout(y, p)
+        torch.manual_seed(3)
+        ours = Dropout(p)(x)
+        torch.manual_seed(3)
+        theirs = F.dropout(y, p)
         assert torch.equal(ours, theirs) and ours.dtype == dtype
-        ours.sum().backward(); theirs.sum().backward()
+        ours.sum().backward()
+        theirs.sum().backward()
         assert torch.equal(x.grad, y.grad)
 
 def test_dropout_of_a_view_equals_pytorchs():
     x = torch.randn(6, 8, generator=seeded()).t()[::2]
-    torch.manual_seed(3); ours = Dropout(0.4)(x)
-    torch.manual_seed(3); theirs = F.dropout(x, 0.4)
+    torch.manual_seed(3)
+    ours = Dropout(0.4)(x)
+    torch.manual_seed(3)
+    theirs = F.dropout(x, 0.4)
     assert torch.equal(ours, theirs)
 
 def test_dropout_does_nothing_in_evaluation_and_draws_nothing():
     x, drop = torch.randn(5, 5), Dropout(0.5).eval()
-    torch.manual_seed(3); state = torch.get_rng_state()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
     assert drop(x) is x and torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(drop.train()(x), x)
 
@@ -126,7 +138,8 @@ def test_dropout_keeps_the_expectation(p):
 
 def test_dropout_leaves_its_input_alone():
     x = torch.ones(10)
-    Dropout(0.5)(x); Dropout(1.)(x)
+    Dropout(0.5)(x)
+    Dropout(1.)(x)
     assert torch.equal(x, torch.ones(10))
 
 @pytest.mark.parametrize('p', [-0.1, math.nan, math.inf])
@@ -177,7 +190,8 @@ def test_l2_penalty_is_weight_decay_for_sgd_with_and_without_momentum(wd):
         for _ in range(20):
             for model, opt, price in ((a, opt_a, wd), (b, opt_b, 0.)):
                 (F.mse_loss(model(x), y) + price*l2_penalty(model.parameters())).backward()
-                opt.step(); opt.zero_grad()
+                opt.step()
+                opt.zero_grad()
         torch.testing.assert_close(a.weight, b.weight, rtol=1e-12, atol=1e-12)
 
 
@@ -194,8 +208,10 @@ def with_gradients(shapes, dtype=torch.float32, scale=1., seed=0):
 shapes = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=5)
 
 @settings(deadline=None, max_examples=60)
-@given(shapes=shapes, dtype=st.sampled_from([torch.float32, torch.float64]), scale=st.sampled_from([1e-3, 1., 1e3]),
-       max_norm=st.sampled_from([0., 0.1, 1., 10.]), norm_type=st.sampled_from([1., 2., 3., math.inf]), seed=st.integers(0, 100))
+@given(shapes=shapes, dtype=st.sampled_from([torch.float32, torch.float64]),
+       scale=st.sampled_from([1e-3, 1., 1e3]),
+       max_norm=st.sampled_from([0., 0.1, 1., 10.]), norm_type=st.sampled_from([1., 2., 3., math.inf]),
+       seed=st.integers(0, 100))
 def test_clip_grads_equals_pytorchs(shapes, dtype, scale, max_norm, norm_type, seed):
     ours, theirs = (with_gradients(shapes, dtype, scale, seed) for _ in range(2))
     a, b = clip_grads(ours, max_norm, norm_type), nn.utils.clip_grad_norm_(theirs, max_norm, norm_type)
@@ -208,13 +224,15 @@ def test_clip_grads_equals_pytorchs(shapes, dtype, scale, max_norm, norm_type, s
 @given(shapes=shapes, max_value=st.sampled_from([0., 0.1, 1., 10.]), seed=st.integers(0, 100))
 def test_clip_grad_values_equals_pytorchs(shapes, max_value, seed):
     ours, theirs = (with_gradients(shapes, seed=seed) for _ in range(2))
-    clip_grad_values(ours, max_value); nn.utils.clip_grad_value_(theirs, max_value)
+    clip_grad_values(ours, max_value)
+    nn.utils.clip_grad_value_(theirs, max_value)
     for p, q in zip(ours, theirs): assert torch.equal(p.grad, q.grad)
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_clip_grads_keeps_a_half_precision_gradients_type(dtype):
     ours, theirs = (with_gradients([(4, 3), (5,)], dtype) for _ in range(2))
-    clip_grads(ours, 0.5); nn.utils.clip_grad_norm_(theirs, 0.5)
+    clip_grads(ours, 0.5)
+    nn.utils.clip_grad_norm_(theirs, 0.5)
     for p, q in zip(ours, theirs):
         assert p.grad.dtype == dtype
         torch.testing.assert_close(p.grad, q.grad)
@@ -227,7 +245,8 @@ def test_clip_grads_leaves_a_short_gradient_to_the_bit():
 
 def test_clip_grads_leaves_out_parameters_without_a_gradient():
     p, = with_gradients([(3,)])
-    assert clip_grads([p, torch.zeros(2, requires_grad=True)], 1.) == p.grad.new_tensor(0) + grad_norm(with_gradients([(3,)]))
+    assert (clip_grads([p, torch.zeros(2, requires_grad=True)],
+                       1.) == p.grad.new_tensor(0) + grad_norm(with_gradients([(3,)])))
     assert clip_grads([torch.zeros(2, requires_grad=True)], 1.) == 0 and clip_grads([], 1.) == 0
     clip_grad_values([torch.zeros(2, requires_grad=True)], 1.)
 
@@ -261,7 +280,8 @@ def test_clipping_refuses_bad_limits():
 def test_any_iterable_of_tensors_is_taken():
     params = with_gradients([(3,), (2,)])
     norm = grad_norm(params)
-    assert grad_norm(dict(enumerate(params)).values()) == grad_norm(iter(params)) == grad_norm(tuple(params)) == norm
+    assert (grad_norm(dict(enumerate(params)).values()) == grad_norm(iter(params)) == grad_norm(tuple(params))
+            == norm)
     assert l2_penalty(nn.ParameterList([nn.Parameter(torch.tensor([3., 4.]))])) == 12.5
 
 @pytest.mark.parametrize('dtype, size', [(torch.float16, 60000.), (torch.bfloat16, 100.)])
@@ -300,8 +320,11 @@ def test_k_fold_parts_are_disjoint_cover_everything_and_differ_by_at_most_one(da
 
 def test_k_fold_depends_on_its_seed_alone():
     def parts(*args): return [valid.tolist() for _, valid in k_fold(*args)]
-    torch.manual_seed(0); first = parts(30, 4, 1); drawn = torch.rand(1)
-    torch.manual_seed(0); assert torch.equal(torch.rand(1), drawn)   # the global generator was not touched
+    torch.manual_seed(0)
+    first = parts(30, 4, 1)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(torch.rand(1), drawn)   # the global generator was not touched
     assert parts(30, 4, 1) == first != parts(30, 4, 2)
     with environ(EXP_SEED='1'): assert parts(30, 4) == first
 
@@ -315,7 +338,8 @@ def test_k_fold_refuses_bad_counts_at_once():
         with pytest.raises(TypeError, match='k should be a whole number'): k_fold(10, bad)
 
 def test_k_fold_takes_numpys_whole_numbers():
-    assert [v.tolist() for _, v in k_fold(np.int64(7), np.int64(3), 1)] == [v.tolist() for _, v in k_fold(7, 3, 1)]
+    assert ([v.tolist() for _, v in k_fold(np.int64(7), np.int64(3), 1)]
+            == [v.tolist() for _, v in k_fold(7, 3, 1)])
 
 
 # Together

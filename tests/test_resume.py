@@ -1,4 +1,5 @@
-"""Trainings that are killed and resumed end as those that were not, bit for bit; checkpoints that do not fit are refused.
+"""Trainings that are killed and resumed end as those that were not, bit for bit; checkpoints that do not fit
+are refused.
 
 The trainings are those of scripts/resume_training.py, in processes of their own."""
 import errno, json, os, pickle, random, signal, subprocess, sys
@@ -23,29 +24,37 @@ from exp.schedules import EarlyStopping
 
 SCRIPT = Path(__file__).parent/'scripts'/'resume_training.py'
 BATCHES, EVERY = 6, 2   # of an epoch; batches between checkpoints
-EPOCHS = dict.fromkeys(('tensors', 'images', 'workers', 'image workers', 'accumulated'), 4) | {'plateau': 8, 'torch adam': 8, 'stopped': 3}   # that really run
+# that really run
+EPOCHS = dict.fromkeys(('tensors', 'images', 'workers', 'image workers', 'accumulated'),
+                       4) | {'plateau': 8, 'torch adam': 8, 'stopped': 3}
 SETUPS = list(EPOCHS)
 CASES = 2*len(SETUPS) if sys.platform == 'linux' else 3   # elsewhere each process must import everything anew
 kills = pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='this system has no SIGKILL')
-forks = pytest.mark.skipif(sys.platform != 'linux', reason='needs many processes, which are forked on Linux alone')
+forks = pytest.mark.skipif(sys.platform != 'linux',
+                           reason='needs many processes, which are forked on Linux alone')
 
 
 # ---------------------------------------------------------------- processes
 
-def environment(): return {**os.environ, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1', 'MPLBACKEND': 'Agg', 'EXP_SEED': '42', 'EXP_THREADS': '1', 'EXP_DEVICE': 'cpu'}
+def environment():
+    return {**os.environ, 'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1', 'MPLBACKEND': 'Agg',
+            'EXP_SEED': '42', 'EXP_THREADS': '1', 'EXP_DEVICE': 'cpu'}
 
 class Starter:
-    "Runs trainings of the script: on Linux forked from a process that has imported everything, elsewhere each in a new one."
+    """Runs trainings of the script: on Linux forked from a process that has imported everything, elsewhere
+    each in a new one."""
     def __init__(self, forks=sys.platform == 'linux'):
         self.server = None
         if not forks: return
-        self.server = subprocess.Popen([sys.executable, SCRIPT, '--serve'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
+        self.server = subprocess.Popen([sys.executable, SCRIPT, '--serve'], stdin=subprocess.PIPE,
+                                       stdout=subprocess.PIPE, text=True, env=environment())
         assert self.server.stdout.readline() == 'ready\n'
 
     def __call__(self, setup, folder, **job):
         "The exit code; less than 0 for a signal."
         line = json.dumps({'setup': setup, 'folder': str(folder), **job})
-        if self.server is None: return subprocess.run([sys.executable, SCRIPT, line], timeout=120, env=environment()).returncode
+        if self.server is None:
+            return subprocess.run([sys.executable, SCRIPT, line], timeout=120, env=environment()).returncode
         print(line, file=self.server.stdin, flush=True)
         return int(self.server.stdout.readline())
 
@@ -74,8 +83,12 @@ def whole(start, tmp_path_factory):
         return made[setup]
     return of
 
-def ended(code, folder): assert code == 0, f'exit code {code}\n' + ((folder/'log').read_text()[-3000:] if (folder/'log').exists() else '')
-def killed(code, folder): assert code == -signal.SIGKILL, f'exit code {code}; it should have been killed\n' + ((folder/'log').read_text()[-3000:] if (folder/'log').exists() else '')
+def ended(code, folder):
+    assert (code == 0), f'exit code {code}\n' + ((folder/'log').read_text()[-3000:] if (folder/'log').exists()
+                                                 else '')
+def killed(code, folder):
+    assert (code == -signal.SIGKILL), f'exit code {code}; it should have been killed\n' + (
+        (folder/'log').read_text()[-3000:] if (folder/'log').exists() else '')
 def result(folder, name='result'): return torch.load(folder/name, weights_only=False)
 
 def same(a, b, where='it'):
@@ -92,10 +105,13 @@ def same(a, b, where='it'):
     else: assert a == b, f'{where}: {a!r} and {b!r}'
 
 def draw_kill(rng, setup):
-    "An event of the whole training and how often it has come when the process dies; before the other callbacks, or after them."
+    """An event of the whole training and how often it has come when the process dies; before the other
+    callbacks, or after them."""
     epochs = EPOCHS[setup]
-    event, times = rng.choice([(e, epochs*BATCHES) for e in ('before_batch', 'after_pred', 'after_loss', 'after_backward', 'after_batch')]
-                              + [('before_validate', epochs), ('after_validate', epochs), ('after_epoch', epochs)])
+    event, times = rng.choice([(e, epochs*BATCHES) for e in ('before_batch', 'after_pred', 'after_loss',
+                                                             'after_backward', 'after_batch')]
+                              + [('before_validate', epochs), ('after_validate', epochs),
+                                 ('after_epoch', epochs)])
     return event, rng.randint(1, times), rng.choice((-1000, 10**7))
 
 
@@ -125,8 +141,10 @@ def test_a_new_process_of_the_users_own_resumes_too(whole, tmp_path):
 
 # ---------------------------------------------------------------- killed where it is hardest
 
-PLACES = {'before the first checkpoint': ('before_batch', 2), 'with the first checkpoint': ('after_batch', 3), 'in validation': ('before_validate', 2),
-          'when an epoch has ended': ('after_epoch', 2, 10**7), 'in the last batch': ('after_batch', 4*BATCHES), 'in the last validation': ('after_validate', 4),
+PLACES = {'before the first checkpoint': ('before_batch', 2), 'with the first checkpoint': ('after_batch', 3),
+          'in validation': ('before_validate', 2),
+          'when an epoch has ended': ('after_epoch', 2, 10**7),
+          'in the last batch': ('after_batch', 4*BATCHES), 'in the last validation': ('after_validate', 4),
           'after the last epoch': ('after_fit', 1)}
 
 @forks
@@ -141,7 +159,8 @@ def test_it_may_be_killed_anywhere(start, whole, tmp_path, place):
 @pytest.mark.parametrize('how', ['half', 'unnamed', 'renamed'])
 @pytest.mark.parametrize('n', [1, 5, 16])
 def test_it_may_be_killed_while_the_checkpoint_is_written(start, whole, tmp_path, n, how):
-    "With half of it on the disk, with all of it before it has its name, and just after: the file is the last or the one before."
+    """With half of it on the disk, with all of it before it has its name, and just after: the file is the
+    last or the one before."""
     killed(start('tensors', tmp_path, kill_write=[n, how], every=EVERY), tmp_path)
     assert (tmp_path/'fit.ckpt').exists() == (n > 1 or how == 'renamed')
     if (tmp_path/'fit.ckpt').exists(): load_state(tmp_path/'fit.ckpt')
@@ -153,7 +172,8 @@ def test_it_may_be_killed_while_the_checkpoint_is_written(start, whole, tmp_path
 @forks
 def test_one_that_stopped_early_does_not_go_on_when_it_is_started_again(start, whole, tmp_path):
     assert whole('stopped')['epoch'] == EPOCHS['stopped'], 'the setup shall stop early'
-    killed(start('stopped', tmp_path, kill=['after_fit', 1], every=EVERY), tmp_path)   # it has stopped, and nobody knows
+    # it has stopped, and nobody knows
+    killed(start('stopped', tmp_path, kill=['after_fit', 1], every=EVERY), tmp_path)
     for _ in range(2):
         ended(start('stopped', tmp_path, every=EVERY), tmp_path)
         same(result(tmp_path), whole('stopped'))
@@ -177,12 +197,14 @@ def test_the_number_of_workers_may_change(start, whole, tmp_path):
 def test_writing_checkpoints_changes_nothing(start, whole, tmp_path):
     ended(start('accumulated', tmp_path, every=None), tmp_path)
     without, with_them = result(tmp_path), whole('accumulated')
-    assert [row['train_loss'] for row in without['history']] == pytest.approx([row['train_loss'] for row in with_them['history']], rel=1e-6)   # the sums are cut elsewhere
+    # the sums are cut elsewhere
+    assert ([row['train_loss'] for row in without['history']]
+            == pytest.approx([row['train_loss'] for row in with_them['history']], rel=1e-6))
     for r in (without, with_them): r.pop('history')
     same(without, with_them)
 
 
-# ---------------------------------------------------------------- checkpoints that do not belong here, in this process
+# ------------ checkpoints that do not belong here, in this process
 
 class Broken(Exception): pass
 
@@ -200,14 +222,17 @@ class Other(Callback):
 
 def network(width=6, norm=True):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, width), nn.BatchNorm1d(width) if norm else nn.Identity(), nn.ReLU(), nn.Dropout(0.3), nn.Linear(width, 3))
+    return nn.Sequential(nn.Linear(5, width), nn.BatchNorm1d(width) if norm else nn.Identity(), nn.ReLU(),
+                         nn.Dropout(0.3), nn.Linear(width, 3))
 
 def bunch(n=40, bs=8, seed=1):
     g = torch.Generator().manual_seed(0)
-    return make_data(Dataset(torch.randn(n, 5, generator=g), torch.randint(3, (n,), generator=g)), Dataset(torch.randn(10, 5, generator=g), torch.arange(10) % 3), bs=bs, seed=seed)
+    return make_data(Dataset(torch.randn(n, 5, generator=g), torch.randint(3, (n,), generator=g)),
+                     Dataset(torch.randn(10, 5, generator=g), torch.arange(10) % 3), bs=bs, seed=seed)
 
 def learner(data=None, model=None, cbs=(), **kw):
-    return Learner(bunch() if data is None else data, network() if model is None else model, metrics=[accuracy], lr=0.01, cbs=[Progress(False), *cbs], **kw)
+    return Learner(bunch() if data is None else data, network() if model is None else model,
+                   metrics=[accuracy], lr=0.01, cbs=[Progress(False), *cbs], **kw)
 
 def unbroken():
     "A learner after the fit that `ckpt` is of."
@@ -230,12 +255,16 @@ def copied(o):
 
 def everything(learn):
     "What a refused call must leave as it is."
-    return copied({'model': learn.model.state_dict(), 'grads': [p.grad is None for p in learn.model.parameters()], 'learn': [p.requires_grad for p in learn.model.parameters()],
-                   'opt': learn.opt.state_dict() if learn.opt else None, 'epoch': learn.epoch, 'n_iter': learn.n_iter, 'callbacks': [repr(cb) for cb in learn.cbs],
+    return copied({'model': learn.model.state_dict(),
+                   'grads': [p.grad is None for p in learn.model.parameters()],
+                   'learn': [p.requires_grad for p in learn.model.parameters()],
+                   'opt': learn.opt.state_dict() if learn.opt else None, 'epoch': learn.epoch,
+                   'n_iter': learn.n_iter, 'callbacks': [repr(cb) for cb in learn.cbs],
                    'training': [m.training for m in learn.model.modules()]})
 
 def refused(learn, call, errors, match, folder):
-    "`call` raises; the learner, which has been trained a bit, is as it was, it can go on, and no file came or went."
+    """`call` raises; the learner, which has been trained a bit, is as it was, it can go on, and no file came
+    or went."""
     learn.fit(1)
     before, files = everything(learn), {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     with pytest.raises(errors, match=match): call(learn)
@@ -243,7 +272,8 @@ def refused(learn, call, errors, match, folder):
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == files
     assert not learn.fitting
 
-READERS = {'resume': lambda path: lambda learn: learn.fit_one_cycle(3, resume=path), 'load': lambda path: lambda learn: learn.load(path)}
+READERS = {'resume': lambda path: lambda learn: learn.fit_one_cycle(3, resume=path),
+           'load': lambda path: lambda learn: learn.load(path)}
 readers = pytest.mark.parametrize('reader', READERS)
 
 @readers
@@ -251,7 +281,8 @@ def test_a_file_that_was_cut_short_is_refused_at_every_length(ckpt, reader):
     whole, learn = ckpt.read_bytes(), learner()
     learn.fit(1)
     before = everything(learn)
-    for length in sorted({*range(0, len(whole), len(whole)//150), *range(20), *range(len(whole) - 40, len(whole))}):
+    for length in sorted({*range(0, len(whole), len(whole)//150), *range(20),
+                          *range(len(whole) - 40, len(whole))}):
         ckpt.write_bytes(whole[:length])
         with pytest.raises(ValueError, match='fit.ckpt'): READERS[reader](ckpt)(learn)
     same(everything(learn), before)
@@ -289,33 +320,40 @@ def test_a_hostile_file_is_refused_and_runs_nothing(ckpt, tmp_path, reader, how)
     assert marker.exists()
 
 @readers
-@pytest.mark.parametrize('content', [b'', b'hello', b'PK\x03\x04', bytes(5000)], ids=['empty', 'text', 'the beginning of a zip', 'zeros'])
+@pytest.mark.parametrize('content', [b'', b'hello', b'PK\x03\x04', bytes(5000)],
+                         ids=['empty', 'text', 'the beginning of a zip', 'zeros'])
 def test_a_file_that_is_something_else_is_refused(ckpt, tmp_path, reader, content):
     ckpt.write_bytes(content)
     refused(learner(), READERS[reader](ckpt), ValueError, 'fit.ckpt', tmp_path)
 
 @readers
 def test_a_folder_and_a_missing_file_are_refused(tmp_path, reader):
-    for path in (tmp_path, tmp_path/'none.ckpt'): refused(learner(), READERS[reader](path), OSError, path.name, tmp_path)
+    for path in (tmp_path, tmp_path/'none.ckpt'):
+        refused(learner(), READERS[reader](path), OSError, path.name, tmp_path)
 
 @readers
-@pytest.mark.parametrize('state', [[1, 2], {'weight': torch.zeros(3)}, {}], ids=['a list', 'another state dict', 'nothing'])
+@pytest.mark.parametrize('state', [[1, 2], {'weight': torch.zeros(3)}, {}],
+                         ids=['a list', 'another state dict', 'nothing'])
 def test_a_state_of_another_kind_is_refused(ckpt, tmp_path, reader, state):
     save_state(ckpt, state)
     refused(learner(), READERS[reader](ckpt), ValueError, 'fit.ckpt', tmp_path)
 
 ELSEWHERE = {   # a learner, and what the error must name
-    'a wider model':         (lambda: learner(model=network(7)), ValueError, r'another architecture.*0.weight.*\(6, 5\).*\(7, 5\)'),
-    'a model without norm':  (lambda: learner(model=network(norm=False)), ValueError, 'another architecture.*1.weight'),
+    'a wider model':         (lambda: learner(model=network(7)), ValueError,
+                              r'another architecture.*0.weight.*\(6, 5\).*\(7, 5\)'),
+    'a model without norm':  (lambda: learner(model=network(norm=False)), ValueError,
+                              'another architecture.*1.weight'),
     'a larger set':          (lambda: learner(bunch(48)), CheckpointError, '40.*48'),
     'another batch size':    (lambda: learner(bunch(bs=10)), CheckpointError, '8.*10'),
     'another seed':          (lambda: learner(bunch(seed=2)), CheckpointError, 'seed'),
     'another optimizer':     (lambda: learner(opt_func=partial(sgd_opt, mom=0.9)), ValueError, 'optimizer'),
     "torch's optimizer":     (lambda: learner(opt_func=torch.optim.AdamW), ValueError, 'optimizer'),
     'LAMB':                  (lambda: learner(opt_func=lamb_opt), ValueError, 'optimizer'),
-    'more layer groups':     (lambda: learner(splitter=lambda m: [m[:3], m[3:]]), ValueError, 'optimizer|group'),
+    'more layer groups':     (lambda: learner(splitter=lambda m: [m[:3], m[3:]]), ValueError,
+                              'optimizer|group'),
     'one callback more':     (lambda: learner(cbs=[Other()]), CheckpointError, 'new here.*other'),
-    'two trackers more':     (lambda: learner(cbs=[Other(), EarlyStopping()]), CheckpointError, 'early_stopping.*other'),
+    'two trackers more':     (lambda: learner(cbs=[Other(), EarlyStopping()]), CheckpointError,
+                              'early_stopping.*other'),
 }
 
 
@@ -325,17 +363,23 @@ def test_a_checkpoint_of_another_training_is_refused(ckpt, tmp_path, what):
     refused(make(), lambda learn: learn.fit_one_cycle(3, resume=ckpt), errors, match, tmp_path)
 
 def test_a_checkpoint_of_another_fit_is_refused(ckpt, tmp_path):
-    for epochs in (2, 4): refused(learner(), lambda learn: learn.fit_one_cycle(epochs, resume=ckpt), CheckpointError, f'3 epochs.*{epochs}', tmp_path)
-    refused(learner(), lambda learn: learn.fit(3, resume=ckpt), CheckpointError, 'missing here.*param_scheduler', tmp_path)
-    refused(learner(), lambda learn: learn.fit_one_cycle(3, moms=None, resume=ckpt), CheckpointError, 'missing here', tmp_path)
-    refused(learner(), lambda learn: learn.fit_one_cycle(3, cbs=CSVLog(tmp_path/'log.csv'), resume=ckpt), CheckpointError, 'new here.*csv_log', tmp_path)
+    for epochs in (2, 4):
+        refused(learner(), lambda learn: learn.fit_one_cycle(epochs, resume=ckpt), CheckpointError,
+                f'3 epochs.*{epochs}', tmp_path)
+    refused(learner(), lambda learn: learn.fit(3, resume=ckpt), CheckpointError,
+            'missing here.*param_scheduler', tmp_path)
+    refused(learner(), lambda learn: learn.fit_one_cycle(3, moms=None, resume=ckpt), CheckpointError,
+            'missing here', tmp_path)
+    refused(learner(), lambda learn: learn.fit_one_cycle(3, cbs=CSVLog(tmp_path/'log.csv'), resume=ckpt),
+            CheckpointError, 'new here.*csv_log', tmp_path)
 
 def test_a_checkpoint_with_frozen_layers_is_refused_where_they_learn(tmp_path):
     path, halves = tmp_path/'fit.ckpt', lambda m: [m[:3], m[3:]]
     first = learner(splitter=halves)
     first.freeze()
     with pytest.raises(Broken): first.fit(3, cbs=[Checkpoint(path, every=3), Break(8)])
-    refused(learner(splitter=halves), lambda learn: learn.fit(3, cbs=Checkpoint(path), resume=True), CheckpointError, 'freeze', tmp_path)
+    refused(learner(splitter=halves), lambda learn: learn.fit(3, cbs=Checkpoint(path), resume=True),
+            CheckpointError, 'freeze', tmp_path)
 
 def test_the_refused_fit_can_be_mended(ckpt):
     "After a refusal the same learner resumes, once it is asked for rightly."
@@ -365,7 +409,8 @@ def test_on_a_full_disk_the_fit_ends_and_the_last_checkpoint_stays(ckpt, tmp_pat
     learn = learner()
     with monkeypatch.context() as m:
         m.setattr(exp.core.torch, 'save', full)
-        with pytest.raises(OSError, match='No space left'): learn.fit_one_cycle(3, cbs=Checkpoint(ckpt, every=3), resume=True)
+        with pytest.raises(OSError, match='No space left'):
+            learn.fit_one_cycle(3, cbs=Checkpoint(ckpt, every=3), resume=True)
         with pytest.raises(OSError, match='No space left'): learn.save(tmp_path/'weights')
         with pytest.raises(OSError, match='No space left'): learn.export(tmp_path/'export.pth')
     assert ckpt.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['fit.ckpt']
@@ -383,7 +428,8 @@ try: learner().fit_one_cycle(3, cbs=Checkpoint({str(ckpt)!r}, every=3), resume=T
 except (OSError, RuntimeError) as e: print('refused')
 """
     before = ckpt.read_bytes()
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, env=environment())
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120,
+                          env=environment())
     assert done.stdout == 'refused\n', done.stderr[-2000:]
     assert ckpt.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['fit.ckpt']
 
@@ -391,11 +437,14 @@ except (OSError, RuntimeError) as e: print('refused')
 # ---------------------------------------------------------------- what a user does besides
 
 def test_fits_before_and_after_go_on_counting(tmp_path):
-    "A frozen fit, then one with checkpoints that is broken off: it resumes in a new learner, and a third follows."
+    """A frozen fit, then one with checkpoints that is broken off: it resumes in a new learner, and a third
+    follows."""
     path, halves = tmp_path/'fit.ckpt', lambda m: [m[:3], m[3:]]
     def run(learn, breaks=(), resume=None):
         if not resume:
-            learn.freeze(); learn.fit(1); learn.unfreeze()
+            learn.freeze()
+            learn.fit(1)
+            learn.unfreeze()
         learn.fit_one_cycle(2, slice(1e-3, 1e-2), cbs=[Checkpoint(path, every=2), *breaks], resume=resume)
         learn.fit(1, 1e-3)
         return everything(learn), [row['epoch'] for row in learn.history]
@@ -413,7 +462,8 @@ def test_a_torch_loader_resumes_at_the_beginning_of_an_epoch_only(tmp_path):
     "Its order is its own; checkpoints come when an epoch has ended."
     def make():
         g = torch.Generator().manual_seed(0)
-        ds = torch.utils.data.TensorDataset(torch.randn(40, 5, generator=g), torch.randint(3, (40,), generator=g))
+        ds = torch.utils.data.TensorDataset(torch.randn(40, 5, generator=g),
+                                            torch.randint(3, (40,), generator=g))
         dl = lambda **kw: torch.utils.data.DataLoader(ds, 8, generator=torch.Generator().manual_seed(2), **kw)
         return learner((dl(shuffle=True), dl()))
     path = tmp_path/'fit.ckpt'
@@ -426,16 +476,21 @@ def test_a_torch_loader_resumes_at_the_beginning_of_an_epoch_only(tmp_path):
     same(everything(learn), everything(right))
 
 def test_a_csv_log_has_each_epoch_once(tmp_path):
-    path, rows = tmp_path/'fit.ckpt', lambda name: [line.split(',')[:-1] for line in (tmp_path/name).read_text().split()]
-    learner().fit(4, cbs=[CSVLog(tmp_path/'whole.csv'), Checkpoint(tmp_path/'whole.ckpt', every=2)])   # whose reading cuts the sums of the loss in the same places
+    path, rows = tmp_path/'fit.ckpt', lambda name: [line.split(',')[:-1]
+                                                    for line in (tmp_path/name).read_text().split()]
+    # whose reading cuts the sums of the loss in the same places
+    learner().fit(4, cbs=[CSVLog(tmp_path/'whole.csv'), Checkpoint(tmp_path/'whole.ckpt', every=2)])
     for n in (3, 9, 7):
-        with pytest.raises(Broken): learner().fit(4, cbs=[CSVLog(tmp_path/'log.csv'), Checkpoint(path, every=2), Break(n)], resume=True)
+        with pytest.raises(Broken):
+            learner().fit(4, cbs=[CSVLog(tmp_path/'log.csv'), Checkpoint(path, every=2), Break(n)],
+                          resume=True)
     learner().fit(4, cbs=[CSVLog(tmp_path/'log.csv'), Checkpoint(path, every=2)], resume=True)
     assert rows('log.csv') == rows('whole.csv')
 
 def test_the_name_of_a_checkpoint_may_hold_any_character(tmp_path):
     path = tmp_path/'fit [1].ckpt'
     left, other = tmp_path/'.fit [1].ckpt.abc.part', tmp_path/'.fit 1.ckpt.abc.part'
-    left.touch(); other.touch()
+    left.touch()
+    other.touch()
     learner().fit(1, cbs=Checkpoint(path))
     assert not left.exists() and other.exists()

@@ -1,4 +1,5 @@
-"""The order of items depends on (seed, epoch) alone, whatever a sampler draws from and however deep it lies; where it cannot, a pass warns and a resume within an epoch is refused."""
+"""The order of items depends on (seed, epoch) alone, whatever a sampler draws from and however deep it lies;
+where it cannot, a pass warns and a resume within an epoch is refused."""
 import random, warnings
 from functools import partial
 
@@ -63,7 +64,9 @@ class Deep:
 
 class Ordered(Sampler):
     "Has `order`, and draws it from a generator of its own."
-    def __init__(self): super().__init__(N); self.g = torch.Generator().manual_seed(3)
+    def __init__(self):
+        super().__init__(N)
+        self.g = torch.Generator().manual_seed(3)
     def order(self, epoch, skip_items=0): return torch.randperm(N, generator=self.g)[skip_items:]
 
 def seeded(): return torch.Generator().manual_seed(7)
@@ -97,7 +100,8 @@ BATCH_SAMPLERS = {
     'refilled': lambda: Refilled(torchs()),
     'ours': lambda: BatchSampler(Holding(random.Random(3)), BS),
 }
-KINDS = {**{f'sampler: {k}': {'sampler': v} for k, v in SAMPLERS.items()}, **{f'batch_sampler: {k}': {'batch_sampler': v} for k, v in BATCH_SAMPLERS.items()}}
+KINDS = {**{f'sampler: {k}': {'sampler': v} for k, v in SAMPLERS.items()},
+         **{f'batch_sampler: {k}': {'batch_sampler': v} for k, v in BATCH_SAMPLERS.items()}}
 kinds = pytest.mark.parametrize('kind', KINDS)
 
 def arguments(kind):
@@ -109,7 +113,9 @@ class Items:
     def __len__(self): return N
     def __getitem__(self, i): return X[i], int(i) % 3
 
-def ours(kind, workers=0, ds=None): return DataLoader(Dataset(X, torch.arange(N) % 3) if ds is None else ds, num_workers=workers, seed=1, **arguments(kind))
+def ours(kind, workers=0, ds=None):
+    return DataLoader(Dataset(X, torch.arange(N) % 3) if ds is None else ds, num_workers=workers, seed=1,
+                      **arguments(kind))
 def theirs(kind):
     args = arguments(kind)
     if 'bs' in args: args['batch_size'] = args.pop('bs')
@@ -124,7 +130,9 @@ def test_the_order_depends_on_seed_and_epoch_alone(kind, recwarn):
     dl = ours(kind)
     first, second, third = orders(dl)
     assert first != second != third != first
-    random.random(); np.random.rand(); torch.rand(1)
+    random.random()
+    np.random.rand()
+    torch.rand(1)
     dl.set_epoch(1)
     assert orders(dl, 1) == [second]
     assert orders(ours(kind)) == [first, second, third]
@@ -133,7 +141,8 @@ def test_the_order_depends_on_seed_and_epoch_alone(kind, recwarn):
 
 @kinds
 def test_drawing_leaves_every_generator_where_it_was(kind):
-    dl, everywhere = ours(kind), lambda: (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    dl, everywhere = ours(kind), lambda: (random.getstate(), np.random.get_state()[1].tolist(),
+                                          torch.get_rng_state().tolist())
     before, own = everywhere(), [generator_state(g) for g in loader_generators(dl)]
     orders(dl)
     assert everywhere() == before
@@ -141,8 +150,10 @@ def test_drawing_leaves_every_generator_where_it_was(kind):
         now = generator_state(g)
         assert now.equal(state) if isinstance(now, torch.Tensor) else now == state
 
-@pytest.mark.parametrize('make', [lambda s: tud.RandomSampler(range(N), generator=torch.Generator().manual_seed(s)),
-                                  lambda s: Holding(random.Random(s)), lambda s: Holding(np.random.default_rng(s))], ids=['torch', 'python', 'numpy'])
+@pytest.mark.parametrize('make',
+                         [lambda s: tud.RandomSampler(range(N), generator=torch.Generator().manual_seed(s)),
+                          lambda s: Holding(random.Random(s)), lambda s: Holding(np.random.default_rng(s))],
+                         ids=['torch', 'python', 'numpy'])
 def test_the_seed_that_a_generator_was_given_counts(make):
     dl = lambda s: DataLoader(Dataset(X), BS, sampler=make(s), seed=1)
     assert orders(dl(1)) == orders(dl(1)) != orders(dl(2))
@@ -150,7 +161,8 @@ def test_the_seed_that_a_generator_was_given_counts(make):
 @kinds
 @pytest.mark.parametrize('workers', [0, 1])
 def test_skipped_items_are_those_that_came_before(kind, workers):
-    if workers and kind not in ('sampler: torch, generator', 'sampler: numpy, global', 'batch_sampler: own'): pytest.skip('a process for some')
+    if workers and kind not in ('sampler: torch, generator', 'sampler: numpy, global', 'batch_sampler: own'):
+        pytest.skip('a process for some')
     dl = ours(kind, workers, Items())
     dl.set_epoch(1)
     whole = [list(batch.items) for batch in dl]
@@ -172,7 +184,8 @@ class Seen(Callback):
 
 def learner(dl):
     torch.manual_seed(0)
-    return Learner((dl, None), nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.3), nn.Linear(8, 3)), lr=0.1, cbs=Progress(False))
+    return Learner((dl, None), nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.3), nn.Linear(8, 3)), lr=0.1,
+                   cbs=Progress(False))
 
 def broken_and_resumed(make, tmp_path, stop, between=lambda: None):
     "The items of an unbroken fit, of one that was broken and resumed, and the weights of both."
@@ -182,14 +195,17 @@ def broken_and_resumed(make, tmp_path, stop, between=lambda: None):
     set_seed(3)
     learn, before = learner(make()), Seen(stop)
     with pytest.raises(KeyboardInterrupt): learn.fit(3, cbs=[before, Checkpoint(tmp_path/'fit.pth', every=2)])
-    set_seed(77); between()
+    set_seed(77)
+    between()
     learn, after = learner(make()), Seen()
     learn.fit(3, cbs=[after, Checkpoint(tmp_path/'fit.pth', every=2)], resume=tmp_path/'fit.pth')
-    return seen.items_seen, before.items_seen, after.items_seen, [list(m.model.state_dict().values()) for m in (whole, learn)]
+    return seen.items_seen, before.items_seen, after.items_seen, [list(m.model.state_dict().values())
+                                                                  for m in (whole, learn)]
 
 @kinds
 def test_over_a_break_every_item_comes_as_without_one(kind, tmp_path):
-    whole, before, after, (a, b) = broken_and_resumed(lambda: ours(kind), tmp_path, stop=9)   # checkpoint after batch 8: in epoch 1, after 8 items
+    # checkpoint after batch 8: in epoch 1, after 8 items
+    whole, before, after, (a, b) = broken_and_resumed(lambda: ours(kind), tmp_path, stop=9)
     assert before[:8] + after == whole and len(whole) == 18
     assert all(map(torch.equal, a, b))
 
@@ -200,12 +216,14 @@ def test_over_a_break_with_a_worker_too(kind, tmp_path):
 
 @kinds
 def test_pytorchs_loader_goes_on_at_the_beginning_of_an_epoch(kind, tmp_path):
-    whole, before, after, (a, b) = broken_and_resumed(lambda: theirs(kind), tmp_path, stop=9)   # the last checkpoint is that of the first epoch
+    # the last checkpoint is that of the first epoch
+    whole, before, after, (a, b) = broken_and_resumed(lambda: theirs(kind), tmp_path, stop=9)
     assert before[:6] + after == whole and all(map(torch.equal, a, b))
     epochs = [sum(whole[i:i + 6], []) for i in (0, 6, 12)]
     assert epochs[0] != epochs[1] != epochs[2]
 
-@pytest.mark.parametrize('make', [lambda: tud.RandomSampler(range(N), generator=torch.Generator()), lambda: Holding(random.Random())], ids=['torch', 'python'])
+@pytest.mark.parametrize('make', [lambda: tud.RandomSampler(range(N), generator=torch.Generator()),
+                                  lambda: Holding(random.Random())], ids=['torch', 'python'])
 def test_a_generator_without_a_seed_is_put_back(make, tmp_path):
     def loader():
         sampler = make()
@@ -215,7 +233,8 @@ def test_a_generator_without_a_seed_is_put_back(make, tmp_path):
     with pytest.raises(KeyboardInterrupt): learn.fit(3, cbs=[before, Checkpoint(tmp_path/'fit.pth', every=2)])
     learn, after = learner(loader()), Seen()
     learn.fit(3, cbs=[after, Checkpoint(tmp_path/'fit.pth', every=2)], resume=tmp_path/'fit.pth')
-    assert sorted(sum(before.items_seen[6:8] + after.items_seen[:4], [])) == sorted(round(float(v), 4) for v in X[:, 0])
+    assert (sorted(sum(before.items_seen[6:8] + after.items_seen[:4], []))
+            == sorted(round(float(v), 4) for v in X[:, 0]))
 
 # ---------------------------------------------------------------- where it cannot be
 
@@ -239,11 +258,13 @@ class InPlace:
         random.shuffle(self.order)
         return iter(self.order)
 
-UNKNOWN = {'hidden': hidden, 'counting': Counting, 'in place': InPlace, 'system': lambda: Own(random.SystemRandom().shuffle),
+UNKNOWN = {'hidden': hidden, 'counting': Counting, 'in place': InPlace,
+           'system': lambda: Own(random.SystemRandom().shuffle),
            'holds the system': lambda: Holding(random.SystemRandom())}
 
 def of_unknown(name, how):
-    args = {'bs': BS, 'sampler': UNKNOWN[name]()} if how == 'sampler' else {'batch_sampler': Batches(UNKNOWN[name]())}
+    args = ({'bs': BS, 'sampler': UNKNOWN[name]()} if how == 'sampler'
+            else {'batch_sampler': Batches(UNKNOWN[name]())})
     return DataLoader(Dataset(X, torch.arange(N) % 3), seed=1, **args)
 
 @pytest.mark.parametrize('how', ['sampler', 'batch_sampler'])
@@ -256,7 +277,8 @@ def test_an_order_that_does_not_come_again_is_said_once_and_not_resumed(name, ho
     assert sum('comes twice' in str(w.message) for w in caught) == 1
     again = learner(of_unknown(name, how))
     weights = [p.clone() for p in again.model.parameters()]
-    with pytest.raises(CheckpointError, match='order'): again.fit(3, cbs=Checkpoint(tmp_path/'fit.pth', every=2), resume=tmp_path/'fit.pth')
+    with pytest.raises(CheckpointError, match='order'):
+        again.fit(3, cbs=Checkpoint(tmp_path/'fit.pth', every=2), resume=tmp_path/'fit.pth')
     assert all(map(torch.equal, weights, again.model.parameters()))
 
 def test_to_draw_twice_does_not_count_as_a_pass():
@@ -268,11 +290,15 @@ def test_to_draw_twice_does_not_count_as_a_pass():
 def test_a_resume_with_another_sampler_is_refused(other, tmp_path):
     weights = torch.arange(1., N + 1)
     make = {'weighted': (SAMPLERS['subset'], SAMPLERS['weighted']),
-            'weights': (SAMPLERS['weighted'], lambda: tud.WeightedRandomSampler(weights.flip(0), N, generator=seeded())),
+            'weights': (SAMPLERS['weighted'],
+                        lambda: tud.WeightedRandomSampler(weights.flip(0), N, generator=seeded())),
             'seed of a sampler': (lambda: Sampler(N, True, 1), lambda: Sampler(N, True, 2))}[other]
-    first, second = (lambda s=s: DataLoader(Dataset(X, torch.arange(N) % 3), BS, sampler=s(), seed=1) for s in make)
-    with pytest.raises(KeyboardInterrupt): learner(first()).fit(3, cbs=[Seen(9), Checkpoint(tmp_path/'fit.pth', every=2)])
-    with pytest.raises(CheckpointError): learner(second()).fit(3, cbs=Checkpoint(tmp_path/'fit.pth', every=2), resume=tmp_path/'fit.pth')
+    first, second = (lambda s=s: DataLoader(Dataset(X, torch.arange(N) % 3), BS, sampler=s(),
+                                            seed=1) for s in make)
+    with pytest.raises(KeyboardInterrupt):
+        learner(first()).fit(3, cbs=[Seen(9), Checkpoint(tmp_path/'fit.pth', every=2)])
+    with pytest.raises(CheckpointError):
+        learner(second()).fit(3, cbs=Checkpoint(tmp_path/'fit.pth', every=2), resume=tmp_path/'fit.pth')
 
 def test_a_checkpoint_from_before_orders_were_kept_is_read(tmp_path):
     from exp.core import load_state, save_state
@@ -288,12 +314,17 @@ def test_a_checkpoint_from_before_orders_were_kept_is_read(tmp_path):
 
 # ---------------------------------------------------------------- generators, wherever they are
 
-@pytest.mark.parametrize('make', [seeded, lambda: random.Random(3), lambda: Rng(1, 2), lambda: np.random.default_rng(3), lambda: np.random.RandomState(3),
-                                  *(partial(lambda bits: np.random.Generator(bits(3)), bits) for bits in (np.random.MT19937, np.random.Philox, np.random.SFC64, np.random.PCG64DXSM))])
+@pytest.mark.parametrize('make', [seeded, lambda: random.Random(3), lambda: Rng(1, 2),
+                                  lambda: np.random.default_rng(3), lambda: np.random.RandomState(3),
+                                  *(partial(lambda bits: np.random.Generator(bits(3)), bits)
+                                    for bits in (np.random.MT19937, np.random.Philox, np.random.SFC64,
+                                                 np.random.PCG64DXSM))])
 def test_the_state_of_a_generator_goes_to_a_file_and_back(make, tmp_path):
     from exp.core import load_state, save_state
-    draw = lambda g: torch.rand(3, generator=g).tolist() if isinstance(g, torch.Generator) else [g.random() for _ in range(3)]
-    g = make(); draw(g)
+    draw = (lambda g: torch.rand(3, generator=g).tolist() if isinstance(g, torch.Generator)
+            else [g.random() for _ in range(3)])
+    g = make()
+    draw(g)
     save_state(tmp_path/'g.pth', {'g': generator_state(g)})
     wanted = draw(g)
     other = make()
@@ -303,15 +334,20 @@ def test_the_state_of_a_generator_goes_to_a_file_and_back(make, tmp_path):
 def test_generators_are_found_at_any_depth_and_once():
     g, r, n = seeded(), random.Random(1), np.random.default_rng(1)
     nested = Deep(tud.RandomSampler(range(N), generator=g), Holding(r))
-    assert loader_generators(tud.DataLoader(Items(), batch_sampler=Batches(nested, n), generator=g)) == [g, n, r]
+    assert (loader_generators(tud.DataLoader(Items(), batch_sampler=Batches(nested, n), generator=g))
+            == [g, n, r])
     assert loader_generators(DataLoader(Items(), batch_sampler=Batches(nested))) == [g, r]
     assert loader_generators(DataLoader(Items(), 4, shuffle=True)) == []
-    looped = Deep(Holding(r)); looped.parts = (looped, Holding(r))
+    looped = Deep(Holding(r))
+    looped.parts = (looped, Holding(r))
     assert loader_generators(looped) == [r]
 
-@pytest.mark.parametrize('wrap', [lambda s: tud.DataLoader(Items(), BS, sampler=s), lambda s: tud.DataLoader(Items(), batch_sampler=tud.BatchSampler(s, BS, False)),
-                                  lambda s: tud.DataLoader(Items(), batch_sampler=Batches(Deep(s))), lambda s: DataLoader(Items(), BS, sampler=s),
-                                  lambda s: DataLoader(Items(), batch_sampler=Batches(Deep(s)))])
+@pytest.mark.parametrize('wrap',
+                         [lambda s: tud.DataLoader(Items(), BS, sampler=s),
+                          lambda s: tud.DataLoader(Items(), batch_sampler=tud.BatchSampler(s, BS, False)),
+                          lambda s: tud.DataLoader(Items(), batch_sampler=Batches(Deep(s))),
+                          lambda s: DataLoader(Items(), BS, sampler=s),
+                          lambda s: DataLoader(Items(), batch_sampler=Batches(Deep(s)))])
 def test_every_sampler_is_told_the_epoch(wrap):
     sampler, epochs = replicas(), []
     dl = wrap(sampler)

@@ -14,7 +14,8 @@ from exp.faults import NanCheck
 from exp.core import load_state, save_state, set_seed
 from exp.dataloader import DataBunch, DataLoader, Dataset, make_data
 from exp.metrics import accuracy
-from exp.schedules import (EarlyStopping, LRFinder, ParamScheduler, ReduceLROnPlateau, SaveBest, combine_scheds, cos_1cycle, get_hyper,
+from exp.schedules import (EarlyStopping, LRFinder, ParamScheduler, ReduceLROnPlateau, SaveBest,
+                           combine_scheds, cos_1cycle, get_hyper,
                            sched_cos, sched_exp, sched_lin, sched_no, set_hyper)
 
 numbers = st.floats(1e-6, 1e3)
@@ -27,9 +28,12 @@ def toy(n=48, bs=8, valid=True, seed=1):
     train = DataLoader(Dataset(x, y), bs, shuffle=True, seed=seed)
     return DataBunch(train, DataLoader(Dataset(x, y), 2*bs) if valid else None)
 
-def network(): return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
-OPTS = dict(sgd=torch.optim.SGD, momentum=lambda g, lr: torch.optim.SGD(g, lr=lr, momentum=0.9), adam=torch.optim.Adam,
-            amsgrad=lambda g, lr: torch.optim.AdamW(g, lr=lr, amsgrad=True), rmsprop=lambda g, lr: torch.optim.RMSprop(g, lr=lr, momentum=0.5, centered=True))
+def network():
+    return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
+OPTS = dict(sgd=torch.optim.SGD, momentum=lambda g, lr: torch.optim.SGD(g, lr=lr, momentum=0.9),
+            adam=torch.optim.Adam,
+            amsgrad=lambda g, lr: torch.optim.AdamW(g, lr=lr, amsgrad=True),
+            rmsprop=lambda g, lr: torch.optim.RMSprop(g, lr=lr, momentum=0.5, centered=True))
 
 # ---- schedules
 @given(start=numbers, end=numbers)
@@ -41,7 +45,8 @@ def test_every_annealer_meets_its_ends_exactly(start, end):
 @given(start=numbers, end=numbers, pos=unit)
 def test_an_annealer_stays_between_its_ends(start, end, pos):
     low, high = sorted((start, end))
-    for make in (sched_lin, sched_cos, sched_exp, sched_no): assert low*(1 - 1e-12) <= make(start, end)(pos) <= high*(1 + 1e-12)
+    for make in (sched_lin, sched_cos, sched_exp, sched_no):
+        assert low*(1 - 1e-12) <= make(start, end)(pos) <= high*(1 + 1e-12)
 
 @given(pos=unit)
 def test_annealers_follow_their_formulas(pos):
@@ -56,7 +61,8 @@ def test_an_exponential_needs_positive_ends():
 @given(weights=st.lists(st.integers(1, 100), min_size=1, max_size=8), pos=unit)
 def test_combined_schedules_are_each_run_through_in_turn(weights, pos):
     fractions = [w/sum(weights) for w in weights]
-    both = combine_scheds(fractions, [sched_lin(i, i + 1) for i in range(len(weights))])   # continuous: i at the i-th border
+    # continuous: i at the i-th border
+    both = combine_scheds(fractions, [sched_lin(i, i + 1) for i in range(len(weights))])
     assert both(0) == 0 and both(1) == len(weights)
     i = next((i for i in range(len(weights)) if pos < sum(fractions[:i + 1])), len(weights) - 1)
     assert math.isclose(both(pos), i + (pos - sum(fractions[:i]))/fractions[i], abs_tol=1e-9)
@@ -65,9 +71,11 @@ def test_a_border_belongs_to_the_later_schedule():
     step = combine_scheds([0.5, 0.5], [sched_no(1, 1), sched_no(2, 2)])
     assert [step(p) for p in (0, 0.49, 0.5, 1)] == [1, 1, 2, 2]
 
-@pytest.mark.parametrize('fractions', [[0.3, 0.6], [0.3, 0.8], [1.], [0.2, 0.3, 0.5], [0., 1.], [-0.5, 1.5], [math.nan, 1.], []])
+@pytest.mark.parametrize('fractions', [[0.3, 0.6], [0.3, 0.8], [1.], [0.2, 0.3, 0.5], [0., 1.], [-0.5, 1.5],
+                                       [math.nan, 1.], []])
 def test_bad_fractions_raise(fractions):
-    with pytest.raises(ValueError, match='fractions'): combine_scheds(fractions, [sched_lin(0, 1), sched_lin(1, 0)])
+    with pytest.raises(ValueError, match='fractions'):
+        combine_scheds(fractions, [sched_lin(0, 1), sched_lin(1, 0)])
 
 def test_a_peak_that_lies_at_an_end_raises():
     for pct in (0, 1, -0.1, 1.2, math.nan):
@@ -77,11 +85,14 @@ def test_tenths_count_as_one_although_their_float_sum_is_less():
     assert combine_scheds([0.1]*10, [sched_no(i, i) for i in range(10)])(1) == 9
 
 @hypothesis_settings(max_examples=25, deadline=None)
-@given(total=st.integers(10, 200), pct=st.floats(0.15, 0.85), high=st.floats(1e-3, 3), div=st.floats(2, 50), final=st.floats(2, 1e4))
+@given(total=st.integers(10, 200), pct=st.floats(0.15, 0.85), high=st.floats(1e-3, 3), div=st.floats(2, 50),
+       final=st.floats(2, 1e4))
 def test_cos_1cycle_is_torchs_one_cycle(total, pct, high, div, final):
     opt = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1., momentum=0.9)
-    theirs = torch.optim.lr_scheduler.OneCycleLR(opt, high, total_steps=total, pct_start=pct, div_factor=div, final_div_factor=final)
-    peak = (pct*total - 1)/(total - 1)   # PyTorch counts in steps: the last is step total − 1, the peak lies at pct·total − 1
+    theirs = torch.optim.lr_scheduler.OneCycleLR(opt, high, total_steps=total, pct_start=pct, div_factor=div,
+                                                 final_div_factor=final)
+    # PyTorch counts in steps: the last is step total − 1, the peak lies at pct·total − 1
+    peak = (pct*total - 1)/(total - 1)
     lr, mom = cos_1cycle(high/div, high, high/div/final, peak), cos_1cycle(0.95, 0.85, 0.95, peak)
     for step in range(total):
         pos = step/(total - 1)
@@ -94,9 +105,12 @@ def test_cos_1cycle_is_torchs_one_cycle(total, pct, high, div, final):
 def one(make, **kwargs): return make([nn.Parameter(torch.zeros(2))], lr=0.1, **kwargs)
 
 @pytest.mark.parametrize('make, key, name, place', [
-    (torch.optim.SGD, 'momentum', 'mom', None), (torch.optim.SGD, 'weight_decay', 'wd', None), (torch.optim.Adam, 'betas', 'mom', 0),
-    (torch.optim.AdamW, 'betas', 'sqr_mom', 1), (torch.optim.Adam, 'eps', 'eps', None), (torch.optim.RMSprop, 'alpha', 'sqr_mom', None),
-    (torch.optim.RMSprop, 'momentum', 'mom', None), (torch.optim.NAdam, 'betas', 'mom', 0), (torch.optim.Adamax, 'betas', 'sqr_mom', 1),
+    (torch.optim.SGD, 'momentum', 'mom', None), (torch.optim.SGD, 'weight_decay', 'wd', None),
+    (torch.optim.Adam, 'betas', 'mom', 0),
+    (torch.optim.AdamW, 'betas', 'sqr_mom', 1), (torch.optim.Adam, 'eps', 'eps', None),
+    (torch.optim.RMSprop, 'alpha', 'sqr_mom', None),
+    (torch.optim.RMSprop, 'momentum', 'mom', None), (torch.optim.NAdam, 'betas', 'mom', 0),
+    (torch.optim.Adamax, 'betas', 'sqr_mom', 1),
     (torch.optim.Adadelta, 'eps', 'eps', None), (torch.optim.Adagrad, 'lr', 'lr', None)])
 def test_our_names_reach_pytorchs_keys(make, key, name, place):
     opt = one(make)
@@ -111,7 +125,8 @@ def test_our_names_reach_pytorchs_keys(make, key, name, place):
     assert before == after
 
 @pytest.mark.parametrize('make, name, there', [
-    (torch.optim.SGD, 'eps', 'lr, mom, wd'), (torch.optim.SGD, 'sqr_mom', 'lr, mom, wd'), (torch.optim.Adagrad, 'mom', 'lr, eps, wd'),
+    (torch.optim.SGD, 'eps', 'lr, mom, wd'), (torch.optim.SGD, 'sqr_mom', 'lr, mom, wd'),
+    (torch.optim.Adagrad, 'mom', 'lr, eps, wd'),
     (torch.optim.ASGD, 'mom', 'lr, '), (torch.optim.Rprop, 'wd', 'lr')])
 def test_what_an_optimizer_has_not_raises_and_says_what_it_has(make, name, there):
     for f in (lambda: get_hyper(one(make), name), lambda: set_hyper(one(make), name, 0.1)):
@@ -119,21 +134,28 @@ def test_what_an_optimizer_has_not_raises_and_says_what_it_has(make, name, there
 
 @pytest.mark.parametrize('name', ['momentum', 'weight_decay', 'betas', 'ls', 'sqr_mo', 'learning_rate'])
 def test_an_unknown_name_raises_with_those_that_there_are(name):
-    with pytest.raises(ValueError, match="'lr', 'mom', 'sqr_mom', 'eps', 'wd'"): get_hyper(one(torch.optim.SGD), name)
+    with pytest.raises(ValueError, match="'lr', 'mom', 'sqr_mom', 'eps', 'wd'"):
+        get_hyper(one(torch.optim.SGD), name)
 
-def groups(): return [{'params': [nn.Parameter(torch.zeros(1))]}, {'params': [nn.Parameter(torch.zeros(1))], 'lr': 0.5}]
+def groups():
+    return [{'params': [nn.Parameter(torch.zeros(1))]}, {'params': [nn.Parameter(torch.zeros(1))], 'lr': 0.5}]
 
 def test_one_number_serves_all_groups_and_a_list_each():
     opt = torch.optim.Adam(groups(), lr=0.1)
     assert get_hyper(opt, 'lr') == [0.1, 0.5]
-    set_hyper(opt, 'lr', 0.2); assert get_hyper(opt, 'lr') == [0.2, 0.2]
-    set_hyper(opt, 'mom', [0.8, 0.7]); assert get_hyper(opt, 'mom') == [0.8, 0.7]
-    set_hyper(opt, 'sqr_mom', np.array([0.9, 0.99])); assert get_hyper(opt, 'sqr_mom') == [0.9, 0.99]
+    set_hyper(opt, 'lr', 0.2)
+    assert get_hyper(opt, 'lr') == [0.2, 0.2]
+    set_hyper(opt, 'mom', [0.8, 0.7])
+    assert get_hyper(opt, 'mom') == [0.8, 0.7]
+    set_hyper(opt, 'sqr_mom', np.array([0.9, 0.99]))
+    assert get_hyper(opt, 'sqr_mom') == [0.9, 0.99]
     for wrong in ([0.1], [0.1, 0.2, 0.3], []):
         with pytest.raises(ValueError, match='for 2 parameter groups'): set_hyper(opt, 'lr', wrong)
 
-@pytest.mark.parametrize('name, value, kind', [('lr', -0.1, ValueError), ('lr', math.nan, ValueError), ('lr', math.inf, ValueError), ('lr', 'big', TypeError),
-                                               ('lr', None, TypeError), ('lr', True, TypeError), ('mom', 1., ValueError), ('sqr_mom', 1.2, ValueError)])
+@pytest.mark.parametrize('name, value, kind', [('lr', -0.1, ValueError), ('lr', math.nan, ValueError),
+                                               ('lr', math.inf, ValueError), ('lr', 'big', TypeError),
+                                               ('lr', None, TypeError), ('lr', True, TypeError),
+                                               ('mom', 1., ValueError), ('sqr_mom', 1.2, ValueError)])
 def test_a_bad_value_raises_and_changes_nothing(name, value, kind):
     opt = torch.optim.Adam(groups(), lr=0.1)
     before = get_hyper(opt, name)
@@ -143,7 +165,8 @@ def test_a_bad_value_raises_and_changes_nothing(name, value, kind):
 def test_a_rate_that_is_a_tensor_stays_one_and_groups_do_not_share_it():
     opt = torch.optim.Adam([{'params': g['params']} for g in groups()], lr=torch.tensor(0.1), capturable=True)
     set_hyper(opt, 'lr', [0.25, 0.5])
-    assert [type(v) for v in get_hyper(opt, 'lr')] == [torch.Tensor]*2 and [float(v) for v in get_hyper(opt, 'lr')] == [0.25, 0.5]
+    assert ([type(v) for v in get_hyper(opt, 'lr')] == [torch.Tensor]*2
+            and [float(v) for v in get_hyper(opt, 'lr')] == [0.25, 0.5])
     set_hyper(opt, 'lr', get_hyper(opt, 'lr'))
     assert [float(v) for v in get_hyper(opt, 'lr')] == [0.25, 0.5]
 
@@ -155,14 +178,17 @@ class Seen(Callback):
         if self.in_train: self.rows.append([get_hyper(self.opt, n) for n in self.names])
 
 class Two(Runner):
-    def param_groups(self): return [{'params': list(self.model[0].parameters())}, {'params': list(self.model[4].parameters())}]
+    def param_groups(self):
+        return [{'params': list(self.model[0].parameters())}, {'params': list(self.model[4].parameters())}]
 
 def test_each_batch_has_its_value_and_the_fit_leaves_the_old_one():
     seen = Seen('lr', 'mom', 'sqr_mom')
     run = Runner(toy(), network(), opt_func=torch.optim.Adam)
-    run.fit(3, lr=0.01, cbs=[ParamScheduler('lr', sched_cos(0.1, 0.)), ParamScheduler('mom', sched_lin(0.95, 0.85)), seen])
+    run.fit(3, lr=0.01, cbs=[ParamScheduler('lr', sched_cos(0.1, 0.)),
+                             ParamScheduler('mom', sched_lin(0.95, 0.85)), seen])
     for i, (lr, mom, sqr_mom) in enumerate(seen.rows):
-        assert lr == [pytest.approx(sched_cos(0.1, 0.)(i/18))] and mom == [pytest.approx(sched_lin(0.95, 0.85)(i/18))] and sqr_mom == [0.999]
+        assert (lr == [pytest.approx(sched_cos(0.1, 0.)(i/18))]
+                and mom == [pytest.approx(sched_lin(0.95, 0.85)(i/18))] and sqr_mom == [0.999])
     assert len(seen.rows) == 18   # the last at 17/18
     assert get_hyper(run.opt, 'lr') == [0.01] and get_hyper(run.opt, 'mom') == [0.9]
 
@@ -170,10 +196,13 @@ def test_a_list_schedules_each_group_and_must_fit_them():
     seen = Seen('lr')
     Two(toy(), network()).fit(1, cbs=[ParamScheduler('lr', [sched_lin(0., 1.), sched_no(2., 2.)]), seen])
     assert [row[0] for row in seen.rows] == [[pytest.approx(i/6), 2.] for i in range(6)]
-    with pytest.raises(ValueError, match='3 values of lr for 2'): Two(toy(), network()).fit(1, cbs=ParamScheduler('lr', [sched_no(1, 1)]*3))
+    with pytest.raises(ValueError, match='3 values of lr for 2'):
+        Two(toy(), network()).fit(1, cbs=ParamScheduler('lr', [sched_no(1, 1)]*3))
 
-@pytest.mark.parametrize('name, sched, match', [('sqr_mom', sched_no(0.9, 0.9), 'SGD has no sqr_mom'), ('momentum', sched_no(1, 1), "'mom'"),
-                                                ('lr', sched_lin(0.1, -0.1), 'lr is -0.1'), ('mom', sched_lin(1.5, 0.5), 'mom is 1.5')])
+@pytest.mark.parametrize('name, sched, match', [('sqr_mom', sched_no(0.9, 0.9), 'SGD has no sqr_mom'),
+                                                ('momentum', sched_no(1, 1), "'mom'"),
+                                                ('lr', sched_lin(0.1, -0.1), 'lr is -0.1'),
+                                                ('mom', sched_lin(1.5, 0.5), 'mom is 1.5')])
 def test_what_cannot_work_raises_before_any_training_and_changes_nothing(name, sched, match):
     run, seen = Runner(toy(), network()), Seen('lr')
     with pytest.raises(ValueError, match=match): run.fit(1, cbs=[ParamScheduler(name, sched), seen])
@@ -193,7 +222,8 @@ def test_after_an_error_the_hyper_parameter_is_what_it_was(error):
     assert get_hyper(run.opt, 'mom') == [0.9]
 
 def test_a_scheduler_that_resumes_knows_what_was_before():
-    run, sched = Runner(toy(), network(), opt_func=OPTS['momentum']), ParamScheduler('mom', sched_lin(0.5, 0.6))
+    run, sched = Runner(toy(), network(),
+                        opt_func=OPTS['momentum']), ParamScheduler('mom', sched_lin(0.5, 0.6))
     class Keep(Callback):
         def after_epoch(self): self.state = sched.state_dict()
     keep = Keep()
@@ -228,7 +258,8 @@ def noisy(seed=1):
     return DataBunch(DataLoader(ds, 8, shuffle=True, seed=seed), data.valid_dl)
 
 def training(opt, finder=None, before=2, after=2, make=noisy, error=None):
-    "Weights, optimizer state and next random numbers of a training, with or without a finder's run in between."
+    """Weights, optimizer state and next random numbers of a training, with or without a finder's run in
+    between."""
     set_seed(3)
     run = Runner(make(), network(), opt_func=OPTS[opt], lr=0.01)
     run.fit(before)
@@ -264,7 +295,8 @@ def test_a_finder_changes_what_it_must_not_unless_it_is_undone(monkeypatch):
 def torch_bunch():
     ds = torch.utils.data.TensorDataset(*toy().train_ds[:])
     g = torch.Generator().manual_seed(5)
-    return DataBunch(torch.utils.data.DataLoader(ds, 8, shuffle=True, generator=g), torch.utils.data.DataLoader(ds, 16))
+    return DataBunch(torch.utils.data.DataLoader(ds, 8, shuffle=True, generator=g),
+                     torch.utils.data.DataLoader(ds, 16))
 
 def test_pytorchs_loaders_with_a_generator_of_their_own_are_put_back_too():
     a, b = training('momentum', make=torch_bunch), training('momentum', LRFinder(25), make=torch_bunch)
@@ -296,7 +328,8 @@ class Remembers(nn.Module):
 
 def test_buffers_that_state_dict_leaves_out_or_that_are_replaced_are_put_back():
     model = Remembers()
-    model(torch.randn(4, 6)); model.late = None
+    model(torch.randn(4, 6))
+    model.late = None
     hidden, replaced = model.hidden.clone(), model.replaced.clone()
     Runner(toy(), model).fit(1, cbs=LRFinder(25))
     assert torch.equal(model.hidden, hidden) and torch.equal(model.replaced, replaced) and model.late is None
@@ -313,7 +346,8 @@ def test_the_rate_rises_by_one_factor_in_all_groups():
     Two(toy(), network()).fit(1, cbs=[finder, seen, rec])
     expected = [sched_exp(1e-5, 1e-2)(i/29) for i in range(30)]
     assert finder.lrs == expected and len(finder.losses) == 30
-    assert [row[0] for row in seen.rows] == [[lr, lr] for lr in expected[:-1]]   # the last batch ends before others see it
+    # the last batch ends before others see it
+    assert [row[0] for row in seen.rows] == [[lr, lr] for lr in expected[:-1]]
     assert rec.lrs == expected[:-1] and rec.losses == pytest.approx(finder.losses[:-1])
 
 @pytest.mark.parametrize('epochs', [1, 3])
@@ -346,7 +380,8 @@ def test_it_stops_where_the_smoothed_loss_is_ten_times_its_best_or_nan():
 
 def test_other_callbacks_see_no_epoch_of_a_trial(tmp_path):
     stats, best = AvgStats(accuracy), SaveBest(tmp_path/'best.pth', load_best=True)
-    run = Runner(toy(), network(), cbs=[stats, best, EarlyStopping(patience=1), ReduceLROnPlateau(patience=1)])
+    run = Runner(toy(), network(),
+                 cbs=[stats, best, EarlyStopping(patience=1), ReduceLROnPlateau(patience=1)])
     run.fit(1, cbs=LRFinder(40))
     assert len(stats.history) == 0 and not (tmp_path/'best.pth').exists()
 
@@ -370,7 +405,8 @@ def test_the_data_are_the_runners_own_again():
     run.fit(1, cbs=LRFinder(20))
     assert run.data is data and isinstance(data.train_dl, DataLoader)
 
-@pytest.mark.parametrize('args, kind', [((5,), ValueError), ((10.5,), TypeError), ((20, 0), ValueError), ((20, -1, 1), ValueError), ((20, 'a', 1), TypeError)])
+@pytest.mark.parametrize('args, kind', [((5,), ValueError), ((10.5,), TypeError), ((20, 0), ValueError),
+                                        ((20, -1, 1), ValueError), ((20, 'a', 1), TypeError)])
 def test_bad_arguments_of_the_finder_raise(args, kind):
     with pytest.raises(kind): Runner(toy(), network()).fit(1, cbs=LRFinder(*args))
 
@@ -381,7 +417,8 @@ def test_a_fit_of_no_epochs_and_a_suggestion_without_a_run_raise():
         with pytest.raises(ValueError, match='fit'): getattr(LRFinder(), what)
     with pytest.raises(ValueError, match='fit'): LRFinder().plot()
 
-@pytest.mark.parametrize('losses', [[2.3]*40, [2.3 + 0.01*i for i in range(40)], [2.3 - 1e-4*i for i in range(40)]])
+@pytest.mark.parametrize('losses',
+                         [[2.3]*40, [2.3 + 0.01*i for i in range(40)], [2.3 - 1e-4*i for i in range(40)]])
 def test_no_valley_no_suggestion(losses):
     finder = LRFinder(40)
     finder.losses, finder.lrs = losses, [10**(-6 + i/6) for i in range(40)]
@@ -395,7 +432,8 @@ def test_the_way_back_from_a_leap_is_no_valley():
     with pytest.warns(UserWarning, match='no rate'): assert finder.suggestion is None
 
 def bowl(n=100, bottom=70, width=12.):
-    "Losses flat at 2.3, down to 0.8 at `bottom`, and up again; the steepest slope lies `width` before the bottom."
+    """Losses flat at 2.3, down to 0.8 at `bottom`, and up again; the steepest slope lies `width` before the
+    bottom."""
     return [2.3 - 1.5*math.exp(-((i - bottom)/width)**2/2) for i in range(n)]
 
 @pytest.mark.parametrize('bottom', [40, 70, 85])
@@ -442,8 +480,10 @@ def scripted(values, cb, epochs=None, lr=0.1, **kwargs):
     return run, rates.rates
 
 @pytest.mark.parametrize('values, patience, min_delta, mode, epochs', [
-    ([5, 4, 3, 2, 1], 1, 0, 'min', 5), ([5, 4, 4, 2, 1], 1, 0, 'min', 3), ([5, 4, 4, 4, 1], 3, 0, 'min', 5), ([5, 4, 4, 4, 4, 1], 3, 0, 'min', 5),
-    ([1, 2, 3, 2, 2], 2, 0, 'max', 5), ([1, 2, 3, 2, 2, 9], 2, 0, 'max', 5), ([5, 4.9, 4.8, 4.7, 4.6], 3, 0.25, 'min', 5), ([5, 4.9, 4.8, 4.7], 2, 0.35, 'min', 3),
+    ([5, 4, 3, 2, 1], 1, 0, 'min', 5), ([5, 4, 4, 2, 1], 1, 0, 'min', 3), ([5, 4, 4, 4, 1], 3, 0, 'min', 5),
+    ([5, 4, 4, 4, 4, 1], 3, 0, 'min', 5),
+    ([1, 2, 3, 2, 2], 2, 0, 'max', 5), ([1, 2, 3, 2, 2, 9], 2, 0, 'max', 5),
+    ([5, 4.9, 4.8, 4.7, 4.6], 3, 0.25, 'min', 5), ([5, 4.9, 4.8, 4.7], 2, 0.35, 'min', 3),
     ([1, math.nan, math.nan, 9], 2, 0, 'max', 3), ([math.nan, math.nan, 1], 2, 0, 'min', 2)])
 def test_early_stopping_counts_epochs_without_improvement(values, patience, min_delta, mode, epochs):
     stop = EarlyStopping('valid_score', min_delta, patience, mode)
@@ -451,23 +491,27 @@ def test_early_stopping_counts_epochs_without_improvement(values, patience, min_
     assert len(run.avg_stats.history) == epochs == run.epoch
 
 @hypothesis_settings(max_examples=15, deadline=None)
-@given(values=st.lists(st.floats(0, 10), min_size=1, max_size=12), patience=st.integers(1, 3), min_delta=st.sampled_from([0., 0.5]), mode=st.sampled_from(['min', 'max']))
+@given(values=st.lists(st.floats(0, 10), min_size=1, max_size=12), patience=st.integers(1, 3),
+       min_delta=st.sampled_from([0., 0.5]), mode=st.sampled_from(['min', 'max']))
 def test_reduce_on_plateau_is_torchs_with_one_epoch_less_patience(values, patience, min_delta, mode):
     cb = ReduceLROnPlateau('valid_score', min_delta, patience, mode, factor=0.5, min_lr=0.01)
     _, rates = scripted(values, cb)
     opt = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    theirs, expected = torch.optim.lr_scheduler.ReduceLROnPlateau(opt, mode, 0.5, patience - 1, min_delta, 'abs', min_lr=0.01), []
+    theirs, expected = torch.optim.lr_scheduler.ReduceLROnPlateau(opt, mode, 0.5, patience - 1, min_delta,
+                                                                  'abs', min_lr=0.01), []
     for v in values:
         expected.append(opt.param_groups[0]['lr'])
         theirs.step(v)
     assert rates == pytest.approx(expected)
 
 def test_a_rate_below_the_floor_is_not_raised_to_it():
-    _, rates = scripted([1, 1, 1, 1], ReduceLROnPlateau('valid_score', patience=1, mode='min', min_lr=0.5), lr=0.1)
+    _, rates = scripted([1, 1, 1, 1], ReduceLROnPlateau('valid_score', patience=1, mode='min', min_lr=0.5),
+                        lr=0.1)
     assert rates == [0.1]*4
 
 def test_each_group_keeps_its_ratio():
-    run = Two(toy(), network(), cbs=[AvgStats(Script([1, 1, 1])), ReduceLROnPlateau('valid_score', patience=1, mode='min')])
+    run = Two(toy(), network(),
+              cbs=[AvgStats(Script([1, 1, 1])), ReduceLROnPlateau('valid_score', patience=1, mode='min')])
     run.fit(1)
     class Rates(Callback):
         def before_train(self): set_hyper(self.opt, 'lr', [0.5, 0.05]) if self.epoch == 1 else None
@@ -476,16 +520,21 @@ def test_each_group_keeps_its_ratio():
     assert get_hyper(run.opt, 'lr') == pytest.approx([0.05, 0.005])
 
 def test_reduce_on_plateau_refuses_a_schedule_beside_it():
-    run = Runner(toy(), network(), cbs=[AvgStats(), ReduceLROnPlateau(), ParamScheduler('lr', sched_no(0.1, 0.1))])
+    run = Runner(toy(), network(),
+                 cbs=[AvgStats(), ReduceLROnPlateau(), ParamScheduler('lr', sched_no(0.1, 0.1))])
     with pytest.raises(ValueError, match='would undo'): run.fit(1)
     assert run.n_iter == 0
 
-@pytest.mark.parametrize('name, mode', [('valid_loss', 'min'), ('train_loss', 'min'), ('valid_accuracy', 'max'), ('valid_error_rate', 'min'), ('valid_f1', 'max'),
-                                        ('valid_top5_accuracy', 'max'), ('valid_mean_iou', 'max'), ('valid_perplexity', 'min')])
+@pytest.mark.parametrize('name, mode',
+                         [('valid_loss', 'min'), ('train_loss', 'min'), ('valid_accuracy', 'max'),
+                          ('valid_error_rate', 'min'), ('valid_f1', 'max'),
+                          ('valid_top5_accuracy', 'max'), ('valid_mean_iou', 'max'),
+                          ('valid_perplexity', 'min')])
 def test_the_mode_is_inferred_from_the_name(name, mode):
     assert EarlyStopping(name).mode == mode and EarlyStopping(name, mode='max').mode == 'max'
 
-@pytest.mark.parametrize('make', [EarlyStopping, lambda *a, **k: SaveBest('best.pth', *a, **k), ReduceLROnPlateau])
+@pytest.mark.parametrize('make',
+                         [EarlyStopping, lambda *a, **k: SaveBest('best.pth', *a, **k), ReduceLROnPlateau])
 def test_bad_arguments_of_the_trackers_raise(make):
     with pytest.raises(ValueError, match='mode'): make(mode='up')
     with pytest.raises(ValueError, match='min_delta'): make(min_delta=-1)
@@ -511,7 +560,8 @@ def test_without_avg_stats_or_its_column_a_fit_raises_before_it_trains(make):
     run = Runner(toy(), network())
     with pytest.raises(ValueError, match='add AvgStats'): run.fit(1, cbs=make())
     run.add_cbs(AvgStats(accuracy))
-    with pytest.raises(ValueError, match="did you mean 'valid_accuracy'"): run.fit(1, cbs=make('valid_acuracy'))
+    with pytest.raises(ValueError, match="did you mean 'valid_accuracy'"):
+        run.fit(1, cbs=make('valid_acuracy'))
     run.data = toy(valid=False)
     with pytest.raises(ValueError, match='train_loss.*train_accuracy'): run.fit(1, cbs=make())
     assert run.n_iter == 0
@@ -524,7 +574,8 @@ class Weigh(Callback):
 
 def test_save_best_keeps_the_best_epochs_weights(tmp_path):
     path, weigh = tmp_path/'deep'/'best.pth', Weigh()
-    run = Runner(toy(), network(), cbs=[AvgStats(Script([1, 3, 2, 3, 0])), weigh, best := SaveBest(path, 'valid_score', mode='max')])
+    run = Runner(toy(), network(), cbs=[AvgStats(Script([1, 3, 2, 3, 0])), weigh,
+                                        best := SaveBest(path, 'valid_score', mode='max')])
     run.fit(5)
     assert same(load_state(path), weigh.states[1]) and (best.best, best.best_epoch) == (3, 1)
     assert same(weights(run.model), weigh.states[4])
@@ -533,7 +584,9 @@ def test_save_best_keeps_the_best_epochs_weights(tmp_path):
 @pytest.mark.parametrize('error', [None, RuntimeError, KeyboardInterrupt])
 def test_save_best_loads_the_best_weights_back_whatever_ends_the_fit(tmp_path, error):
     weigh = Weigh()
-    run = Runner(toy(), network(), cbs=[AvgStats(Script([3, 1, 2, 2])), weigh, SaveBest(tmp_path/'best.pth', 'valid_score', mode='min', load_best=True)])
+    run = Runner(toy(), network(),
+                 cbs=[AvgStats(Script([3, 1, 2, 2])), weigh,
+                      SaveBest(tmp_path/'best.pth', 'valid_score', mode='min', load_best=True)])
     if error is None: run.fit(4)
     else:
         with pytest.raises(error): run.fit(4, cbs=Boom(20, error))
@@ -549,12 +602,14 @@ def test_a_save_that_fails_leaves_the_older_file_whole(tmp_path, monkeypatch):
             raise OSError('no space left on device')
         return real(state, f, *args, **kwargs)
     monkeypatch.setattr(torch, 'save', save)
-    run = Runner(toy(), network(), cbs=[AvgStats(Script([3, 2, 1])), weigh, SaveBest(path, 'valid_score', mode='min')])
+    run = Runner(toy(), network(),
+                 cbs=[AvgStats(Script([3, 2, 1])), weigh, SaveBest(path, 'valid_score', mode='min')])
     with pytest.raises(OSError, match='no space'): run.fit(3)
     assert same(load_state(path), weigh.states[0]) and [p.name for p in tmp_path.iterdir()] == ['best.pth']
 
 def test_an_epoch_that_is_broken_off_counts_for_nothing(tmp_path):
-    run = Runner(toy(), network(), cbs=[AvgStats(Script([3, 2, 1])), best := SaveBest(tmp_path/'best.pth', 'valid_score', mode='min')])
+    run = Runner(toy(), network(), cbs=[AvgStats(Script([3, 2, 1])),
+                                        best := SaveBest(tmp_path/'best.pth', 'valid_score', mode='min')])
     class Stop(Callback):
         def before_batch(self):
             if self.epoch == 1: raise CancelFitException
@@ -564,13 +619,17 @@ def test_an_epoch_that_is_broken_off_counts_for_nothing(tmp_path):
 def test_a_fit_begins_anew():
     stop = EarlyStopping('valid_score', patience=2, mode='min')
     run = Runner(toy(), network(), cbs=[AvgStats(Script([1, 2, 2, 5, 4, 3])), stop])
-    run.fit(6); assert run.epoch == 3
-    run.fit(3); assert run.epoch == 6 and stop.best == 3
+    run.fit(6)
+    assert run.epoch == 3
+    run.fit(3)
+    assert run.epoch == 6 and stop.best == 3
 
 @pytest.mark.parametrize('when', ['before', 'within'])
 def test_a_resumed_training_goes_on_counting(when, tmp_path):
     values, kwargs = [5, 4, 4.5, 4.2, 4.1, 3, 2], dict(monitor='valid_score', mode='min')
-    makes = [lambda: EarlyStopping(patience=3, **kwargs), lambda: ReduceLROnPlateau(patience=2, factor=0.5, **kwargs), lambda: SaveBest(tmp_path/'best.pth', load_best=True, **kwargs)]
+    makes = [lambda: EarlyStopping(patience=3, **kwargs),
+             lambda: ReduceLROnPlateau(patience=2, factor=0.5, **kwargs),
+             lambda: SaveBest(tmp_path/'best.pth', load_best=True, **kwargs)]
     for make in makes:
         whole, rates = scripted(values, make())
         first = make()
@@ -589,19 +648,25 @@ def test_a_resumed_training_goes_on_counting(when, tmp_path):
         run.fit(4, lr=0.1, cbs=Rates())
         assert run.epoch == whole.epoch and lrs == pytest.approx(rates[3:])
         expected = next(cb for cb in whole.cbs if type(cb) is type(second))
-        assert (second.best, second.best_epoch, second.bad) == (expected.best, expected.best_epoch, expected.bad)
+        assert ((second.best, second.best_epoch,
+                 second.bad) == (expected.best, expected.best_epoch, expected.bad))
         assert not second._loaded
 
 def test_trackers_show_what_they_watch():
     assert repr(EarlyStopping()) == "EarlyStopping('valid_loss', mode='min')"
-    assert repr(ParamScheduler('lr', sched_no(1, 1))) == "ParamScheduler('lr')" and repr(LRFinder()) == 'LRFinder(100, 1e-06, 10)'
+    assert (repr(ParamScheduler('lr', sched_no(1, 1))) == "ParamScheduler('lr')"
+            and repr(LRFinder()) == 'LRFinder(100, 1e-06, 10)')
 
 class Counting(nn.Module):
     "A state that is no tensor."
-    def __init__(self): super().__init__(); self.seen = [0]
+    def __init__(self):
+        super().__init__()
+        self.seen = [0]
     def get_extra_state(self): return self.seen
     def set_extra_state(self, state): self.seen = state
-    def forward(self, x): self.seen[0] += 1; return x
+    def forward(self, x):
+        self.seen[0] += 1
+        return x
 
 def test_a_finder_puts_back_a_state_that_is_no_tensor():
     x, y = torch.randn(64, 3), torch.randint(2, (64,))

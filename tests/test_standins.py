@@ -1,4 +1,5 @@
-"The stand-ins have the real sets' formats, tell the truth, repeat themselves, and leak nothing from training to validation."
+"""The stand-ins have the real sets' formats, tell the truth, repeat themselves, and leak nothing from
+training to validation."""
 import csv, hashlib, json, os, random, re
 from pathlib import Path
 
@@ -17,7 +18,8 @@ def standin(name): return getattr(D, f'{name}_standin')
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
-    "The folder of a stand-in, made at the first use; `made.digits[name]` are the places in MNIST of the digits it took, in order."
+    """The folder of a stand-in, made at the first use; `made.digits[name]` are the places in MNIST of the
+    digits it took, in order."""
     folders, digits = {}, {}
     def make(name):
         if name not in folders:
@@ -35,7 +37,8 @@ def made(tmp_path_factory):
     return make
 
 def sums(folder):
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob('*') if p.is_file()}
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in folder.rglob('*') if p.is_file()}
 
 def array(path): return np.asarray(Image.open(path))
 def kinds(paths): return {(im.format, im.mode, im.size) for im in map(Image.open, paths)}
@@ -49,10 +52,14 @@ def rows(path):
 @pytest.mark.parametrize('name', STANDINS)
 def test_two_makes_are_equal_and_leave_the_global_generators_alone(name, made, tmp_path):
     first = made(name)
-    random.seed(7); np.random.seed(7); torch.manual_seed(7)
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
     standin(name)(tmp_path)
     drawn = random.random(), np.random.rand(), torch.rand(1).item()
-    random.seed(7); np.random.seed(7); torch.manual_seed(7)
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
     assert drawn == (random.random(), np.random.rand(), torch.rand(1).item())
     assert sums(tmp_path) == sums(first)
 
@@ -87,7 +94,8 @@ def test_a_drawn_digit_changes_only_the_pixels_of_its_ink(seed):
     ink = D.draw_digit(canvas, digit(rng), 20, 10, 40, (255, 250, 245))
     assert (canvas[ink == 0] == before[ink == 0]).all()
     share = ink[..., None]/255
-    assert np.abs(canvas - (share*(255, 250, 245) + (1 - share)*before)).max() <= .5 + 1e-9 and ink.max() > 240
+    assert (np.abs(canvas - (share*(255, 250, 245) + (1 - share)*before)).max() <= .5 + 1e-9
+            and ink.max() > 240)
 
 @pytest.mark.parametrize('seed', range(5))
 def test_the_box_of_a_mask_is_the_smallest(seed):
@@ -102,14 +110,19 @@ def test_bad_input_to_the_drawing_is_named():
     with pytest.raises(ValueError, match='empty'): D.mask_box(np.zeros((3, 3), bool))
     canvas = np.zeros((20, 20, 3), np.uint8)
     for x, y, size in (-1, 0, 10), (0, 15, 10), (18, 0, 10), (0, 0, 21):
-        with pytest.raises(ValueError, match='leaves the canvas'): D.draw_digit(canvas, digit(np.random.RandomState(0)), x, y, size, (9, 9, 9))
-    with pytest.raises(ValueError, match='height'): D.draw_digit(canvas, digit(np.random.RandomState(0)), 0, 0, 0, (9, 9, 9))
+        with pytest.raises(ValueError, match='leaves the canvas'):
+            D.draw_digit(canvas, digit(np.random.RandomState(0)), x, y, size, (9, 9, 9))
+    with pytest.raises(ValueError, match='height'):
+        D.draw_digit(canvas, digit(np.random.RandomState(0)), 0, 0, 0, (9, 9, 9))
     assert not canvas.any()
     for wrong in np.zeros((20, 20, 3)), np.zeros((20, 20), np.uint8), np.zeros((20, 20, 4), np.uint8):
-        with pytest.raises(ValueError, match='h×w×3 bytes'): D.draw_digit(wrong, digit(np.random.RandomState(0)), 0, 0, 10, (9, 9, 9))
+        with pytest.raises(ValueError, match='h×w×3 bytes'):
+            D.draw_digit(wrong, digit(np.random.RandomState(0)), 0, 0, 10, (9, 9, 9))
     rng = np.random.RandomState(0)
-    with pytest.raises(ValueError, match='smallest height comes first'): D.scatter_digits(canvas, [digit(rng)], rng, (10, 8))
-    with pytest.raises(ValueError, match='1 colors for 2 digits'): D.scatter_digits(canvas, [digit(rng)]*2, rng, (8, 10), [(9, 9, 9)])
+    with pytest.raises(ValueError, match='smallest height comes first'):
+        D.scatter_digits(canvas, [digit(rng)], rng, (10, 8))
+    with pytest.raises(ValueError, match='1 colors for 2 digits'):
+        D.scatter_digits(canvas, [digit(rng)]*2, rng, (8, 10), [(9, 9, 9)])
 
 @pytest.mark.parametrize('seed', range(5))
 def test_scattered_digits_share_no_pixel_and_keep_their_colours(seed):
@@ -120,7 +133,8 @@ def test_scattered_digits_share_no_pixel_and_keep_their_colours(seed):
     assert len(inks) == 8 and any(ink is not None for ink in inks)
     drawn = [(ink, c) for ink, c in zip(inks, colors) if ink is not None]
     assert np.sum([ink > 127 for ink, _ in drawn], axis=0).max() == 1
-    for ink, color in drawn: assert np.median(np.abs(canvas - ink[..., None]/255*color)[ink > 127]) < 1   # a later digit's faint border may lie over it
+    # a later digit's faint border may lie over it
+    for ink, color in drawn: assert np.median(np.abs(canvas - ink[..., None]/255*color)[ink > 127]) < 1
 
 def test_a_digit_too_large_for_the_canvas_is_left_out():
     rng = np.random.RandomState(0)
@@ -131,7 +145,8 @@ def test_a_digit_too_large_for_the_canvas_is_left_out():
 
 def test_imagenette_has_the_real_folders_and_fashions_images(made):
     path = made('imagenette')
-    wnids = 'n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 n03445777 n03888257'.split()
+    wnids = ('n01440764 n02102040 n02979186 n03000684 n03028079 n03394916 n03417042 n03425413 n03445777 '
+             'n03888257'.split())
     assert sorted(p.name for p in path.iterdir()) == ['train', 'val']
     for part, split, n in ('train', 'train', 300), ('val', 'valid', 100):
         images, labels = D.fashion_mnist(split)
@@ -152,7 +167,8 @@ def test_imagenettes_names_are_the_clothes_for_the_standin_and_the_real_ones_oth
     real = D.imagenette_names(tmp_path)
     assert list(real) == list(names) and real['n01440764'] == 'tench'
 
-@pytest.mark.parametrize('name, parts', [('imagenette', ('train', 'val')), ('mnist_tiny', ('train', 'valid', 'test'))])
+@pytest.mark.parametrize('name, parts',
+                         [('imagenette', ('train', 'val')), ('mnist_tiny', ('train', 'valid', 'test'))])
 def test_no_image_is_in_two_parts(name, parts, made):
     pixels = [{array(f).tobytes() for f in (made(name)/part).rglob('*.png')} for part in parts]
     assert len(set.union(*pixels)) == sum(map(len, pixels))
@@ -161,13 +177,17 @@ def test_mnist_tiny_has_the_real_files(made):
     path = made('mnist_tiny')
     header, *table = rows(path/'labels.csv')
     assert header == ['name', 'label'] and {label for _, label in table} == {'3', '7'}
-    assert sorted(name for name, _ in table) == sorted(p.relative_to(path).as_posix() for p in path.glob('[tv]*/[37]/*.png'))
+    assert (sorted(name for name, _ in table) == sorted(p.relative_to(path).as_posix()
+                                                        for p in path.glob('[tv]*/[37]/*.png')))
     assert all(name.split('/')[1] == label for name, label in table)
-    assert sorted(p.name for p in path.iterdir()) == ['labels.csv', 'test', 'train', 'valid'] and len(list(path.glob('test/*.png'))) == 20
+    assert (sorted(p.name for p in path.iterdir()) == ['labels.csv', 'test', 'train', 'valid']
+            and len(list(path.glob('test/*.png'))) == 20)
     for part in 'train', 'valid':
         images, labels = D.mnist(part)
         for name, label in table[::40]:
-            if name.startswith(part): assert labels[int(Path(name).stem)] == int(label) and (array(path/name) == images[int(Path(name).stem)].numpy()).all()
+            if name.startswith(part):
+                assert (labels[int(Path(name).stem)] == int(label)
+                        and (array(path/name) == images[int(Path(name).stem)].numpy()).all())
 
 # Planet
 
@@ -184,7 +204,8 @@ def test_planet_has_the_real_format(made):
 def test_planets_digits_are_those_of_its_tags(monkeypatch):
     rng = np.random.RandomState(0)
     drawn = []
-    monkeypatch.setattr(D, 'draw_digit', lambda canvas, digit, *a, draw=D.draw_digit: (drawn.append(digit), draw(canvas, digit, *a))[1])
+    monkeypatch.setattr(D, 'draw_digit', lambda canvas, digit, *a, draw=D.draw_digit: (
+        drawn.append(digit), draw(canvas, digit, *a))[1])
     bag = D._DigitBag(rng)
     _, labels = D.mnist('train')
     label = {bag.images[i].tobytes(): D._DIGIT_NAMES[labels[i]] for i in range(50_000)}
@@ -192,7 +213,8 @@ def test_planets_digits_are_those_of_its_tags(monkeypatch):
         drawn.clear()
         canvas, tags = D._planet_scene(rng, bag, side=96)
         assert tags & set(D._DIGIT_NAMES) == {label[d.tobytes()] for d in drawn}
-        assert len(tags & {'clear', 'partly_cloudy', 'haze', 'cloudy'}) == 1 and ('cloudy' not in tags or tags == {'cloudy'})
+        assert (len(tags & {'clear', 'partly_cloudy', 'haze', 'cloudy'}) == 1
+                and ('cloudy' not in tags or tags == {'cloudy'}))
 
 # CamVid
 
@@ -205,29 +227,37 @@ def test_camvid_has_the_real_format(name, suffix, n, codes, lists, made):
     frames, masks = sorted((path/'images').iterdir()), sorted((path/'labels').iterdir())
     assert len(frames) == n and {f.suffix for f in frames} == {suffix}
     assert [m.name for m in masks] == [f'{f.stem}_P.png' for f in frames]
-    assert kinds(frames) == {('PNG' if suffix == '.png' else 'JPEG', 'RGB', (128, 96))} and kinds(masks) == {('PNG', 'L', (128, 96))}
-    assert sorted(p.name for p in path.iterdir()) == sorted(['codes.txt', 'images', 'labels'] + [f'{part}.txt' for part in lists])
+    assert (kinds(frames) == {('PNG' if suffix == '.png' else 'JPEG', 'RGB', (128, 96))}
+            and kinds(masks) == {('PNG', 'L', (128, 96))})
+    assert (sorted(p.name for p in path.iterdir())
+            == sorted(['codes.txt', 'images', 'labels'] + [f'{part}.txt' for part in lists]))
     listed = {part: (path/f'{part}.txt').read_text().splitlines() for part in lists}
     assert {part: len(set(v)) for part, v in listed.items()} == lists
     everywhere = [f for v in listed.values() for f in v]
     assert len(everywhere) == len(set(everywhere)) and set(everywhere) < {f.name for f in frames}
 
 def test_camvids_codes_are_the_real_ones_in_order(made):
-    assert (made('camvid')/'codes.txt').read_text().split()[::5] == ['Animal', 'Car', 'LaneMkgsDriv', 'ParkingBlock', 'SignSymbol', 'Train', 'Void']
+    assert ((made('camvid')/'codes.txt').read_text().split()[::5]
+            == ['Animal', 'Car', 'LaneMkgsDriv', 'ParkingBlock', 'SignSymbol', 'Train', 'Void'])
     assert (made('camvid_11')/'codes.txt').read_text().split() == \
-        ['Sky', 'Building', 'Pole', 'Road', 'Pavement', 'Tree', 'SignSymbol', 'Fence', 'Car', 'Pedestrian', 'Bicyclist', 'Void']
+        ['Sky', 'Building', 'Pole', 'Road', 'Pavement', 'Tree', 'SignSymbol', 'Fence', 'Car', 'Pedestrian',
+         'Bicyclist', 'Void']
 
 @pytest.mark.parametrize('name', ['camvid', 'camvid_11'])
 def test_masks_hold_codes_and_the_background_has_their_colours(name, made):
     path = made(name)
     codes = (path/'codes.txt').read_text().split()
-    pairs = [(array(f).astype(int), array(path/'labels'/f'{f.stem}_P.png')) for f in sorted((path/'images').iterdir())[:100]]
+    pairs = [(array(f).astype(int), array(path/'labels'/f'{f.stem}_P.png'))
+             for f in sorted((path/'images').iterdir())[:100]]
     used = {codes[v] for _, mask in pairs for v in np.unique(mask)}
-    assert used == {'Sky', 'Building', 'Tree', 'Road', 'Car', 'Pedestrian', 'Bicyclist', 'SignSymbol', 'Fence', 'Void'}
+    assert (used == {'Sky', 'Building', 'Tree', 'Road', 'Car', 'Pedestrian', 'Bicyclist', 'SignSymbol',
+                     'Fence', 'Void'})
     pixels = lambda code: np.concatenate([im[mask == codes.index(code)] for im, mask in pairs])
     for code, (low, high) in D._STREET.items():
-        assert ((pixels(code) >= np.array(low) - 30) & (pixels(code) <= np.array(high) + 30)).all(1).mean() > .97
-    for code in ('Car', 'Pedestrian', 'Bicyclist', 'SignSymbol', 'Fence'): assert pixels(code).max(1).mean() > 200
+        assert ((pixels(code) >= np.array(low) - 30)
+                & (pixels(code) <= np.array(high) + 30)).all(1).mean() > .97
+    for code in ('Car', 'Pedestrian', 'Bicyclist', 'SignSymbol', 'Fence'):
+        assert pixels(code).max(1).mean() > 200
 
 # BIWI
 
@@ -240,7 +270,8 @@ def test_biwi_has_the_real_format_and_its_centres_are_in_the_heads(made):
     for person in sorted(path.iterdir())[::6]:
         frames = sorted(person.glob('*_rgb.jpg'))
         assert len(frames) == 40 and kinds(frames) == {('JPEG', 'RGB', (160, 120))}
-        assert sorted(p.name for p in person.iterdir()) == sorted(['rgb.cal'] + [f.name[:-7] + s for f in frames for s in ('rgb.jpg', 'pose.txt')])
+        assert (sorted(p.name for p in person.iterdir())
+                == sorted(['rgb.cal'] + [f.name[:-7] + s for f in frames for s in ('rgb.jpg', 'pose.txt')]))
         ims = np.stack([array(f).astype(int) for f in frames])
         for f, gone in zip(frames, np.abs(ims - np.median(ims, 0)).sum(3) > 120):
             pose = f.with_name(f'{f.name[:-7]}pose.txt')
@@ -249,7 +280,8 @@ def test_biwi_has_the_real_format_and_its_centres_are_in_the_heads(made):
             x, y, half = X*cal[0, 0]/Z + cal[0, 2], Y*cal[1, 1]/Z + cal[1, 2], cal[1, 1]*D._HEAD/Z/2
             near = gone[max(0, round(y - half)):round(y + half), max(0, round(x - half)):round(x + half)]
             shares.append(near.sum()/gone.sum())
-    assert np.mean(np.array(shares) > .5) > .9   # most of what moved lies around the centre, at the size that Z tells
+    # most of what moved lies around the centre, at the size that Z tells
+    assert np.mean(np.array(shares) > .5) > .9
 
 def test_a_persons_head_is_in_one_folder_only(monkeypatch, tmp_path):
     heads = []
@@ -267,16 +299,21 @@ def test_coco_has_the_real_format(made):
     path = made('coco')
     coco = json.loads((path/'train.json').read_text(encoding='utf-8'))
     assert list(coco) == ['categories', 'images', 'annotations']
-    assert [c['id'] for c in coco['categories']] == [62, 63, 72, 75, 84, 86] and all(set(c) == {'id', 'name'} for c in coco['categories'])
-    assert all(set(im) == {'id', 'file_name'} and im['file_name'] == f'{im["id"]:012}.jpg' for im in coco['images'])
-    assert sorted(p.name for p in (path/'train').iterdir()) == sorted(im['file_name'] for im in coco['images'])
+    assert ([c['id'] for c in coco['categories']] == [62, 63, 72, 75, 84, 86]
+            and all(set(c) == {'id', 'name'} for c in coco['categories']))
+    assert all(set(im) == {'id', 'file_name'} and im['file_name'] == f'{im["id"]:012}.jpg'
+               for im in coco['images'])
+    assert (sorted(p.name for p in (path/'train').iterdir())
+            == sorted(im['file_name'] for im in coco['images']))
     assert kinds((path/'train').iterdir()) == {('JPEG', 'RGB', (128, 128))} and len(coco['images']) == 200
     for a in coco['annotations']:
         x, y, w, h = a['bbox']
         assert set(a) == {'image_id', 'bbox', 'category_id'} and a['category_id'] in (62, 63, 72, 75, 84, 86)
-        assert all(type(v) is float for v in a['bbox']) and x >= 0 and y >= 0 and w >= 2 and h >= 8 and x + w <= 128 and y + h <= 128
+        assert (all(type(v) is float for v in a['bbox']) and x >= 0 and y >= 0 and w >= 2 and h >= 8
+                and x + w <= 128 and y + h <= 128)
     assert {a['image_id'] for a in coco['annotations']} == {im['id'] for im in coco['images']}
-    assert set(np.bincount([[62, 63, 72, 75, 84, 86].index(a['category_id']) for a in coco['annotations']]) > 60) == {True}
+    assert (set(np.bincount([[62, 63, 72, 75, 84, 86].index(a['category_id']) for a in coco['annotations']])
+                > 60) == {True})
 
 def test_coco_has_all_bright_pixels_in_boxes(made):
     path = made('coco')
@@ -294,8 +331,10 @@ def test_bananas_have_the_real_format_and_their_boxes_a_yellow_seven(made):
     assert sorted(p.name for p in path.iterdir()) == ['bananas_train', 'bananas_val']
     for part, n in ('bananas_train', 500), ('bananas_val', 100):
         header, *table = rows(path/part/'label.csv')
-        assert header == ['img_name', 'label', 'xmin', 'ymin', 'xmax', 'ymax'] and [r[0] for r in table] == [f'{i}.png' for i in range(n)]
-        assert sorted(p.name for p in (path/part).iterdir()) == ['images', 'label.csv'] and len(list((path/part/'images').iterdir())) == n
+        assert (header == ['img_name', 'label', 'xmin', 'ymin', 'xmax', 'ymax']
+                and [r[0] for r in table] == [f'{i}.png' for i in range(n)])
+        assert (sorted(p.name for p in (path/part).iterdir()) == ['images', 'label.csv']
+                and len(list((path/part/'images').iterdir())) == n)
         for name, label, *box in table[::10]:
             im = Image.open(path/part/'images'/name)
             assert (im.format, im.mode, im.size, label) == ('PNG', 'RGB', (256, 256), '0')
@@ -309,10 +348,12 @@ def test_bananas_have_the_real_format_and_their_boxes_a_yellow_seven(made):
 
 def test_imdb_has_the_real_format_and_no_chapter_in_two_parts(made):
     path = made('imdb')
-    assert [p.name for p in path.iterdir()] == ['texts.csv'] and rows(path/'texts.csv')[0] == ['label', 'text', 'is_valid']
+    assert ([p.name for p in path.iterdir()] == ['texts.csv']
+            and rows(path/'texts.csv')[0] == ['label', 'text', 'is_valid'])
     table = pd.read_csv(path/'texts.csv')
     assert table.is_valid.dtype == bool and table.is_valid.tolist() == [False]*800 + [True]*200
-    assert table.groupby(['is_valid', 'label']).size().to_dict() == {(False, 'negative'): 400, (False, 'positive'): 400, (True, 'negative'): 100, (True, 'positive'): 100}
+    assert (table.groupby(['is_valid', 'label']).size().to_dict() == {
+        (False, 'negative'): 400, (False, 'positive'): 400, (True, 'negative'): 100, (True, 'positive'): 100})
     assert table.text.is_unique and not table.text.str.contains('\n|>>>|\u2019|\u201c', regex=True).any()
     from pydoc_data.topics import topics
     for label, sources in ('positive', topics.items()), ('negative', D._docstrings()):
@@ -335,24 +376,29 @@ def keys(x):
     return [keys(x[0])] if isinstance(x, list) else type(x).__name__
 
 def survey(folder):
-    "What code that reads a data set relies on: folders, suffixes, formats and modes of files, headers, keys, kinds of columns."
+    """What code that reads a data set relies on: folders, suffixes, formats and modes of files, headers,
+    keys, kinds of columns."""
     found = set()
     for p in sorted(folder.rglob('*')):
         place = re.sub(r'\d{2,}|[A-Za-z]*\d+\w*', '#', p.relative_to(folder).with_suffix('').as_posix())
         if p.is_dir(): found.add((p.relative_to(folder).as_posix(), 'folder'))
-        elif p.suffix in ('.jpg', '.png'): found.add((place.rsplit('/', 1)[0], p.suffix, *Image.open(p).mode.split()))
-        elif p.suffix == '.csv': found.add((place, tuple((c, t.kind) for c, t in pd.read_csv(p).dtypes.items())))
+        elif p.suffix in ('.jpg', '.png'):
+            found.add((place.rsplit('/', 1)[0], p.suffix, *Image.open(p).mode.split()))
+        elif p.suffix == '.csv':
+            found.add((place, tuple((c, t.kind) for c, t in pd.read_csv(p).dtypes.items())))
         elif p.suffix == '.json': found.add((place, json.dumps(keys(json.loads(p.read_text())))))
         elif p.name == 'codes.txt': found.add((place, p.read_text()))
         else: found.add((place, 'text'))
     return found
 
-@pytest.mark.parametrize('name, extra', [('mnist_tiny', set()), ('planet_sample', set()), ('camvid_tiny', set()),
-                                         ('camvid_11', set()), ('coco_tiny', set()), ('imdb_sample', set())])
+@pytest.mark.parametrize('name, extra',
+                         [('mnist_tiny', set()), ('planet_sample', set()), ('camvid_tiny', set()),
+                          ('camvid_11', set()), ('coco_tiny', set()), ('imdb_sample', set())])
 def test_the_real_set_and_its_standin_have_the_same_structure(name, extra, made):
     if not os.environ.get('EXP_DATA_MIRROR'): pytest.skip('EXP_DATA_MIRROR is not set')
     real = untar_data(getattr(URLs, name.upper()))
-    stand_in = made({'planet_sample': 'planet', 'camvid_tiny': 'camvid', 'coco_tiny': 'coco', 'imdb_sample': 'imdb'}.get(name, name))
+    stand_in = made({'planet_sample': 'planet', 'camvid_tiny': 'camvid', 'coco_tiny': 'coco',
+                     'imdb_sample': 'imdb'}.get(name, name))
     assert survey(stand_in) - extra == survey(real)
 
 # the exercises of this part
@@ -367,7 +413,8 @@ def by_group(groups, share):
 
 def test_exercise_4_takes_a_split_by_group_and_no_other():
     assert check_exercise('01.4', by_group) == '01.4: right'
-    assert 'both sides' in check_exercise('01.4', lambda groups, share: [i < share*len(groups) for i in range(len(groups))])
+    assert 'both sides' in check_exercise('01.4', lambda groups, share: [i < share*len(groups)
+                                                                         for i in range(len(groups))])
     assert 'takes' in check_exercise('01.4', lambda groups, share: [g == 'alone' for g in groups])
     assert 'empty' in check_exercise('01.4', lambda groups, share: [False]*len(groups))
     def unsteady(groups, share, calls=[0]):
@@ -395,4 +442,5 @@ def test_exercise_5_takes_a_standin_and_says_what_a_bad_one_lacks():
     assert '20 are the least' in check_exercise('01.5', lambda folder: hotdogs(folder, n=5))
     assert 'comes twice' in check_exercise('01.5', lambda folder: hotdogs(folder, repeat=True))
     assert 'mean colour' in check_exercise('01.5', lambda folder: hotdogs(folder, betray=150))
-    assert 'differs between two calls' in check_exercise('01.5', lambda folder, calls=[]: (calls.append(1), hotdogs(folder, seed=len(calls))))
+    assert 'differs between two calls' in check_exercise(
+        '01.5', lambda folder, calls=[]: (calls.append(1), hotdogs(folder, seed=len(calls))))

@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from exp.tensors import (Welford, broadcast_shape, covariance, log_softmax, logsumexp, matmul_broadcast, matmul_einsum,
+from exp.tensors import (Welford, broadcast_shape, covariance, log_softmax, logsumexp, matmul_broadcast,
+                         matmul_einsum,
                          matmul_elementwise, matmul_loops, mean_abs_deviation, pearson, softmax, variance)
 
 LADDER = [matmul_loops, matmul_elementwise, matmul_broadcast, matmul_einsum]
@@ -13,7 +14,8 @@ quick = settings(max_examples=40, deadline=None)
 sizes = st.lists(st.integers(1, 4), min_size=1, max_size=4)
 
 
-def rand(shape, dtype=torch.float64, seed=0): return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+def rand(shape, dtype=torch.float64, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 def close(a, b, tol=1e-10): torch.testing.assert_close(a, b, rtol=tol, atol=tol, equal_nan=True)
 
 def same_gradient(ours, theirs, *xs, tol=1e-10):
@@ -37,7 +39,8 @@ def test_broadcast_shape_agrees_with_torch_and_fails_where_it_fails(shapes):
     else: assert broadcast_shape(*shapes) == expected
 
 def test_broadcast_shape_names_the_dimension():
-    with pytest.raises(ValueError, match=r'\(2, 3\) and \(2, 1\) and \(4, 3\).*dimension -2 has sizes 2 and 4'):
+    with pytest.raises(ValueError,
+                       match=r'\(2, 3\) and \(2, 1\) and \(4, 3\).*dimension -2 has sizes 2 and 4'):
         broadcast_shape((2, 3), (2, 1), (4, 3))
 
 def test_broadcast_shape_takes_shapes_only():
@@ -66,7 +69,8 @@ def test_products_have_torchs_gradient(f): same_gradient(f, torch.matmul, rand((
 
 @pytest.mark.parametrize('f', LADDER)
 def test_products_refuse_what_does_not_fit(f):
-    with pytest.raises(ValueError, match=r'\(2, 3\) and \(2, 3\) cannot be multiplied'): f(torch.ones(2, 3), torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r'\(2, 3\) and \(2, 3\) cannot be multiplied'):
+        f(torch.ones(2, 3), torch.ones(2, 3))
     with pytest.raises(ValueError, match='cannot be multiplied'): f(torch.ones(2, 3), torch.ones(3))
 
 
@@ -90,11 +94,13 @@ def test_variance_has_torchs_gradient():
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_results_have_the_type_of_the_input(dtype):
     x = rand((4, 6), dtype)
-    for f in (variance, mean_abs_deviation, logsumexp, log_softmax, softmax, lambda x: covariance(x, x), lambda x: pearson(x, x)):
+    for f in (variance, mean_abs_deviation, logsumexp, log_softmax, softmax, lambda x: covariance(x, x),
+              lambda x: pearson(x, x)):
         assert f(x).dtype == dtype
 
 def test_variance_of_half_precision_does_not_overflow():
-    x = torch.linspace(-400, 400, 101, dtype=torch.float64).half()   # squares up to 160,000, a variance below 65,504
+    # squares up to 160,000, a variance below 65,504
+    x = torch.linspace(-400, 400, 101, dtype=torch.float64).half()
     close(variance(x), x.double().var(correction=0).half(), 1e-3)
 
 @pytest.mark.parametrize('mean', [0., 1e3, 1e5, 1e7, -1e7])
@@ -111,11 +117,13 @@ def test_covariance_and_pearson_equal_torch():
         both = torch.stack([x[i], y[i]])
         close(covariance(x, y, 1, correction=1)[i], torch.cov(both)[0, 1])
         close(pearson(x, y, 1)[i], torch.corrcoef(both)[0, 1])
-    close(pearson(x, y, (0, 1), keepdim=True), torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1][None, None])
+    close(pearson(x, y, (0, 1), keepdim=True),
+          torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1][None, None])
 
 def test_covariance_and_pearson_have_torchs_gradient():
     x, y = rand(9), rand(9, seed=1)
-    same_gradient(lambda x, y: covariance(x, y, correction=1), lambda x, y: torch.cov(torch.stack([x, y]))[0, 1], x, y)
+    same_gradient(lambda x, y: covariance(x, y, correction=1),
+                  lambda x, y: torch.cov(torch.stack([x, y]))[0, 1], x, y)
     same_gradient(pearson, lambda x, y: torch.corrcoef(torch.stack([x, y]))[0, 1], x, y)
 
 @quick
@@ -150,7 +158,8 @@ def test_statistics_refuse_bad_input():
 def test_too_few_numbers_have_no_spread_as_in_torch():
     assert variance(torch.ones(3, 1), dim=1, correction=1).isnan().all() and variance(torch.ones(0)).isnan()
 
-@pytest.mark.parametrize('f', [variance, mean_abs_deviation, lambda x, dim: covariance(x, x, dim), lambda x, dim: pearson(x, x, dim), logsumexp])
+@pytest.mark.parametrize('f', [variance, mean_abs_deviation, lambda x, dim: covariance(x, x, dim),
+                               lambda x, dim: pearson(x, x, dim), logsumexp])
 def test_no_items_are_no_error_where_each_would_have_numbers(f):
     assert f(torch.zeros(0, 5), dim=1).shape == (0,)
 
@@ -164,7 +173,9 @@ def test_welford_equals_the_whole_however_it_is_cut(lengths, seed):
     whole, w = torch.cat(batches), Welford()
     for b in batches: assert w.update(b) is w
     assert w.n == len(whole)
-    if w.n > 0: close(w.mean, whole.mean(0)); close(w.variance(), whole.var(0, correction=0))
+    if w.n > 0:
+        close(w.mean, whole.mean(0))
+        close(w.variance(), whole.var(0, correction=0))
     if w.n > 1: close(w.variance(correction=1), whole.var(0))
 
 def test_welford_takes_bytes_and_single_numbers():
@@ -173,7 +184,8 @@ def test_welford_takes_bytes_and_single_numbers():
     for v in x: w.update(v[None])
     close(w.variance(), x.double().var(correction=0))
 
-def test_welford_keeps_no_graph(): assert not Welford().update(rand((3, 2)).requires_grad_()).variance().requires_grad
+def test_welford_keeps_no_graph():
+    assert not Welford().update(rand((3, 2)).requires_grad_()).variance().requires_grad
 
 def test_welford_refuses_bad_input():
     w = Welford()
@@ -201,7 +213,8 @@ def test_logsumexp_and_softmax_equal_torch(shape, scale, data):
 def test_logsumexp_and_softmax_have_torchs_gradient():
     x = rand((4, 6))*20
     x[0, 1] = x[0, 2] = x[0].max() + 1   # two equal maxima
-    for ours, theirs in ((logsumexp, torch.logsumexp), (softmax, torch.softmax), (log_softmax, torch.log_softmax)):
+    for ours, theirs in ((logsumexp, torch.logsumexp), (softmax, torch.softmax),
+                         (log_softmax, torch.log_softmax)):
         for dim in (0, 1): same_gradient(lambda x: ours(x, dim), lambda x: theirs(x, dim), x)
 
 def test_gradients_are_right_beside_minus_infinity():
@@ -209,8 +222,10 @@ def test_gradients_are_right_beside_minus_infinity():
     same_gradient(logsumexp, lambda x: x.logsumexp(-1), x)
     same_gradient(softmax, lambda x: x.softmax(-1), x)
 
-@pytest.mark.parametrize('row', [[-math.inf]*3, [-math.inf, 0., 1.], [math.inf, 0., 1.], [math.inf, math.inf, 0.], [math.inf, -math.inf, 0.],
-                                 [math.nan, 0., 1.], [1e30, -1e30, 0.], [3e38, 3e38, 3e38], [-3e38, -3e38, -3e38], [1e-40, 0., 0.]])
+@pytest.mark.parametrize('row', [[-math.inf]*3, [-math.inf, 0., 1.], [math.inf, 0., 1.],
+                                 [math.inf, math.inf, 0.], [math.inf, -math.inf, 0.],
+                                 [math.nan, 0., 1.], [1e30, -1e30, 0.], [3e38, 3e38, 3e38],
+                                 [-3e38, -3e38, -3e38], [1e-40, 0., 0.]])
 def test_extremes_go_as_in_torch(row):
     x = torch.tensor(row)
     close(logsumexp(x), x.logsumexp(-1), 1e-6)
@@ -226,7 +241,8 @@ def test_half_precision_is_the_rounded_float32_result(dtype, tol):
 
 def test_a_constant_on_all_logits_changes_nothing():
     x = torch.tensor([0., 1., 2., -5.])
-    for c in (-1e4, 1e4, 2.**22): torch.testing.assert_close(log_softmax(x + c), log_softmax(x), rtol=1e-6, atol=1e-6)
+    for c in (-1e4, 1e4, 2.**22):
+        torch.testing.assert_close(log_softmax(x + c), log_softmax(x), rtol=1e-6, atol=1e-6)
 
 def test_softmax_of_no_items_is_empty():
     for f in (softmax, log_softmax): assert f(torch.zeros(0, 5)).shape == (0, 5)

@@ -1,5 +1,6 @@
-"""What a training changes beside the model is part of its state: a loss that learns or remembers, the optimizer's other parameters,
-callbacks. It is put back after a trial, saved, exported, resumed, moved, and evaluated as the model is."""
+"""What a training changes beside the model is part of its state: a loss that learns or remembers, the
+optimizer's other parameters, callbacks. It is put back after a trial, saved, exported, resumed, moved, and
+evaluated as the model is."""
 import copy, functools
 
 import pytest
@@ -54,7 +55,9 @@ class OwnState:
         if torch.is_grad_enabled(): self.n[0] += 1
         return F.cross_entropy(pred/self.t.exp(), yb)
     def state_dict(self): return {'t': self.t.detach(), 'n': list(self.n)}
-    def load_state_dict(self, state): self.t.data.copy_(state['t']); self.n = list(state['n'])
+    def load_state_dict(self, state):
+        self.t.data.copy_(state['t'])
+        self.n = list(state['n'])
     log_t = property(lambda self: self.t)
     calls = property(lambda self: torch.tensor(float(self.n[0])))
 
@@ -98,7 +101,8 @@ def _default():
     def loss(pred, yb, inner=inner): return inner(pred, yb)
     return loss, inner
 
-LOSSES = {'named': _named, 'default': _default, 'module': lambda: _itself(Warm), 'partial': _partial, 'ours': lambda: _itself(Ours), 'own state': lambda: _itself(OwnState),
+LOSSES = {'named': _named, 'default': _default, 'module': lambda: _itself(Warm), 'partial': _partial,
+          'ours': lambda: _itself(Ours), 'own state': lambda: _itself(OwnState),
           'in a list': _parts, 'method': _method, 'closure': closed}
 kinds = pytest.mark.parametrize('kind', LOSSES)
 
@@ -111,9 +115,11 @@ def learner(kind='module', cbs=(), model=None, **kwargs):
     "A learner, and the object in its loss that has the state."
     set_seed(1)
     loss, holder = LOSSES[kind]() if isinstance(kind, str) else (kind, kind)
-    def opt_func(groups, lr): return torch.optim.SGD([*groups, {'params': [holder.log_t]}], lr=lr, momentum=0.9)
+    def opt_func(groups, lr):
+        return torch.optim.SGD([*groups, {'params': [holder.log_t]}], lr=lr, momentum=0.9)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)) if model is None else model
-    return Learner(make_data(points(40, 1), points(16, 2), bs=8, seed=3), model, loss_func=loss, opt_func=opt_func, lr=0.1, cbs=[Progress(False), *cbs], **kwargs), holder
+    return Learner(make_data(points(40, 1), points(16, 2), bs=8, seed=3), model, loss_func=loss,
+                   opt_func=opt_func, lr=0.1, cbs=[Progress(False), *cbs], **kwargs), holder
 
 def seen(learn, holder):
     "All that should be the same."
@@ -139,7 +145,8 @@ def test_a_trial_leaves_the_loss_as_it_was(kind, how):
         if trial and how == 'lr_find': learn.lr_find(30, max_lr=1, show=False)
         if trial and how == 'LRFinder': Runner.fit(learn, 1, None, LRFinder(30, max_lr=1))
         if trial and how == 'broken off':
-            with pytest.raises(InterruptedError): Runner.fit(learn, 1, None, [LRFinder(30, max_lr=1), Break(12)])
+            with pytest.raises(InterruptedError):
+                Runner.fit(learn, 1, None, [LRFinder(30, max_lr=1), Break(12)])
         learn.fit(1)
         return seen(learn, holder)
     assert same(training(True), training(False))
@@ -156,12 +163,14 @@ class Lazy:
     "Keeps an average that is not there before the first batch, and a count."
     def __init__(self): self.mean, self.n = None, 0
     def __call__(self, pred, yb):
-        if torch.is_grad_enabled(): self.mean, self.n = pred.detach().mean() + (0 if self.mean is None else self.mean), self.n + 1
+        if torch.is_grad_enabled():
+            self.mean, self.n = pred.detach().mean() + (0 if self.mean is None else self.mean), self.n + 1
         return F.cross_entropy(pred, yb)
 
 @pytest.mark.parametrize('fits', [0, 1])
 def test_a_trial_leaves_what_a_loss_counts_and_has_not_yet_as_it_was(fits):
-    learn = Learner(make_data(points(40, 1), points(16, 2), bs=8), nn.Linear(4, 3), loss_func=(loss := Lazy()), cbs=Progress(False))
+    learn = Learner(make_data(points(40, 1), points(16, 2), bs=8), nn.Linear(4, 3),
+                    loss_func=(loss := Lazy()), cbs=Progress(False))
     learn.fit(fits)
     was = loss.mean, loss.n
     learn.lr_find(20, show=False)
@@ -170,16 +179,20 @@ def test_a_trial_leaves_what_a_loss_counts_and_has_not_yet_as_it_was(fits):
 def test_an_average_that_begins_with_the_first_batch_is_resumed(tmp_path):
     def make():
         set_seed(1)
-        return Learner(make_data(points(40, 1), points(16, 2), bs=8, seed=3), nn.Linear(4, 3), loss_func=Lazy(), cbs=Progress(False))
+        return Learner(make_data(points(40, 1), points(16, 2), bs=8, seed=3), nn.Linear(4, 3),
+                       loss_func=Lazy(), cbs=Progress(False))
     whole, first, again = make(), make(), make()
     whole.fit(2)
-    with pytest.raises(InterruptedError): first.fit(2, cbs=[Checkpoint(tmp_path/'fit.ckpt', every=1), Break(7)])
+    with pytest.raises(InterruptedError):
+        first.fit(2, cbs=[Checkpoint(tmp_path/'fit.ckpt', every=1), Break(7)])
     again.fit(2, cbs=Checkpoint(tmp_path/'fit.ckpt', every=1), resume=True)
     assert again.loss_func.mean == whole.loss_func.mean
 
 class OwnAverages(Callback):
     "An averaging callback of one's own."
-    def before_fit(self): self.averages = {n: p.detach().clone() for n, p in self.model.named_parameters()} if not hasattr(self, 'averages') else self.averages
+    def before_fit(self):
+        self.averages = ({n: p.detach().clone() for n, p in self.model.named_parameters()}
+                         if not hasattr(self, 'averages') else self.averages)
     def after_step(self):
         for n, p in self.model.named_parameters(): self.averages[n].lerp_(p.detach(), 0.1)
     def state_dict(self): return {'averages': self.averages}
@@ -191,10 +204,16 @@ class Counts(Callback):
     def state_dict(self): return {'n': self.n}
     def load_state_dict(self, state): self.n = state['n']
 
-STATEFUL = {'averages': OwnAverages, 'counts': Counts, 'ema': lambda: EMA(0.9), 'fp16': lambda: MixedPrecision(init_scale=8., growth_interval=3), 'accumulation': lambda: GradAccumulation(16),
-            'mixup': MixUp, 'stopping': lambda: EarlyStopping(patience=9), 'lasting': lambda: EarlyStopping(patience=9, reset_on_fit=False)}
+STATEFUL = {'averages': OwnAverages, 'counts': Counts, 'ema': lambda: EMA(0.9),
+            'fp16': lambda: MixedPrecision(init_scale=8., growth_interval=3),
+            'accumulation': lambda: GradAccumulation(16),
+            'mixup': MixUp, 'stopping': lambda: EarlyStopping(patience=9),
+            'lasting': lambda: EarlyStopping(patience=9, reset_on_fit=False)}
 
-def plain(state): return {k: plain(v) for k, v in state.items()} if isinstance(state, dict) else [plain(v) for v in state] if isinstance(state, (list, tuple)) else state.tolist() if isinstance(state, torch.Tensor) else state
+def plain(state):
+    return ({k: plain(v) for k, v in state.items()} if isinstance(state, dict) else [plain(v) for v in state]
+            if isinstance(state, (list, tuple)) else state.tolist() if isinstance(state, torch.Tensor)
+            else state)
 
 @pytest.mark.parametrize('before', [0, 1])
 @pytest.mark.parametrize('kind', STATEFUL)
@@ -241,7 +260,8 @@ def test_gradients_of_a_loss_that_wait_in_a_group_are_resumed(tmp_path):
     whole, holder = learner(cbs=[GradAccumulation(16)])
     whole.fit(2)
     first, _ = learner(cbs=[GradAccumulation(16)])
-    with pytest.raises(InterruptedError): first.fit(2, cbs=[Checkpoint(tmp_path/'fit.ckpt', every=1), Break(7)])
+    with pytest.raises(InterruptedError):
+        first.fit(2, cbs=[Checkpoint(tmp_path/'fit.ckpt', every=1), Break(7)])
     again, there = learner(cbs=[GradAccumulation(16)])
     again.fit(2, cbs=Checkpoint(tmp_path/'fit.ckpt', every=1), resume=True)
     assert same(seen(whole, holder), seen(again, there))
@@ -274,7 +294,8 @@ def test_a_parameter_that_the_optimizer_alone_holds_is_resumed(tmp_path):
     whole, pulled = strays()
     whole.fit(2)
     first, _ = strays()
-    with pytest.raises(InterruptedError): first.fit(2, cbs=[Checkpoint(tmp_path/'fit.ckpt', every=1), Break(7)])
+    with pytest.raises(InterruptedError):
+        first.fit(2, cbs=[Checkpoint(tmp_path/'fit.ckpt', every=1), Break(7)])
     again, there = strays()
     again.fit(2, cbs=Checkpoint(tmp_path/'fit.ckpt', every=1), resume=True)
     assert torch.equal(there, pulled) and pulled != 1.
@@ -284,7 +305,10 @@ def test_the_state_of_another_loss_is_refused_or_said(tmp_path):
     learn.fit(1)
     learn.path = tmp_path
     learn.save('it')
-    other = Learner(learn.data, copy.deepcopy(learn.model), loss_func=nn.CrossEntropyLoss(torch.ones(3)), opt_func=lambda g, lr: torch.optim.SGD([*g, {'params': [nn.Parameter(torch.tensor(0.))]}], lr=lr, momentum=.9), cbs=Progress(False), path=tmp_path)
+    other = Learner(learn.data, copy.deepcopy(learn.model), loss_func=nn.CrossEntropyLoss(torch.ones(3)),
+                    opt_func=lambda g, lr: torch.optim.SGD([*g, {'params': [nn.Parameter(torch.tensor(0.))]}],
+                                                           lr=lr, momentum=.9), cbs=Progress(False),
+                    path=tmp_path)
     before = [p.detach().clone() for p in other.model.parameters()]
     with pytest.raises(ValueError, match='loss'): other.load('it')
     assert same(before, list(other.model.parameters()))
@@ -293,8 +317,10 @@ def test_the_state_of_another_loss_is_refused_or_said(tmp_path):
 def test_a_checkpoint_of_a_loss_whose_parameters_are_frozen_is_refused_where_they_learn(tmp_path):
     learn, holder = learner()
     holder.log_t.requires_grad_(False)
-    with pytest.raises(InterruptedError): learn.fit(2, cbs=[Checkpoint(tmp_path/'fit.ckpt', every=1), Break(3)])
-    with pytest.raises(CheckpointError, match='learn'): learner()[0].fit(2, cbs=Checkpoint(tmp_path/'fit.ckpt'), resume=True)
+    with pytest.raises(InterruptedError):
+        learn.fit(2, cbs=[Checkpoint(tmp_path/'fit.ckpt', every=1), Break(3)])
+    with pytest.raises(CheckpointError, match='learn'):
+        learner()[0].fit(2, cbs=Checkpoint(tmp_path/'fit.ckpt'), resume=True)
 
 def test_the_best_weights_come_back_with_the_loss_they_had(tmp_path):
     class Worse:
@@ -303,13 +329,16 @@ def test_the_best_weights_come_back_with_the_loss_they_had(tmp_path):
         def __init__(self): self.n = 0
         def reset(self): pass
         def update(self, pred, yb): pass
-        def compute(self): self.n += 1; return float(abs(self.n - 2))
+        def compute(self):
+            self.n += 1
+            return float(abs(self.n - 2))
     class Note(Callback):
         order = 90
         def __init__(self): self.states = []
         def after_epoch(self): self.states.append(seen(self.run, self.loss_func))
     note = Note()
-    learn, holder = learner(cbs=[AvgStats(Worse()), SaveBest(tmp_path/'best.pth', 'valid_score', mode='min', load_best=True), note])
+    learn, holder = learner(cbs=[AvgStats(Worse()), SaveBest(tmp_path/'best.pth', 'valid_score', mode='min',
+                                                             load_best=True), note])
     learn.fit(4)
     assert same(seen(learn, holder)[:-1], note.states[1][:-1]) and not same(note.states[1], note.states[3])
 
@@ -334,7 +363,8 @@ def test_a_loss_moves_with_the_model(kind):
     learn, holder = learner(kind)
     p = holder.log_t
     learn.fit(1)   # DeviceCallback is one of a learner's own
-    assert holder.log_t is p and p.device.type == 'cuda' and p != 0. and next(learn.model.parameters()).device.type == 'cuda'
+    assert (holder.log_t is p and p.device.type == 'cuda' and p != 0.
+            and next(learn.model.parameters()).device.type == 'cuda')
 
 def test_half_parameters_of_a_loss_are_refused_under_mixed_precision():
     learn, holder = learner(cbs=[MixedPrecision()])
@@ -344,12 +374,14 @@ def test_half_parameters_of_a_loss_are_refused_under_mixed_precision():
 def test_a_loss_that_holds_the_model_or_the_learner_adds_nothing():
     learn, _ = learner()
     model = learn.model
-    learn.loss_func = lambda pred, yb: F.cross_entropy(pred, yb) + 0.1*model[0].weight.norm() + 0*learn.model[2].bias.sum()
+    learn.loss_func = (lambda pred, yb: F.cross_entropy(pred, yb) + 0.1*model[0].weight.norm()
+                       + 0*learn.model[2].bias.sum())
     assert learn.stateful == [model] and learn.loss_state() == {}
 
 @pytest.mark.parametrize('where', ['fit', 'fit_one_cycle', 'lr_find', 'Runner', 'fp16', 'accumulation'])
 def test_where_nothing_learns_it_is_said(where):
-    learn, holder = learner(cbs={'fp16': [MixedPrecision()], 'accumulation': [GradAccumulation(16)]}.get(where, ()))
+    learn, holder = learner(cbs={'fp16': [MixedPrecision()],
+                                 'accumulation': [GradAccumulation(16)]}.get(where, ()))
     for p in (*learn.model.parameters(), holder.log_t): p.requires_grad_(False)
     call = {'fit_one_cycle': lambda: learn.fit_one_cycle(1), 'lr_find': lambda: learn.lr_find(show=False),
             'Runner': lambda: Runner(learn.data, learn.model).fit(1)}.get(where, lambda: learn.fit(1))
@@ -362,7 +394,8 @@ def test_tied_weights_stand_once_in_a_group_and_not_in_two():
     learn, _ = learner(model=model, splitter=lambda m: [[m[0], m[2]], m[3]])
     assert [len(g) for g in learn.layer_groups()] == [3, 2]
     learn.fit(1)
-    with pytest.raises(ValueError, match='2 places'): learner(model=model, splitter=lambda m: [m[0], [m[2], m[3]]])
+    with pytest.raises(ValueError, match='2 places'):
+        learner(model=model, splitter=lambda m: [m[0], [m[2], m[3]]])
 
 @pytest.mark.parametrize('part', ['0.weight', {'params': []}, None, 3])
 def test_a_splitter_of_something_else_is_refused(part):

@@ -15,7 +15,8 @@ Commands:
     clean     remove what runs and builds left behind                                            (make clean)
     help      print this
 
-With --here, the interpreter that runs this file is used as it is (a conda environment, say) and nothing is installed.
+With --here, the interpreter that runs this file is used as it is (a conda environment, say) and nothing is
+installed.
 """
 import base64, configparser, hashlib, json, os, re, shutil, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +48,8 @@ def answers(*command):
 
 def fingerprint():
     "What the environment is made from; another fingerprint makes it stale."
-    parts = [sys.version, str(ROOT), *((ROOT/name).read_text(encoding='utf-8') for name in ('pyproject.toml', 'constraints.txt'))]
+    parts = [sys.version, str(ROOT),
+             *((ROOT/name).read_text(encoding='utf-8') for name in ('pyproject.toml', 'constraints.txt'))]
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
 
 def torch_index():
@@ -59,28 +61,35 @@ def torch_index():
 
 def announce_download():
     "Say so before a torch is fetched that brings CUDA's libraries along."
-    report = subprocess.run([python(), '-m', 'pip', 'install', '-q', '--dry-run', '--no-deps', '--report', '-', '-c', str(ROOT/'constraints.txt'), 'torch'],
+    report = subprocess.run([python(), '-m', 'pip', 'install', '-q', '--dry-run', '--no-deps', '--report',
+                             '-', '-c', str(ROOT/'constraints.txt'), 'torch'],
                             capture_output=True, text=True)
     try: torch = json.loads(report.stdout)['install'][0]['metadata']
     except (ValueError, LookupError): return   # torch is there already, or pip will say itself what is wrong
-    if sys.platform == 'linux' and '+cpu' not in torch['version'] and any(r.startswith(('nvidia', 'cuda')) for r in torch.get('requires_dist', [])):
-        say('  PyTorch comes with CUDA here: a download of several gigabytes. For the CPU build, stop (Ctrl-C) and set EXP_TORCH_INDEX;\n'
+    if (sys.platform == 'linux' and '+cpu' not in torch['version']
+        and any(r.startswith(('nvidia', 'cuda')) for r in torch.get('requires_dist', []))):
+        say('  PyTorch comes with CUDA here: a download of several gigabytes. For the CPU build, stop '
+            '(Ctrl-C) and set EXP_TORCH_INDEX;\n'
             '  README.md says how.')
 
 def pip_install(*what):
     quiet = [] if sys.stdout.isatty() else ['-q', '--progress-bar', 'off']
-    if subprocess.run([python(), '-m', 'pip', 'install', '--disable-pip-version-check', *quiet, *what], cwd=ROOT).returncode:
+    if subprocess.run([python(), '-m', 'pip', 'install', '--disable-pip-version-check', *quiet, *what],
+                      cwd=ROOT).returncode:
         stop('the installation failed; pip says why above. Run the same command again to go on')
 
 def setup():
     "Make .venv if there is none, bring it up to date if it is stale, and return at once if it is neither."
     if HERE: return
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
-        stop(f'Python {sys.version.split()[0]} runs this; the course needs 3.{PYTHONS[0][1]} to 3.{PYTHONS[1][1]}, e.g. make course PYTHON=python3.12')
+        stop(f'Python {sys.version.split()[0]} runs this; the course needs 3.{PYTHONS[0][1]} to '
+             f'3.{PYTHONS[1][1]}, e.g. make course PYTHON=python3.12')
     stamp, wanted = VENV/'course-stamp', fingerprint()
-    if stamp.is_file() and stamp.read_text() == wanted and answers(python(), '-c', 'import torch, exp'): return
+    if stamp.is_file() and stamp.read_text() == wanted and answers(python(), '-c', 'import torch, exp'):
+        return
     start = time.time()
-    same = answers(python(), '-c', f'import sys; sys.exit(sys.version != {sys.version!r})') and answers(python(), '-m', 'pip', '--version')
+    same = (answers(python(), '-c', f'import sys; sys.exit(sys.version != {sys.version!r})')
+            and answers(python(), '-m', 'pip', '--version'))
     if not same:
         say(f'setting up {VENV.name}/ with Python {sys.version.split()[0]}')
         if subprocess.run([sys.executable, '-m', 'venv', '--clear', str(VENV)]).returncode:
@@ -99,14 +108,18 @@ def setup():
 def lessons(): return sorted(p for p in NBS.glob('[0-9][0-9]*_*.ipynb') if not p.name.startswith('99_'))
 
 def find_lesson(number):
-    found = [p for p in lessons() if p.name.split('_')[0] == (number.zfill(2) if number.isdigit() else number)]
-    if not found: stop(f'there is no lesson {number}; there are {", ".join(p.name.split("_")[0] for p in lessons())}')
+    found = [p for p in lessons()
+             if p.name.split('_')[0] == (number.zfill(2) if number.isdigit() else number)]
+    if not found:
+        stop(f'there is no lesson {number}; there are {", ".join(p.name.split("_")[0] for p in lessons())}')
     return found[0]
 
 def environment(threads):
     "The environment variables for a notebook: `threads` for torch, None for all of them."
     env = dict(os.environ, PYTHONUTF8='1', PYDEVD_DISABLE_FILE_VALIDATION='1')
-    if sys.platform == 'linux':   # else the C library hands large tensors back to the system, which clears their pages anew: half the time of a training step
+    # else the C library hands large tensors back to the system, which clears their pages anew: half the time
+    # of a training step
+    if sys.platform == 'linux':
         for name in ('MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_'): env.setdefault(name, str(2**32))
     if threads: env.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     return env
@@ -116,25 +129,34 @@ def run_lesson(path, threads):
     with tempfile.TemporaryDirectory() as folder:
         reports = Path(folder)/'report.jsonl'
         start = time.time()
-        done = subprocess.run([python(), __file__, '_execute', str(path), str(RUN/path.name)], env={**environment(threads), 'EXP_REPORT': str(reports)},
+        done = subprocess.run([python(), __file__, '_execute', str(path), str(RUN/path.name)],
+                              env={**environment(threads), 'EXP_REPORT': str(reports)},
                               capture_output=True, text=True, encoding='utf-8', errors='replace')
         seconds = time.time() - start
         lines = reports.read_text(encoding='utf-8').splitlines() if reports.exists() else []
-    failure = None if done.returncode == 0 else done.stdout.strip() or done.stderr.strip() or f'it ended with exit status {done.returncode}'
-    return dict(lesson=path.stem, seconds=round(seconds, 1), reports=[json.loads(l) for l in lines], failure=failure)
+    failure = (None if done.returncode == 0 else done.stdout.strip() or done.stderr.strip()
+               or f'it ended with exit status {done.returncode}')
+    return dict(lesson=path.stem, seconds=round(seconds, 1), reports=[json.loads(l) for l in lines],
+                failure=failure)
 
 def execute(source, target):
-    "Run a notebook in a kernel and write it with its outputs, also when a cell fails (in the environment's interpreter)."
+    """Run a notebook in a kernel and write it with its outputs, also when a cell fails (in the environment's
+    interpreter)."""
     import nbclient, nbformat
     nb = nbformat.read(source, as_version=4)
-    client = nbclient.NotebookClient(nb, timeout=3600, kernel_name='python3', store_widget_state=False, resources={'metadata': {'path': str(Path(source).parent)}})
+    client = nbclient.NotebookClient(nb, timeout=3600, kernel_name='python3', store_widget_state=False,
+                                     resources={'metadata': {'path': str(Path(source).parent)}})
     failure = None
     try: client.execute()
-    except (nbclient.exceptions.CellExecutionError, nbclient.exceptions.CellTimeoutError, nbclient.exceptions.DeadKernelError) as e: failure = e
+    except (nbclient.exceptions.CellExecutionError, nbclient.exceptions.CellTimeoutError,
+            nbclient.exceptions.DeadKernelError) as e:
+        failure = e
     Path(target).parent.mkdir(exist_ok=True)
     nbformat.write(nb, target + '.part')
     os.replace(target + '.part', target)
-    if failure: print(describe(nb, failure)); sys.exit(1)
+    if failure:
+        print(describe(nb, failure))
+        sys.exit(1)
 
 def describe(nb, failure):
     "The cell that failed, its source and its traceback, as text."
@@ -146,10 +168,13 @@ def describe(nb, failure):
     return str(failure)
 
 def figure(v, unit): return '–' if v is None else f'{v:.4g} {unit}'.rstrip()
-def reached(r): return f'{r["measure"]} {figure(r["value"], r["unit"])}' + (f' ({r["source_name"]}: {figure(r["source"], r["unit"])})' if r['source'] is not None else '')
+def reached(r):
+    return (f'{r["measure"]} {figure(r["value"], r["unit"])}'
+            + (f' ({r["source_name"]}: {figure(r["source"], r["unit"])})' if r['source'] is not None else ''))
 
 def print_line(result):
-    words = 'FAILED, ' + result['failure'].splitlines()[0] if result['failure'] else '; '.join(map(reached, result['reports'])) or 'passed'
+    words = ('FAILED, ' + result['failure'].splitlines()[0] if result['failure']
+             else '; '.join(map(reached, result['reports'])) or 'passed')
     say(f'{result["lesson"]:<22}{result["seconds"]:6.0f} s   {words}')
 
 def table(rows):
@@ -163,18 +188,24 @@ def rows(results):
     "One row for each figure that a lesson reported, and one for a lesson that reported none."
     for res in results:
         seconds = f'{res["seconds"]:.0f}'
-        if res['failure'] or not res['reports']: yield res['lesson'], 'FAILED' if res['failure'] else 'its assertions hold', '–', '–', '–', '–', seconds
+        if res['failure'] or not res['reports']:
+            yield (res['lesson'], 'FAILED' if res['failure'] else 'its assertions hold', '–', '–', '–', '–',
+                   seconds)
         for r in res['reports']:
-            source = figure(r['source'], r['unit']) + (f' ({r["source_name"]})' if r['source'] is not None and r['source_name'] else '')
-            yield res['lesson'], r['measure'], source, r['conditions'] or '–', figure(r['value'], r['unit']), r['data'], seconds
+            source = (figure(r['source'], r['unit']) + (f' ({r["source_name"]})' if r['source'] is not None
+                                                        and r['source_name'] else ''))
+            yield (res['lesson'], r['measure'], source, r['conditions'] or '–', figure(r['value'], r['unit']),
+                   r['data'], seconds)
 
 def run(paths):
-    "Run lessons, two at a time where there are two cores; lines in order, failures whole, a table at the end. Answers the exit status."
+    """Run lessons, two at a time where there are two cores; lines in order, failures whole, a table at the
+    end. Answers the exit status."""
     setup()
     at_once = min(2, os.cpu_count() or 1, len(paths))
     threads = 1 if at_once > 1 else None
     start = time.time()
-    say(f'running {len(paths)} lesson{"s"*(len(paths) > 1)}' + (', two at a time with one thread each' if at_once > 1 else ''))
+    say(f'running {len(paths)} lesson{"s"*(len(paths) > 1)}'
+        + (', two at a time with one thread each' if at_once > 1 else ''))
     results = []
     with ThreadPoolExecutor(at_once) as pool:
         for result in pool.map(lambda p: run_lesson(p, threads), paths):
@@ -184,15 +215,18 @@ def run(paths):
         if r['failure']: say(f'\n{"="*20} {r["lesson"]} failed {"="*20}\n{r["failure"]}')
     say('\n' + table([HEAD, *rows(results)]))
     failed = [r['lesson'] for r in results if r['failure']]
-    say(f'\n{len(results) - len(failed)} of {len(results)} lessons passed, {len(failed)} failed' + (f' ({", ".join(failed)})' if failed else '') +
+    say(f'\n{len(results) - len(failed)} of {len(results)} lessons passed, {len(failed)} failed'
+        + (f' ({", ".join(failed)})' if failed else '') +
         f', in {time.time() - start:.0f} s; the executed notebooks are in {RUN.name}/')
     if paths == lessons():
-        (RUN/'report.json.part').write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding='utf-8')
+        (RUN/'report.json.part').write_text(json.dumps(results, indent=1, ensure_ascii=False),
+                                            encoding='utf-8')
         os.replace(RUN/'report.json.part', RUN/'report.json')
     return bool(failed)
 
 def store(paths):
-    "Run lessons as they run without a mirror, and keep the outputs of those that pass in nbs/, cleaned. Answers the exit status."
+    """Run lessons as they run without a mirror, and keep the outputs of those that pass in nbs/, cleaned.
+    Answers the exit status."""
     os.environ['EXP_DATA_MIRROR'] = ''
     with tempfile.TemporaryDirectory() as cache:
         os.environ['EXP_DATA'] = cache
@@ -209,35 +243,44 @@ def about(path):
     text = ''.join(json.loads(path.read_text(encoding='utf-8'))['cells'][0]['source'])
     title, sentence = re.search(r'^# (.+)$', text, re.M), re.search(r'^> (.+)$', text, re.M)
     builds = re.search(r'^Builds on: (.*?)\. Runs in (.+?)\.?$', text, re.M)
-    if not (title and sentence and builds): stop(f'{path.name} should open with "# Title", "> a sentence" and "Builds on: …. Runs in …."')
+    if not (title and sentence and builds):
+        stop(f'{path.name} should open with "# Title", "> a sentence" and "Builds on: …. Runs in …."')
     return title[1], sentence[1], builds[1], builds[2]
 
-def markdown(rows): return '\n'.join('| ' + ' | '.join(r) + ' |' for r in (rows[0], ['---']*len(rows[0]), *rows[1:]))
+def markdown(rows):
+    return '\n'.join('| ' + ' | '.join(r) + ' |' for r in (rows[0], ['---']*len(rows[0]), *rows[1:]))
 
 def replace_between(text, name, new):
     "`text` with what stands between the markers `name` replaced."
     start, end = f'<!-- {name}: written by make results -->', f'<!-- end of {name} -->'
-    if text.count(start) != 1 or text.count(end) != 1: stop(f'README.md should hold the markers {start} and {end} once each')
+    if text.count(start) != 1 or text.count(end) != 1:
+        stop(f'README.md should hold the markers {start} and {end} once each')
     return text[:text.index(start) + len(start)] + '\n' + new + '\n' + text[text.index(end):]
 
 PICTURE = '02_tensors', 'nanoseconds per multiplication', NBS/'images'/'readme.png'
 
 def picture():
-    "Write the README's picture: the stored output of the one cell of a lesson that holds the words of PICTURE."
+    """Write the README's picture: the stored output of the one cell of a lesson that holds the words of
+    PICTURE."""
     lesson, words, target = PICTURE
     cells = json.loads((NBS/f'{lesson}.ipynb').read_text(encoding='utf-8'))['cells']
-    found = [o['data']['image/png'] for c in cells if c['cell_type'] == 'code' and words in ''.join(c['source']) for o in c['outputs'] if 'image/png' in o.get('data', {})]
-    if len(found) != 1: stop(f'{lesson} should have one picture whose cell says {words!r}; it has {len(found)}')
+    found = [o['data']['image/png'] for c in cells if c['cell_type'] == 'code'
+             and words in ''.join(c['source']) for o in c['outputs'] if 'image/png' in o.get('data', {})]
+    if len(found) != 1:
+        stop(f'{lesson} should have one picture whose cell says {words!r}; it has {len(found)}')
     target.parent.mkdir(exist_ok=True)
     target.write_bytes(base64.b64decode(''.join(found[0])))
 
 def results():
-    "Write the README's picture, its table of results and its map of lessons, from the stored notebooks and the last whole run."
+    """Write the README's picture, its table of results and its map of lessons, from the stored notebooks and
+    the last whole run."""
     if not (RUN/'report.json').is_file(): stop('there is no whole run to report; run `make course` first')
     runs = json.loads((RUN/'report.json').read_text(encoding='utf-8'))
     names = [p.stem for p in lessons()]
-    if [r['lesson'] for r in runs] != names: stop('the last run was of other lessons than there are now; run `make course` again')
-    if failed := [r['lesson'] for r in runs if r['failure']]: stop(f'{", ".join(failed)} failed in the last run')
+    if [r['lesson'] for r in runs] != names:
+        stop('the last run was of other lessons than there are now; run `make course` again')
+    if failed := [r['lesson'] for r in runs if r['failure']]:
+        stop(f'{", ".join(failed)} failed in the last run')
     link = {p.stem: f'[{p.stem}](nbs/{p.name})' for p in lessons()}
     figures = [(link[r[0]], *r[1:6]) for r in rows(runs) if r[4] != '–']
     seconds = {r['lesson']: r['seconds'] for r in runs}
@@ -246,7 +289,8 @@ def results():
     readme = ROOT/'README.md'
     text = readme.read_text(encoding='utf-8')
     text = replace_between(text, 'results', markdown([HEAD[:6], *figures]))
-    text = replace_between(text, 'map', markdown([('lesson', 'after it you can', 'builds on', 'runs in'), *lesson_map]))
+    text = replace_between(text, 'map',
+                           markdown([('lesson', 'after it you can', 'builds on', 'runs in'), *lesson_map]))
     readme.write_text(text, encoding='utf-8', newline='\n')
     picture()
     say('wrote the tables and the picture of README.md')
@@ -259,11 +303,14 @@ def checked(*command, **kw):
     return subprocess.run(list(map(str, command)), cwd=ROOT, **kw).returncode == 0
 
 def test():
-    "pytest (which also compares exp/ with the notebooks and looks for uncleaned ones) and all notebooks, two at a time."
+    """pytest (which also compares exp/ with the notebooks and looks for uncleaned ones) and all notebooks,
+    two at a time."""
     setup()
-    notebooks = checked(*script('nbdev-test'), '--n-workers', min(2, os.cpu_count() or 1), '--timing', env=environment(1))
+    notebooks = checked(*script('nbdev-test'), '--n-workers', min(2, os.cpu_count() or 1), '--timing',
+                        env=environment(1))
     tests = checked(python(), '-m', 'pytest')
-    say('everything holds' if notebooks and tests else 'FAILED: ' + ' and '.join(n for n, ok in (('the notebooks', notebooks), ('pytest', tests)) if not ok))
+    say('everything holds' if notebooks and tests else 'FAILED: '
+        + ' and '.join(n for n, ok in (('the notebooks', notebooks), ('pytest', tests)) if not ok))
     return not (notebooks and tests)
 
 def export():
@@ -281,8 +328,12 @@ def bench():
     return not all([checked(python(), path) for path in found])
 
 def clean():
-    for name in ('_run', 'build', 'dist', '_docs', '.pytest_cache', '.hypothesis', '.benchmarks', 'exp.egg-info'): shutil.rmtree(ROOT/name, ignore_errors=True)
-    for folder in [f for name in ('__pycache__', '.ipynb_checkpoints') for top in ('nbs', 'exp', 'tests', 'tools', 'data', 'examples', 'benchmarks') for f in (ROOT/top).rglob(name)]:
+    for name in ('_run', 'build', 'dist', '_docs', '.pytest_cache', '.hypothesis', '.benchmarks',
+                 'exp.egg-info'):
+        shutil.rmtree(ROOT/name, ignore_errors=True)
+    for folder in [f for name in ('__pycache__', '.ipynb_checkpoints')
+                   for top in ('nbs', 'exp', 'tests', 'tools', 'data', 'examples', 'benchmarks')
+                   for f in (ROOT/top).rglob(name)]:
         shutil.rmtree(folder, ignore_errors=True)
     say('removed runs, builds and caches; .venv and downloaded data are kept')
 
@@ -294,7 +345,8 @@ def main(args):
     if command == 'lesson':
         if len(rest) != 1: stop('which lesson? e.g. make lesson N=04, or python tools/course.py lesson 04')
         return run([find_lesson(rest[0])])
-    plain = dict(run=lambda: run(lessons()), test=test, setup=setup, lab=lab, export=export, results=results, bench=bench, clean=clean, help=lambda: say(__doc__.strip()))
+    plain = dict(run=lambda: run(lessons()), test=test, setup=setup, lab=lab, export=export, results=results,
+                 bench=bench, clean=clean, help=lambda: say(__doc__.strip()))
     if command not in plain or rest: stop(f'unknown: {" ".join(args)}\n\n{__doc__.strip()}')
     return plain[command]()
 

@@ -1,7 +1,7 @@
 """Trainings that kill themselves where they are told, for tests/test_resume.py.
 
-    python resume_training.py '{"setup": "images", "folder": "…", "kill": ["after_step", 7, -1000]}'    one training
-    python resume_training.py --serve    reads such lines and runs each in a forked process, which saves the imports
+    python resume_training.py '{"setup": "images", "folder": "…", "kill": ["after_step", 7, -1000]}'
+    python resume_training.py --serve    reads such lines, each run in a forked process
 """
 import json, multiprocessing, os, random, signal, sys, traceback
 from functools import partial
@@ -55,14 +55,16 @@ def tensors(num_workers=0):
     x, y = items()
     x = x.float()/255
     train = TransformedDataset(Dataset(x[:N], y[:N]), [random_shift, noise])
-    return make_data(train, Dataset(x[N:], y[N:]), bs=BS, num_workers=num_workers, batch_tfms=([FlipSome()], []))
+    return make_data(train, Dataset(x[N:], y[N:]), bs=BS, num_workers=num_workers,
+                     batch_tfms=([FlipSome()], []))
 
 def label(im): return int(im[0].float().mean() > 127)
 
 def images(num_workers=0):
     x, _ = items()
     split = ImageList(list(x)).split_by_index(range(N, N + N_VALID)).label_from_func(label)
-    return split.transform(([Brighten(), Shade()], []), size=8).databunch(BS, num_workers=num_workers).normalize(([0.5]*3, [0.3]*3))
+    return split.transform(([Brighten(), Shade()], []),
+                           size=8).databunch(BS, num_workers=num_workers).normalize(([0.5]*3, [0.3]*3))
 
 # ---------------------------------------------------------------- networks and callbacks
 
@@ -77,7 +79,8 @@ class Counted(nn.Module):
 
 def network():
     torch.manual_seed(3)
-    return nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), Counted(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(54, 2))
+    return nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), Counted(), nn.Flatten(),
+                         nn.Dropout(0.3), nn.Linear(54, 2))
 
 def halves(model): return [model[:3], model[3:]]
 
@@ -112,7 +115,8 @@ class Kill(Callback):
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 
 def kill_in_write(n, how):
-    "Let the process end within the n-th writing of a file: with half of it written, before it is renamed, or after that."
+    """Let the process end within the n-th writing of a file: with half of it written, before it is renamed,
+    or after that."""
     import exp.core
     replace, save, left = os.replace, torch.save, [n]
     def half(state, f):
@@ -130,17 +134,19 @@ def kill_in_write(n, how):
     if how == 'half': exp.core.torch.save = half
     else: os.replace = rename
 
-# ---------------------------------------------------------------- trainings: each a function of (folder, callbacks), which trains and answers the learner
+# ------------ trainings: each a function of (folder, callbacks), which trains and answers the learner
 
 def checkpoint(folder, every): return [Checkpoint(Path(folder)/'fit.ckpt', every)] if every else []
 
 def one_cycle(data, splitter, lr, moms, folder, cbs, every, more=(), opt_func=adam_opt):
-    learn = Learner(data, network(), metrics=[accuracy], splitter=splitter, opt_func=opt_func, cbs=[Jolt(), *checkpoint(folder, every), *(c() for c in more)], path=folder)
+    learn = Learner(data, network(), metrics=[accuracy], splitter=splitter, opt_func=opt_func,
+                    cbs=[Jolt(), *checkpoint(folder, every), *(c() for c in more)], path=folder)
     learn.fit_one_cycle(EPOCHS, lr, moms=moms, cbs=cbs, resume=True if every else None)
     return learn
 
 def plain(data, opt_func, trackers, folder, cbs, every):
-    learn = Learner(data, network(), metrics=[accuracy], opt_func=opt_func, cbs=[Jolt(), *checkpoint(folder, every)], path=folder)
+    learn = Learner(data, network(), metrics=[accuracy], opt_func=opt_func,
+                    cbs=[Jolt(), *checkpoint(folder, every)], path=folder)
     learn.fit(2*EPOCHS, 0.02, cbs=[*(make() for make in trackers), *cbs], resume=True if every else None)
     return learn
 
@@ -150,22 +156,33 @@ SETUPS = {
     'workers':  lambda **kw: one_cycle(tensors(2), None, 1e-2, (0.95, 0.85, 0.95), **kw),
     'image workers': lambda **kw: one_cycle(images(2), halves, [1e-3, 1e-2], (0.95, 0.85, 0.95), **kw),
     'images with two workers': lambda **kw: one_cycle(images(2), None, 1e-2, None, **kw),
-    'accumulated': lambda **kw: one_cycle(tensors(), None, 2e-2, (0.95, 0.85, 0.95), more=[Accumulate], opt_func=partial(lamb_opt, wd=0.1), **kw),
-    'plateau':  lambda **kw: plain(tensors(), partial(sgd_opt, mom=0.9, nesterov=True, wd=1e-3), [partial(ReduceLROnPlateau, patience=1, factor=0.5), partial(EarlyStopping, patience=6)], **kw),
-    'stopped':  lambda **kw: plain(tensors(), torch.optim.RMSprop, [partial(EarlyStopping, min_delta=0.5, patience=2)], **kw),   # ends in epoch 2
-    'torch adam': lambda **kw: plain(images(), torch.optim.AdamW, [partial(ReduceLROnPlateau, min_delta=0.05, patience=1, factor=0.5)], **kw),
+    'accumulated': lambda **kw: one_cycle(tensors(), None, 2e-2, (0.95, 0.85, 0.95), more=[Accumulate],
+                                          opt_func=partial(lamb_opt, wd=0.1), **kw),
+    'plateau':  lambda **kw: plain(tensors(), partial(sgd_opt, mom=0.9, nesterov=True, wd=1e-3), [
+        partial(ReduceLROnPlateau, patience=1, factor=0.5), partial(EarlyStopping, patience=6)], **kw),
+    # ends in epoch 2
+    'stopped':  lambda **kw: plain(tensors(), torch.optim.RMSprop,
+                                   [partial(EarlyStopping, min_delta=0.5, patience=2)], **kw),
+    'torch adam': lambda **kw: plain(images(), torch.optim.AdamW,
+                                     [partial(ReduceLROnPlateau, min_delta=0.05, patience=1, factor=0.5)],
+                                     **kw),
 }
 
 def results(learn):
-    return {'model': learn.model.state_dict(), 'counted': learn.model[3].n, 'opt': learn.opt.state_dict(), 'epoch': learn.epoch, 'n_iter': learn.n_iter,
-            'history': [{k: v for k, v in row.items() if k != 'seconds'} for row in learn.history], 'losses': learn.recorder.losses, 'lrs': learn.recorder.lrs,
-            'valid_losses': learn.recorder.valid_losses, 'jolt': learn.jolt.sum, 'rows': [row['epoch'] for row in learn.progress.rows],
+    return {'model': learn.model.state_dict(), 'counted': learn.model[3].n, 'opt': learn.opt.state_dict(),
+            'epoch': learn.epoch, 'n_iter': learn.n_iter,
+            'history': [{k: v for k, v in row.items() if k != 'seconds'} for row in learn.history],
+            'losses': learn.recorder.losses, 'lrs': learn.recorder.lrs,
+            'valid_losses': learn.recorder.valid_losses, 'jolt': learn.jolt.sum,
+            'rows': [row['epoch'] for row in learn.progress.rows],
             'generators': [repr(random.getstate()), repr(np.random.get_state()), torch.get_rng_state()]}
 
 def train(setup, folder, kill=None, kill_write=None, every=2, result='result'):
     "Train, or die; what came out goes to a file in `folder`."
     torch.set_num_threads(1)
-    torch.manual_seed(7); random.seed(7); np.random.seed(7)
+    torch.manual_seed(7)
+    random.seed(7)
+    np.random.seed(7)
     if kill_write: kill_in_write(*kill_write)
     learn = SETUPS[setup](folder=folder, cbs=[Kill(*kill)] if kill else [], every=every)
     torch.save(results(learn), Path(folder)/f'{result}.part')
@@ -176,7 +193,8 @@ def in_child(job):
     os.setpgid(0, 0)   # with its workers a group of its own
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     log = os.open(Path(job['folder'])/'log', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1); os.dup2(log, 2)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     try: train(**job)
     except BaseException:
         traceback.print_exc()
