@@ -2,10 +2,12 @@
 PYTHON ?= python3
 N ?=
 
-.PHONY: course test setup lesson store lab export results bench clean help
+.PHONY: course test test-fast setup real lesson store lab export results bench clean help
 help:    ; @$(PYTHON) tools/course.py help
 course:  ; @$(PYTHON) tools/course.py run
 test:    ; @$(PYTHON) tools/course.py test
+test-fast: ; @$(PYTHON) tools/course.py test-fast
+real:    ; @$(PYTHON) tools/course.py real
 setup:   ; @$(PYTHON) tools/course.py setup
 lesson:  ; @$(PYTHON) tools/course.py lesson $(N)
 lab:     ; @$(PYTHON) tools/course.py lab

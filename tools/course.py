@@ -1,29 +1,32 @@
 """Runs, tests and maintains the course: what the Makefile's targets do, with the standard library alone.
 
-    python tools/course.py COMMAND [LESSON]
+    python tools/course.py COMMAND [NOTEBOOK …]
 
 Commands:
-    run       set up if need be, run all lessons, write them to _run/ and end with a table       (make course)
-    test      set up if need be, run pytest and every notebook                                   (make test)
-    setup     make .venv, or bring it up to date                                                 (make setup)
-    lesson N  run one lesson, by its number                                                      (make lesson N=04)
-    store [N] run all lessons or one, and keep their outputs in nbs/                             (make store N=04)
-    lab       open JupyterLab                                                                    (make lab)
-    export    write exp/ from the notebooks, and clean their metadata                            (make export)
-    results   write the README's tables and picture from the last run                            (make results)
-    bench     run the benchmarks                                                                 (make bench)
-    clean     remove what runs and builds left behind                                            (make clean)
-    help      print this
+    run         set up if need be, run all lessons, write them to _run/, end with a table   (make course)
+    test        set up if need be, run ruff, every notebook and pytest                      (make test)
+    test-fast   the tests that take seconds, for every few minutes                          (make test-fast)
+    setup       make .venv, or bring it up to date                                          (make setup)
+    lesson N    run one notebook: 09, 16b, 09_solutions, a name or a path                   (make lesson N=09)
+    lab         open JupyterLab on a copy of the lessons, which keeps your work             (make lab)
+    store [N]   run all notebooks or some, and keep their outputs in nbs/                   (make store N=09)
+    export      write exp/ from the notebooks, and clean their metadata                     (make export)
+    real        run the lessons that use downloadable data on it, write benchmarks/real.json  (make real)
+    results     write RESULTS.md and the README's tables and picture from the last run      (make results)
+    bench       run the benchmarks                                                          (make bench)
+    clean       remove what runs and builds left behind                                     (make clean)
+    help        print this
 
 With --here, the interpreter that runs this file is used as it is (a conda environment, say) and nothing is
-installed.
+installed. What else stands behind `lab` goes to JupyterLab, as in `lab --no-browser --port 9000`.
 """
-import base64, configparser, hashlib, json, os, re, shutil, subprocess, sys, tempfile, time
+import base64, configparser, hashlib, json, os, re, shutil, signal, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NBS, RUN, VENV = ROOT/'nbs', ROOT/'_run', ROOT/'.venv'
+NBS, RUN, VENV, LAB = ROOT/'nbs', ROOT/'_run', ROOT/'.venv', ROOT/'_lab'
 PYTHONS = (3, 11), (3, 14)
 HERE = '--here' in sys.argv
 
@@ -41,16 +44,15 @@ def script(name):
     "A command that the environment's packages installed, as the start of a command line."
     return [str(Path(python()).parent/(name + ('.exe' if os.name == 'nt' else '')))]
 
-def answers(*command):
+def succeeds(*command):
     "Does this command run and exit with 0?"
     try: return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
     except OSError: return False
 
 def fingerprint():
     "What the environment is made from; another fingerprint makes it stale."
-    parts = [sys.version, str(ROOT),
-             *((ROOT/name).read_text(encoding='utf-8') for name in ('pyproject.toml', 'constraints.txt'))]
-    return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
+    files = [(ROOT/name).read_text(encoding='utf-8') for name in ('pyproject.toml', 'constraints.txt')]
+    return hashlib.sha256('\0'.join([sys.version, str(ROOT), *files]).encode()).hexdigest()
 
 def torch_index():
     "Another index for torch: EXP_TORCH_INDEX, or torch_index in settings.ini."
@@ -62,39 +64,39 @@ def torch_index():
 def announce_download():
     "Say so before a torch is fetched that brings CUDA's libraries along."
     report = subprocess.run([python(), '-m', 'pip', 'install', '-q', '--dry-run', '--no-deps', '--report',
-                             '-', '-c', str(ROOT/'constraints.txt'), 'torch'],
-                            capture_output=True, text=True)
+                             '-',
+                             '-c', str(ROOT/'constraints.txt'), 'torch'], capture_output=True, text=True)
     try: torch = json.loads(report.stdout)['install'][0]['metadata']
     except (ValueError, LookupError): return   # torch is there already, or pip will say itself what is wrong
-    if (sys.platform == 'linux' and '+cpu' not in torch['version']
-        and any(r.startswith(('nvidia', 'cuda')) for r in torch.get('requires_dist', []))):
+    cuda = any(r.startswith(('nvidia', 'cuda')) for r in torch.get('requires_dist', []))
+    if sys.platform == 'linux' and '+cpu' not in torch['version'] and cuda:
         say('  PyTorch comes with CUDA here: a download of several gigabytes. For the CPU build, stop '
-            '(Ctrl-C) and set EXP_TORCH_INDEX;\n'
-            '  README.md says how.')
+            '(Ctrl-C)\n'
+            '  and set EXP_TORCH_INDEX; README.md says how.')
 
 def pip_install(*what):
     quiet = [] if sys.stdout.isatty() else ['-q', '--progress-bar', 'off']
-    if subprocess.run([python(), '-m', 'pip', 'install', '--disable-pip-version-check', *quiet, *what],
-                      cwd=ROOT).returncode:
+    command = [python(), '-m', 'pip', 'install', '--disable-pip-version-check', *quiet, *what]
+    if subprocess.run(command, cwd=ROOT).returncode:
         stop('the installation failed; pip says why above. Run the same command again to go on')
 
 def setup():
     "Make .venv if there is none, bring it up to date if it is stale, and return at once if it is neither."
     if HERE: return
+    (_, low), (_, high) = PYTHONS
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
-        stop(f'Python {sys.version.split()[0]} runs this; the course needs 3.{PYTHONS[0][1]} to '
-             f'3.{PYTHONS[1][1]}, e.g. make course PYTHON=python3.12')
+        stop(f'Python {sys.version.split()[0]} runs this; the course needs 3.{low} to 3.{high}, '
+             'e.g. make course PYTHON=python3.12')
     stamp, wanted = VENV/'course-stamp', fingerprint()
-    if stamp.is_file() and stamp.read_text() == wanted and answers(python(), '-c', 'import torch, exp'):
+    if stamp.is_file() and stamp.read_text() == wanted and succeeds(python(), '-c', 'import torch, exp'):
         return
     start = time.time()
-    same = (answers(python(), '-c', f'import sys; sys.exit(sys.version != {sys.version!r})')
-            and answers(python(), '-m', 'pip', '--version'))
-    if not same:
+    same = succeeds(python(), '-c', f'import sys; sys.exit(sys.version != {sys.version!r})')
+    if same and succeeds(python(), '-m', 'pip', '--version'): say(f'bringing {VENV.name}/ up to date')
+    else:
         say(f'setting up {VENV.name}/ with Python {sys.version.split()[0]}')
         if subprocess.run([sys.executable, '-m', 'venv', '--clear', str(VENV)]).returncode:
             stop("Python's venv is missing or failed (on Debian and Ubuntu: apt install python3-venv)")
-    else: say(f'bringing {VENV.name}/ up to date')
     constraints = ['-c', str(ROOT/'constraints.txt')]
     if index := torch_index(): pip_install('--index-url', index, *constraints, 'torch')
     else: announce_download()
@@ -103,20 +105,38 @@ def setup():
     stamp.write_text(wanted)
     say(f'  set up in {time.time() - start:.0f} s')
 
-# ---- running lessons
+# ---- the notebooks
 
-def lessons(): return sorted(p for p in NBS.glob('[0-9][0-9]*_*.ipynb') if not p.name.startswith('99_'))
+def cells(path): return json.loads(path.read_text(encoding='utf-8'))['cells']
+def source(cell): return ''.join(cell['source'])
+def number(path): return path.name.split('_')[0]
+def is_workshop(path): return 'workshop' in source(cells(path)[0])
 
-def find_lesson(number):
-    found = [p for p in lessons()
-             if p.name.split('_')[0] == (number.zfill(2) if number.isdigit() else number)]
-    if not found:
-        stop(f'there is no lesson {number}; there are {", ".join(p.name.split("_")[0] for p in lessons())}')
-    return found[0]
+def lessons():
+    "Lessons and workshops, in the order of reading."
+    return sorted(p for p in NBS.glob('[0-9]*_*.ipynb') if number(p) not in ('98', '99'))
+def appendices(): return sorted(NBS.glob('9[89]_*.ipynb'))
+def solutions(): return sorted((NBS/'solutions').glob('[0-9]*_solutions.ipynb'))
 
-def environment(threads):
-    "The environment variables for a notebook: `threads` for torch, None for all of them."
-    env = dict(os.environ, PYTHONUTF8='1', PYDEVD_DISABLE_FILE_VALIDATION='1')
+def find_notebook(what):
+    "A notebook by its number (`09`, `16b`; its solutions `09_solutions`), name or path."
+    every = [*lessons(), *appendices(), *solutions()]
+    name = Path(what).name.removesuffix('.ipynb')
+    if name.isdigit(): name = name.zfill(2)
+    for p in every:
+        short = number(p) + ('_solutions' if p.parent.name == 'solutions' else '')
+        if name in (p.stem, short): return p
+    stop(f'there is no notebook {what}; there are {", ".join(map(number, [*lessons(), *appendices()]))}, '
+         'and 00_solutions and so on')
+
+# ---- running notebooks
+
+def environment(threads=None, **more):
+    "The environment variables for a process: `threads` for torch, None for all of them."
+    env = dict(os.environ, PYTHONUTF8='1', PYDEVD_DISABLE_FILE_VALIDATION='1', **more)
+    # a thread that waits sleeps; where it spins, another job on the machine costs a lesson many times its
+    # time
+    env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     # else the C library hands large tensors back to the system, which clears their pages anew: half the time
     # of a training step
     if sys.platform == 'linux':
@@ -124,39 +144,48 @@ def environment(threads):
     if threads: env.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     return env
 
-def run_lesson(path, threads):
-    "Run one lesson into _run/. Answers its name, seconds, reports and, if it failed, the failure."
+def run_notebook(path, target, threads, show=False):
+    """Run one notebook, written to `target`. Returns its name, seconds, reports and, if it failed, the
+    failure."""
+    target.unlink(missing_ok=True)   # what was there before should not look like this run
     with tempfile.TemporaryDirectory() as folder:
-        reports = Path(folder)/'report.jsonl'
+        reports, failed = Path(folder)/'report.jsonl', Path(folder)/'failure.txt'
         start = time.time()
-        done = subprocess.run([python(), __file__, '_execute', str(path), str(RUN/path.name)],
-                              env={**environment(threads), 'EXP_REPORT': str(reports)},
-                              capture_output=True, text=True, encoding='utf-8', errors='replace')
+        command = [python(), __file__, '_execute', str(path), str(target), str(failed), *['show']*show]
+        done = subprocess.run(command, env=environment(threads, EXP_REPORT=str(reports)), encoding='utf-8',
+                              errors='replace', stdout=None if show else subprocess.PIPE,
+                              stderr=subprocess.PIPE)
         seconds = time.time() - start
         lines = reports.read_text(encoding='utf-8').splitlines() if reports.exists() else []
-    failure = (None if done.returncode == 0 else done.stdout.strip() or done.stderr.strip()
-               or f'it ended with exit status {done.returncode}')
+        failure = failed.read_text(encoding='utf-8') if failed.exists() else None
+    if done.returncode and not failure:
+        failure = done.stderr.strip() or f'it ended with exit status {done.returncode}'
     return dict(lesson=path.stem, seconds=round(seconds, 1), reports=[json.loads(l) for l in lines],
                 failure=failure)
 
-def execute(source, target):
-    """Run a notebook in a kernel and write it with its outputs, also when a cell fails (in the environment's
-    interpreter)."""
+def execute(path, target, failed, show=False):
+    """Run a notebook in a kernel, in the environment's interpreter, and write it with its outputs, also where
+    a cell fails; a run that is broken off writes nothing."""
     import nbclient, nbformat
-    nb = nbformat.read(source, as_version=4)
+    nb = nbformat.read(path, as_version=4)
+    for cell in nb.cells:
+        if cell.cell_type == 'code': cell.update(outputs=[], execution_count=None)
+    start = time.time()
+    def section(cell, cell_index):
+        title = re.match(r'## (.+)', cell.source)
+        if title:
+            say(f'{time.time() - start:6.0f} s   cell {cell_index + 1:3} of {len(nb.cells)}   {title[1]}')
     client = nbclient.NotebookClient(nb, timeout=3600, kernel_name='python3', store_widget_state=False,
-                                     resources={'metadata': {'path': str(Path(source).parent)}})
-    failure = None
+                                     resources={'metadata': {'path': str(Path(path).parent)}},
+                                     on_cell_start=section if show else None)
+    errors = nbclient.exceptions
     try: client.execute()
-    except (nbclient.exceptions.CellExecutionError, nbclient.exceptions.CellTimeoutError,
-            nbclient.exceptions.DeadKernelError) as e:
-        failure = e
+    except (errors.CellExecutionError, errors.CellTimeoutError, errors.DeadKernelError) as e:
+        Path(failed).write_text(describe(nb, e), encoding='utf-8')
     Path(target).parent.mkdir(exist_ok=True)
     nbformat.write(nb, target + '.part')
     os.replace(target + '.part', target)
-    if failure:
-        print(describe(nb, failure))
-        sys.exit(1)
+    return Path(failed).exists()
 
 def describe(nb, failure):
     "The cell that failed, its source and its traceback, as text."
@@ -167,88 +196,126 @@ def describe(nb, failure):
                 return f'cell {i + 1} failed: {o.ename}: {o.evalue}\n\n{cell.source}\n\n{trace}'
     return str(failure)
 
+def run_all(paths, folder, show=False):
+    """Run notebooks into `folder`, two at a time where there are two cores; lines in order, then failures
+    whole."""
+    at_once = min(2, os.cpu_count() or 1, len(paths))
+    threads = 1 if at_once > 1 else None
+    how = ', two at a time with one thread each' if at_once > 1 else ''
+    say(f'running {len(paths)} notebook{"s"*(len(paths) > 1)}{how}')
+    start, results = time.time(), []
+    with ThreadPoolExecutor(at_once) as pool:
+        for result in pool.map(lambda p: run_notebook(p, folder/p.name, threads, show), paths):
+            words = '; '.join(map(reached, result['reports'])) or 'passed'
+            if result['failure']: words = 'FAILED, ' + result['failure'].splitlines()[0]
+            say(f'{result["lesson"]:<32}{result["seconds"]:6.0f} s   {words}')
+            results.append(result)
+    for r in results:
+        if r['failure']: say(f'\n{"="*20} {r["lesson"]} failed {"="*20}\n{r["failure"]}')
+    failed = [r['lesson'] for r in results if r['failure']]
+    say(f'\n{len(results) - len(failed)} of {len(results)} notebooks passed, {len(failed)} failed'
+        + f' ({", ".join(failed)})'*bool(failed) + f', in {time.time() - start:.0f} s')
+    return results
+
+def write(path, text):
+    "Write beside `path`, then rename."
+    part = path.with_name(path.name + '.part')
+    part.write_text(text, encoding='utf-8', newline='\n')
+    os.replace(part, path)
+
+def has_failed(results): return any(r['failure'] for r in results)
+
+def run(paths):
+    "Run lessons into _run/, with a table at the end; returns the exit status."
+    setup()
+    results = run_all(paths, RUN, show=len(paths) == 1)
+    say('\n' + table([HEAD, *rows(results)]))
+    say(f'\nthe executed notebooks are in {RUN.name}/')
+    if paths == lessons(): write(RUN/'report.json', json.dumps(results, indent=1, ensure_ascii=False))
+    return has_failed(results)
+
+@contextmanager
+def embedded():
+    """A block in which notebooks and tests find no data but what the repository carries and they make
+    themselves."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ.update(EXP_DATA_MIRROR='', EXP_DATA=cache)
+        try: yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+def store(paths):
+    """Run notebooks on what is embedded, and keep their outputs in nbs/, cleaned, if all pass; the exit
+    status."""
+    setup()
+    with embedded(): results = run_all(paths, RUN)
+    if has_failed(results): return True
+    for p in paths:
+        shutil.copyfile(RUN/p.name, p)
+        checked(*script('nbdev-clean'), '--fname', p)
+    if set(lessons()) <= set(paths):
+        names = {p.stem for p in lessons()}
+        found = [r for r in results if r['lesson'] in names]
+        write(RUN/'report.json', json.dumps(found, indent=1, ensure_ascii=False))
+
+# ---- tables of results
+
 def figure(v, unit): return '–' if v is None else f'{v:.4g} {unit}'.rstrip()
+def sourced(r):
+    "What the source reports, and its name."
+    return figure(r['source'], r['unit']) + (f' ({r["source_name"]})' if r['source_name'] else '')
 def reached(r):
     return (f'{r["measure"]} {figure(r["value"], r["unit"])}'
-            + (f' ({r["source_name"]}: {figure(r["source"], r["unit"])})' if r['source'] is not None else ''))
-
-def print_line(result):
-    words = ('FAILED, ' + result['failure'].splitlines()[0] if result['failure']
-             else '; '.join(map(reached, result['reports'])) or 'passed')
-    say(f'{result["lesson"]:<22}{result["seconds"]:6.0f} s   {words}')
-
-def table(rows):
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    line = lambda row: '  '.join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip()
-    return '\n'.join([line(rows[0]), '  '.join('-'*w for w in widths), *map(line, rows[1:])])
+            + f' (source: {sourced(r)})'*(r['source'] is not None))
 
 HEAD = 'lesson', 'measure', 'source', 'conditions', 'reached here', 'data', 'seconds'
 
 def rows(results):
     "One row for each figure that a lesson reported, and one for a lesson that reported none."
     for res in results:
-        seconds = f'{res["seconds"]:.0f}'
         if res['failure'] or not res['reports']:
-            yield (res['lesson'], 'FAILED' if res['failure'] else 'its assertions hold', '–', '–', '–', '–',
-                   seconds)
+            words = 'FAILED' if res['failure'] else 'its assertions hold'
+            yield res['lesson'], words, '–', '–', '–', '–', f'{res["seconds"]:.0f}'
         for r in res['reports']:
-            source = (figure(r['source'], r['unit']) + (f' ({r["source_name"]})' if r['source'] is not None
-                                                        and r['source_name'] else ''))
-            yield (res['lesson'], r['measure'], source, r['conditions'] or '–', figure(r['value'], r['unit']),
-                   r['data'], seconds)
+            yield (res['lesson'], r['measure'], sourced(r), r['conditions'] or '–',
+                   figure(r['value'], r['unit']), r['data'], f'{res["seconds"]:.0f}')
 
-def run(paths):
-    """Run lessons, two at a time where there are two cores; lines in order, failures whole, a table at the
-    end. Answers the exit status."""
-    setup()
-    at_once = min(2, os.cpu_count() or 1, len(paths))
-    threads = 1 if at_once > 1 else None
-    start = time.time()
-    say(f'running {len(paths)} lesson{"s"*(len(paths) > 1)}'
-        + (', two at a time with one thread each' if at_once > 1 else ''))
-    results = []
-    with ThreadPoolExecutor(at_once) as pool:
-        for result in pool.map(lambda p: run_lesson(p, threads), paths):
-            print_line(result)
-            results.append(result)
-    for r in results:
-        if r['failure']: say(f'\n{"="*20} {r["lesson"]} failed {"="*20}\n{r["failure"]}')
-    say('\n' + table([HEAD, *rows(results)]))
-    failed = [r['lesson'] for r in results if r['failure']]
-    say(f'\n{len(results) - len(failed)} of {len(results)} lessons passed, {len(failed)} failed'
-        + (f' ({", ".join(failed)})' if failed else '') +
-        f', in {time.time() - start:.0f} s; the executed notebooks are in {RUN.name}/')
-    if paths == lessons():
-        (RUN/'report.json.part').write_text(json.dumps(results, indent=1, ensure_ascii=False),
-                                            encoding='utf-8')
-        os.replace(RUN/'report.json.part', RUN/'report.json')
-    return bool(failed)
-
-def store(paths):
-    """Run lessons as they run without a mirror, and keep the outputs of those that pass in nbs/, cleaned.
-    Answers the exit status."""
-    os.environ['EXP_DATA_MIRROR'] = ''
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ['EXP_DATA'] = cache
-        failed = run(paths)
-    if failed: return failed
-    for p in paths:
-        shutil.copyfile(RUN/p.name, p)
-        checked(*script('nbdev-clean'), '--fname', p)
-
-# ---- the README's tables
-
-def about(path):
-    "A lesson's title, sentence, and what it builds on and how long it says it takes."
-    text = ''.join(json.loads(path.read_text(encoding='utf-8'))['cells'][0]['source'])
-    title, sentence = re.search(r'^# (.+)$', text, re.M), re.search(r'^> (.+)$', text, re.M)
-    builds = re.search(r'^Builds on: (.*?)\. Runs in (.+?)\.?$', text, re.M)
-    if not (title and sentence and builds):
-        stop(f'{path.name} should open with "# Title", "> a sentence" and "Builds on: …. Runs in …."')
-    return title[1], sentence[1], builds[1], builds[2]
+def table(rows):
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    line = lambda row: '  '.join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip()
+    return '\n'.join([line(rows[0]), '  '.join('-'*w for w in widths), *map(line, rows[1:])])
 
 def markdown(rows):
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in (rows[0], ['---']*len(rows[0]), *rows[1:]))
+
+REAL = ROOT/'benchmarks'/'real.json'
+
+def real():
+    """Run the lessons that use a downloadable data set, and keep what they reach on it in
+    benchmarks/real.json."""
+    setup()
+    paths = [p for p in lessons()
+             if any('fallback=' in source(c) for c in cells(p) if c['cell_type'] == 'code')]
+    results = run_all(paths, RUN)
+    found = [{'lesson': r['lesson'], **{k: v for k, v in f.items() if k != 'lesson'}}
+             for r in results for f in r['reports'] if f['data'] == 'mirror']
+    if has_failed(results) or not found:
+        stop('nothing is kept: a lesson failed, or no data set was there; set EXP_DATA_MIRROR to a folder of '
+             'them')
+    write(REAL, json.dumps(found, indent=1, ensure_ascii=False) + '\n')
+    say(f'wrote {len(found)} figures to benchmarks/real.json; `make results` shows them')
+    return False
+
+def about(path):
+    "A notebook's title, sentence, and what it builds on."
+    text = source(cells(path)[0])
+    title, sentence = re.search(r'^# (.+)$', text, re.M), re.search(r'^> (.+)$', text, re.M)
+    builds = re.search(r'^Builds on: (.*?)\. Runs in .+\.$', text, re.M)
+    if not (title and sentence and builds):
+        stop(f'{path.name} should open with "# Title", "> a sentence" and "Builds on: …. Runs in …."')
+    return title[1], sentence[1], builds[1]
 
 def replace_between(text, name, new):
     "`text` with what stands between the markers `name` replaced."
@@ -263,37 +330,140 @@ def picture():
     """Write the README's picture: the stored output of the one cell of a lesson that holds the words of
     PICTURE."""
     lesson, words, target = PICTURE
-    cells = json.loads((NBS/f'{lesson}.ipynb').read_text(encoding='utf-8'))['cells']
-    found = [o['data']['image/png'] for c in cells if c['cell_type'] == 'code'
-             and words in ''.join(c['source']) for o in c['outputs'] if 'image/png' in o.get('data', {})]
+    outputs = [o for c in cells(NBS/f'{lesson}.ipynb') if words in source(c) for o in c.get('outputs', [])]
+    found = [o['data']['image/png'] for o in outputs if 'image/png' in o.get('data', {})]
     if len(found) != 1:
         stop(f'{lesson} should have one picture whose cell says {words!r}; it has {len(found)}')
     target.parent.mkdir(exist_ok=True)
     target.write_bytes(base64.b64decode(''.join(found[0])))
 
+RESULTS = """# What the lessons reach
+
+Written by `make results`. Each figure is what the last run of all lessons measured on what the repository
+carries, beside what the source reports under its conditions; *on the real set* is what `make real` measured
+where a lesson's own data set was there (benchmarks/real.json). 2019 stands for fast.ai's *Deep Learning from
+the Foundations*, D2L for *Dive into Deep Learning*.
+
+"""
+
 def results():
-    """Write the README's picture, its table of results and its map of lessons, from the stored notebooks and
-    the last whole run."""
+    """Write RESULTS.md, and the README's picture, digest and map, from the last run of all lessons and
+    real.json."""
     if not (RUN/'report.json').is_file(): stop('there is no whole run to report; run `make course` first')
     runs = json.loads((RUN/'report.json').read_text(encoding='utf-8'))
-    names = [p.stem for p in lessons()]
-    if [r['lesson'] for r in runs] != names:
+    if [r['lesson'] for r in runs] != [p.stem for p in lessons()]:
         stop('the last run was of other lessons than there are now; run `make course` again')
     if failed := [r['lesson'] for r in runs if r['failure']]:
         stop(f'{", ".join(failed)} failed in the last run')
+    on_real = ({(r['lesson'], r['measure']): r for r in json.loads(REAL.read_text(encoding='utf-8'))}
+               if REAL.is_file() else {})
     link = {p.stem: f'[{p.stem}](nbs/{p.name})' for p in lessons()}
-    figures = [(link[r[0]], *r[1:6]) for r in rows(runs) if r[4] != '–']
-    seconds = {r['lesson']: r['seconds'] for r in runs}
+    reports = [(run['lesson'], r) for run in runs for r in run['reports']]
+    body = []
+    for lesson, r in reports:
+        other = on_real.get((lesson, r['measure']))
+        body.append((link[lesson], r['measure'], sourced(other or r), r['conditions'] or '–',
+                     figure(r['value'], r['unit']),
+                     r['data'], figure(other['value'], other['unit']) if other else '–'))
+    head = 'lesson', 'measure', 'source', 'conditions', 'reached here', 'data', 'on the real set'
+    write(ROOT/'RESULTS.md', RESULTS + markdown([head, *body]) + '\n')
+    digest = [(row[0], row[1], row[2], row[6] if row[6] != '–' else row[4]) for row in body if row[2] != '–']
     minutes = lambda s: f'{s:.0f} s' if s < 60 else f'{s/60:.1f} min'
-    lesson_map = [(link[p.stem], about(p)[1], about(p)[2], minutes(seconds[p.stem])) for p in lessons()]
+    seconds = {r['lesson']: r['seconds'] for r in runs}
+    lesson_map = []
+    for p in lessons():
+        _, sentence, builds = about(p)
+        name = link[p.stem] + ' (workshop)'*is_workshop(p)
+        lesson_map.append((name, sentence, builds, minutes(seconds[p.stem])))
     readme = ROOT/'README.md'
     text = readme.read_text(encoding='utf-8')
-    text = replace_between(text, 'results', markdown([HEAD[:6], *figures]))
+    text = replace_between(text, 'results',
+                           markdown([('lesson', 'measure', 'source', 'reached here'), *digest]))
     text = replace_between(text, 'map',
                            markdown([('lesson', 'after it you can', 'builds on', 'runs in'), *lesson_map]))
-    readme.write_text(text, encoding='utf-8', newline='\n')
+    write(readme, text)
     picture()
-    say('wrote the tables and the picture of README.md')
+    say('wrote RESULTS.md, and the tables and the picture of README.md')
+
+# ---- the lab: a copy that is the learner's
+
+GIVEN = LAB/'.given'   # the files as they were handed out: what differs from them is the learner's
+
+def handed_out():
+    "The files of the checkout that the lab has copies of."
+    yield from (p for p in NBS.rglob('*') if p.is_file() and '.ipynb_checkpoints' not in p.parts)
+    for folder in ('exp', 'examples'): yield from (ROOT/folder).rglob('*.py')
+    yield from (ROOT/name for name in ('README.md', 'RESULTS.md', 'settings.ini') if (ROOT/name).is_file())
+
+def merged(mine, given, new):
+    """A learner's notebook brought up to date, all three as text: cells that the learner changed stay as they
+    are, cells that the learner added follow the cell that they followed, all others are the new ones."""
+    mine, given, new = map(json.loads, (mine, given, new))
+    before = {c['id']: source(c) for c in given['cells']}
+    own = {c['id']: c for c in mine['cells'] if source(c) != before.get(c['id'])}
+    follows = {}   # what the learner added, by the id of the cell before
+    last = None
+    for c in mine['cells']:
+        if c['id'] not in before: follows.setdefault(last, []).append(c)
+        else: last = c['id']
+    out = follows.pop(None, [])
+    for c in new['cells']:
+        out += [own.pop(c['id'], c), *follows.pop(c['id'], [])]
+    out += [c for added in follows.values() for c in added]
+    ids = {c['id'] for c in out}
+    out += [c for c in own.values() if c['id'] not in ids]   # answers in cells that are no more
+    return json.dumps({**new, 'cells': out}, sort_keys=True, indent=1, ensure_ascii=False) + '\n'
+
+def update_lab():
+    """Bring the lab's files up to date, and lose nothing of the learner's; returns the names of merged
+    notebooks."""
+    changed = []
+    for path in handed_out():
+        name = path.relative_to(ROOT)
+        mine, given, new = LAB/name, GIVEN/name, path.read_bytes()
+        for folder in (mine.parent, given.parent): folder.mkdir(parents=True, exist_ok=True)
+        if given.is_file() and given.read_bytes() == new and mine.exists(): continue
+        if mine.exists() and given.is_file() and mine.read_bytes() != given.read_bytes():
+            kept = LAB/'before updates'/f'{time.strftime("%Y-%m-%d %H.%M.%S")} {mine.name}'
+            kept.parent.mkdir(exist_ok=True)
+            shutil.copyfile(mine, kept)
+            if path.suffix == '.ipynb':
+                write(mine, merged(*(p.read_text(encoding='utf-8') for p in (mine, given, path))))
+                changed.append(name.as_posix())
+            else: continue   # a script or text that the learner changed stays
+        else:
+            mine.unlink(missing_ok=True)
+            shutil.copyfile(path, mine)
+            if name.parts[0] == 'exp': mine.chmod(0o444)   # to read: what runs is the checkout's
+        shutil.copyfile(path, given)
+    if not (LAB/'data').exists():
+        try: (LAB/'data').symlink_to(ROOT/'data', target_is_directory=True)
+        except OSError: pass   # Windows without the right to make links
+    return changed
+
+def start_page():
+    "A notebook of one text: the lessons with links into the lab."
+    lines = ['# Start here', '',
+             'Open a lesson, change what you like, and answer its exercises. All in this folder is yours: '
+             'an update of the course brings new lessons and keeps your answers (and, in *before updates*, '
+             'your '
+             'notebook as it was). Solutions are in *nbs/solutions*; the library is in *exp*, the README one '
+             'file below.', '']
+    for p in lessons():
+        title, sentence, _ = about(p)
+        lines.append(f'- [{number(p)} {title}](nbs/{p.name}){" *(workshop)*"*is_workshop(p)}: {sentence}')
+    cell = dict(cell_type='markdown', id='start', metadata={}, source='\n'.join(lines))
+    kernel = dict(name='python3', display_name='Python 3 (ipykernel)', language='python')
+    return json.dumps(dict(cells=[cell], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5))
+
+def lab(*options):
+    setup()
+    LAB.mkdir(exist_ok=True)
+    for name in update_lab(): say(f'{name} is new; what you wrote in it is kept')
+    write(LAB/'start.ipynb', start_page())
+    command = [python(), '-m', 'jupyter', 'lab', f'--ServerApp.root_dir={LAB}',
+               '--LabApp.default_url=/lab/tree/start.ipynb', *options]
+    return not checked(*command, env=environment(EXP_SETTINGS=str(LAB/'settings.ini')))
 
 # ---- the other targets
 
@@ -302,54 +472,69 @@ def checked(*command, **kw):
     say('$', ' '.join(map(str, command)).replace(str(ROOT) + os.sep, ''))
     return subprocess.run(list(map(str, command)), cwd=ROOT, **kw).returncode == 0
 
+def pytest(*options):
+    "Tests in two processes of one thread where there are two cores; a file's tests run in one of them."
+    return checked(python(), '-m', 'pytest', '-n', min(2, os.cpu_count() or 1), '--dist', 'loadfile',
+                   *options,
+                   env=environment(1))
+
 def test():
-    """pytest (which also compares exp/ with the notebooks and looks for uncleaned ones) and all notebooks,
-    two at a time."""
+    """ruff, every notebook and all tests on what is embedded; where a mirror is set, one batch of each of its
+    sets."""
     setup()
-    notebooks = checked(*script('nbdev-test'), '--n-workers', min(2, os.cpu_count() or 1), '--timing',
-                        env=environment(1))
-    tests = checked(python(), '-m', 'pytest')
-    say('everything holds' if notebooks and tests else 'FAILED: '
-        + ' and '.join(n for n, ok in (('the notebooks', notebooks), ('pytest', tests)) if not ok))
-    return not (notebooks and tests)
+    mirror = os.environ.get('EXP_DATA_MIRROR', '')
+    style = checked(python(), '-m', 'ruff', 'check', '.')
+    with embedded(), tempfile.TemporaryDirectory() as folder:
+        os.environ['COURSE_SMOKE_MIRROR'] = mirror
+        notebooks = not has_failed(run_all([*lessons(), *appendices(), *solutions()], Path(folder)))
+        tests = pytest()
+    failed = [name for name, ok in (('ruff', style), ('the notebooks', notebooks), ('pytest', tests))
+              if not ok]
+    say('FAILED: ' + ' and '.join(failed) if failed else 'everything holds')
+    return bool(failed)
+
+def test_fast():
+    setup()
+    with embedded(): return not pytest('-m', 'not slow and not launch and not network')
 
 def export():
     setup()
     return not (checked(*script('nbdev-export')) and checked(*script('nbdev-clean')))
 
-def lab():
-    setup()
-    return not checked(python(), '-m', 'jupyter', 'lab', ROOT/'nbs', env=environment(None))
-
 def bench():
     setup()
-    found = sorted((ROOT/'benchmarks').glob('[a-z]*.py'))
-    if not found: say('there are no benchmarks yet')
-    return not all([checked(python(), path) for path in found])
+    return not all([checked(python(), path) for path in sorted((ROOT/'benchmarks').glob('[a-z]*.py'))])
 
 def clean():
     for name in ('_run', 'build', 'dist', '_docs', '.pytest_cache', '.hypothesis', '.benchmarks',
+                 '.ruff_cache',
                  'exp.egg-info'):
         shutil.rmtree(ROOT/name, ignore_errors=True)
-    for folder in [f for name in ('__pycache__', '.ipynb_checkpoints')
-                   for top in ('nbs', 'exp', 'tests', 'tools', 'data', 'examples', 'benchmarks')
-                   for f in (ROOT/top).rglob(name)]:
-        shutil.rmtree(folder, ignore_errors=True)
-    say('removed runs, builds and caches; .venv and downloaded data are kept')
+    for top in ('nbs', 'exp', 'tests', 'tools', 'data', 'examples', 'benchmarks'):
+        for name in ('__pycache__', '.ipynb_checkpoints'):
+            for folder in [*(ROOT/top).rglob(name)]: shutil.rmtree(folder, ignore_errors=True)
+    say('removed runs, builds and caches; .venv, the lab and downloaded data are kept')
+
+PLAIN = {'run': lambda: run(lessons()), 'test': test, 'test-fast': test_fast, 'setup': setup,
+         'export': export,
+         'real': real, 'results': results, 'bench': bench, 'clean': clean}
 
 def main(args):
     args = [a for a in args if a != '--here']
     command, rest = (args[0], args[1:]) if args else ('help', [])
+    if command in ('help', '--help', '-h') or {'--help', '-h'} & set(rest) and command != 'lab':
+        return say(__doc__.strip())
     if command == '_execute': return execute(*rest)
-    if command == 'store': return store([find_lesson(n) for n in rest] or lessons())
+    if command == 'lab': return lab(*rest)
+    if command == 'store':
+        return store([find_notebook(n) for n in rest] or [*lessons(), *appendices(), *solutions()])
     if command == 'lesson':
-        if len(rest) != 1: stop('which lesson? e.g. make lesson N=04, or python tools/course.py lesson 04')
-        return run([find_lesson(rest[0])])
-    plain = dict(run=lambda: run(lessons()), test=test, setup=setup, lab=lab, export=export, results=results,
-                 bench=bench, clean=clean, help=lambda: say(__doc__.strip()))
-    if command not in plain or rest: stop(f'unknown: {" ".join(args)}\n\n{__doc__.strip()}')
-    return plain[command]()
+        if not rest: stop('which lesson? e.g. make lesson N=04, or python tools/course.py lesson 04')
+        return run([find_notebook(n) for n in rest])
+    if command not in PLAIN or rest: stop(f'unknown: {" ".join(args)}\n\n{__doc__.strip()}')
+    return PLAIN[command]()
 
 if __name__ == '__main__':
+    if hasattr(signal, 'SIGTERM'): signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try: sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt: stop('stopped')
