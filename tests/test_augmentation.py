@@ -90,12 +90,14 @@ def lands(image, mask, p, blob=0.35, nearest=1.):
     found = where((mask == 7).float(), p)
     assert found is not None and off(found, p, h, w) < nearest, 'the mask is elsewhere'
 
+@pytest.mark.slow
 @pytest.mark.parametrize('k', range(len(MOVES)), ids=NAMES)
 @quick(40)
 @given(sizes, seeds, coords, coords)
 def test_a_batchs_pixels_points_and_mask_pixels_land_together(k, size, seed, x, y):
     check_batch(MOVES[k](p=0.8), size, seed, x, y)
 
+@pytest.mark.slow
 @quick(120)
 @given(st.lists(st.integers(0, len(MOVES) - 1), min_size=2, max_size=4), sizes, seeds, coords, coords,
        st.sampled_from(['reflection', 'border', 'zeros']))
@@ -166,6 +168,7 @@ def pil_tfms(size):
             'square': RandomResizedCrop(40, scale=(0.5, 1.)),
             'center resized': CenterResizedCrop((w, h), zoom=1.1)}
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', pil_tfms((30, 30)))
 @quick(30)
 @given(sizes, seeds, coords, coords)
@@ -736,6 +739,7 @@ EIGHT = [lambda x, k=k, f=f: (x.flip(-1) if f else x).rot90(k, (-2, -1)) for f i
 
 def chi_square(counts): return sum((c - sum(counts)/len(counts))**2/(sum(counts)/len(counts)) for c in counts)
 
+@pytest.mark.slow
 def test_the_eight_ways_to_lay_a_square_come_equally_often_and_exactly():
     n, x = 2000, noise(1, 5, 5)
     def way(y): return [i for i, f in enumerate(EIGHT) if torch.equal(f(x), y)]
@@ -755,6 +759,7 @@ def test_the_eight_ways_to_lay_a_square_come_equally_often_and_exactly():
     # of PIL images half are laid on their side
     assert 60 < turned.count((6, 4)) < 140
 
+@pytest.mark.slow
 @pytest.mark.parametrize('p', [0., 0.3, 1.])
 def test_each_image_has_its_own_chance(p):
     n, x = 1500, noise(1, 3, 6, 6)
@@ -904,6 +909,7 @@ def test_the_sentence_of_the_course_for_images_and_masks(scenes):
             and [type(t.tfm).__name__ for t in data.batch_tfms[1]] == ['ToFloatTensor'])
     assert all(len(ax.images) == 2 for ax in shows(data))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size', [(H, W), (60, 40)])
 def test_and_points(scenes, size):
     data = points(scenes, asked(), size=size)

@@ -59,6 +59,7 @@ def test_binary_operations_have_torchs_gradients_over_broadcasting_shapes(name, 
     a, b = both
     same_gradients(BINARY[name], rand(a), rand(b, seed=1))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', UNARY)
 @quick
 @given(shape=shapes)
@@ -167,6 +168,7 @@ def test_the_order_puts_operands_first_and_names_each_node_once(choices):
     assert len(place) == len(order) and order[-1] is nodes[-1]
     assert all(place[o] < place[v] for v in order for o, _ in v.edges)
 
+@pytest.mark.slow
 def test_a_deep_chain_meets_no_recursion_limit_not_even_when_it_is_freed():
     a = v = leaf(1.)
     for _ in range(100_000): v = v + 1

@@ -86,6 +86,7 @@ def whole(loss, y, metrics):
     return {'loss': float(loss(pred, y)), **{m.__name__: float(m(pred, y)) for m in metrics}}
 def close(got, want): assert got == {k: pytest.approx(v, rel=2e-5, abs=1e-6) for k, v in want.items()}
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bs', [1, 7, 16, 64])
 @pytest.mark.parametrize('name', LOSSES)
 def test_an_epochs_numbers_are_those_of_the_whole_set_at_once(name, bs, tmp_path):
@@ -172,6 +173,7 @@ with distributed():
     save_state(f'{sys.argv[1]}/{rank()}.pth', out)
 '''
 
+@pytest.mark.launch
 @pytest.mark.skipif(os.name == 'nt' or not dist.is_available() or not dist.is_gloo_available(),
                     reason='needs torchrun with gloo')
 def test_two_processes_have_the_numbers_of_the_whole_set(tmp_path):

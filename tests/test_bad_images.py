@@ -66,6 +66,7 @@ BROKEN = {'no image': lambda b: b'this is a text, whatever its name says\n'*20,
           'cut short': lambda b: b[:len(b)//2], 'empty': lambda b: b'',
           'only a header': lambda b: b[:200], 'a hole': lambda b: b[:20] + b'\0'*(len(b) - 20)}
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('how', list(BROKEN))
 def test_a_broken_file_is_named(folder, how, workers):

@@ -10,6 +10,8 @@ from torch import nn
 
 from exp.callbacks import Callback, Runner
 
+pytestmark = pytest.mark.launch
+
 FOLDER = Path(__file__).resolve().parents[1]/'benchmarks'
 
 # what is not needed cannot be imported, and no connection opened

@@ -605,6 +605,7 @@ def test_gradients_that_no_step_used_do_not_reach_the_next_fit():
     run.fit(1, cbs=Do(after_backward=lambda self: (_ for _ in ()).throw(CancelStepException())))
     usable(run)
 
+@pytest.mark.slow
 @few
 @given(st.dictionaries(st.tuples(st.sampled_from(EVENTS), st.integers(1, 5)), st.sampled_from(list(KINDS)),
                        max_size=5), st.booleans())

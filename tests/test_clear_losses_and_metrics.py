@@ -139,6 +139,7 @@ class OneLogit(nn.Module):
     def forward(self, x):
         return self.layer(x.flatten(1)).squeeze(1) if self.flat else self.layer(x.flatten(1))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('loss',
                          [nn.BCEWithLogitsLoss(), F.binary_cross_entropy_with_logits, BinaryCrossEntropy()])
 @pytest.mark.parametrize('flat', [True, False])

@@ -83,6 +83,7 @@ def test_a_settings_file_that_is_named_and_missing_is_refused(tmp_path):
     with environ(EXP_SETTINGS=str(tmp_path/'none.ini')), pytest.raises(FileNotFoundError, match='none.ini'):
         settings()
 
+@pytest.mark.launch
 def test_threads_are_applied_on_import():
     out = subprocess.run([sys.executable, '-c', 'import torch, exp.core; print(torch.get_num_threads())'],
                          env={**os.environ, 'EXP_THREADS': '1'}, capture_output=True, text=True)
@@ -264,28 +265,6 @@ def test_a_report_is_shown_and_appended(tmp_path):
     assert first['value'] == 97.5 and first['source'] == 97 and '97 % (a paper)' in r._repr_markdown_()
     assert second['source'] is None and second['higher_is_better'] is False
 
-def test_exercises_00():
-    def running(xs):
-        total, out = 0, []
-        for n, x in enumerate(xs, 1):
-            total += x
-            out.append(total/n)
-        return out
-    assert check_exercise('00.1', running) == '00.1: right'
-    assert ('should' in check_exercise('00.1', lambda xs: running(xs) or None)
-            or 'TypeError' in check_exercise('00.1', lambda xs: running(xs) or None))
-    assert 'running means' in check_exercise('00.1', lambda xs: xs)
-    def pipeline(funcs):
-        funcs = sorted(funcs, key=lambda f: getattr(f, 'order', 0))
-        def run(x):
-            for f in funcs: x = f(x)
-            return x
-        return run
-    assert check_exercise('00.2', pipeline) == '00.2: right'
-    assert "'ba'" in check_exercise('00.2',
-                                    lambda funcs: lambda x: compose(x, [lambda s, f=f: f(s) for f in funcs]))
-    assert 'KeyError' in check_exercise('00.9', 1)
-
 def test_a_saved_state_that_was_cut_short_anywhere_is_refused(tmp_path):
     whole, cut = tmp_path/'whole.pth', tmp_path/'cut.pth'
     save_state(whole, {'a': torch.randn(100, 50), 'b': [1, 'two', None]})
@@ -293,3 +272,9 @@ def test_a_saved_state_that_was_cut_short_anywhere_is_refused(tmp_path):
     for n in range(0, len(data), 97):
         cut.write_bytes(data[:n])
         with pytest.raises(ValueError, match='cut.pth'): load_state(cut)
+
+def test_a_check_that_fails_says_how():
+    @exercise('test.1')
+    def check(answer): return answer(1)/0
+    assert 'raised ZeroDivisionError' in check_exercise('test.1', lambda x: x)
+    assert check_exercise('test.1', None) == 'test.1: not yet'

@@ -261,6 +261,7 @@ class Doubled(Processor):
     def state_dict(self): return {'largest': self.largest}
     def load_state_dict(self, state): self.largest = state['largest']
 
+@pytest.mark.launch
 def test_processors_of_items_run_in_order_and_learn_in_training_only():
     class Plus(Processor):
         def process(self, item): return item + 1
@@ -272,6 +273,7 @@ def test_processors_of_items_run_in_order_and_learn_in_training_only():
             and Numbers([1]).processors[1] is not data.train.x.processors[1])
     assert data.train.y.items == [0, 1]*4   # labels see items as they were
 
+@pytest.mark.launch
 def test_a_category_processor_s_state_brings_it_back(tmp_path):
     proc = CategoryProcessor(other='rest')
     proc.learn(['b', 'a', 'b'])
@@ -424,6 +426,7 @@ def test_transforms_are_written_down_and_made_again():
 
 # ---- order and randomness
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tfms', [None, [Flip(), Jitter()]], ids=['fixed', 'random'])
 def test_two_workers_give_what_none_give(folder, tfms):
     make = lambda n: labeled(folder).transform(tfms, size=12).databunch(bs=4, num_workers=n, seed=5)
@@ -526,6 +529,7 @@ def test_a_test_folder_has_labels_only_if_asked(folder):
 
 # ---- the cache
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tfms', [None, [Jitter()], [Flip()]],
                          ids=['fixed', 'after the cache', 'before resizing'])
 @pytest.mark.parametrize('workers', [0, 2])

@@ -143,6 +143,7 @@ def masks(scenes, tfms=None, tfm_y=True, workers=0, size=(15, 20)):
     return split(scenes).label_from_func(mask_of, MaskList).transform(tfms, size=size, tfm_y=tfm_y).databunch(
         bs=6, num_workers=workers, seed=1)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flip', [MoveLR, BatchLR])
 def test_a_mask_moves_with_its_image(scenes, flip):
     data = masks(scenes, [flip(), Darken()], size=(H, W))
@@ -210,6 +211,7 @@ def points(scenes, tfms=None, tfm_y=True, workers=0, size=(H, W)):
 
 def value_at(xb, p): return F.grid_sample(xb, p[:, :, None], mode='nearest', align_corners=False)[:, :, 0, 0]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flip', [MoveLR, BatchLR])
 @pytest.mark.parametrize('size', [(H, W), (60, 40)])
 def test_points_stay_on_what_they_mark(scenes, flip, size):

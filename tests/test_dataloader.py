@@ -313,6 +313,7 @@ def test_a_subset_and_a_concatenation_of_pytorch_work():
 
 # ---------------------------------------------------------------- determinism
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing():
     runs = []
     for workers in (0, 1, 2, 4):
@@ -429,6 +430,7 @@ def test_data_in_memory_is_sliced_without_workers():
     passes(dl)
     assert dl.workers.idle is None
 
+@pytest.mark.slow
 def test_a_loop_left_early_hands_its_workers_back():
     dl = DataLoader(Slow(40), 4, shuffle=True, num_workers=2, seed=1)
     want = passes(DataLoader(Listed(40), 4, shuffle=True, seed=1), 3)
@@ -717,6 +719,7 @@ if __name__ == '__main__':
     for epoch in range(2): test_eq([(b.items, *b) for b in here], [(b.items, *b) for b in there])
 '''
 
+@pytest.mark.launch
 @pytest.mark.parametrize('method', [m for m in ('spawn', 'forkserver')
                                     if m in torch.multiprocessing.get_all_start_methods()])
 def test_workers_that_start_afresh_give_the_same(method, tmp_path):

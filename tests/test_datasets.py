@@ -18,10 +18,6 @@ from exp.downloads import (ArchiveError, CacheError, DataFile, DataSource, DataU
                            atomic_folder,
                            data_kind, download, unpack, untar_data)
 
-MIRROR = os.environ.get('EXP_DATA_MIRROR', '')
-needs_mirror = pytest.mark.skipif(not (MIRROR and (Path(MIRROR)/'SHA256SUMS').is_file()),
-                                  reason='EXP_DATA_MIRROR names no folder with the real archives')
-
 # ---- what the tests share
 
 @pytest.fixture(autouse=True)
@@ -378,6 +374,7 @@ BOMBS = {'tar of zeros': lambda: ('notes.tgz', tgz([('notes/zeros', bytes(100_00
          'zip of zeros': lambda: ('notes.zip', zipped([('notes/zeros', bytes(100_000_000))])),
          'zip of many': lambda: ('notes.zip', zipped([(f'notes/{i}', bytes(10_000_000)) for i in range(10)]))}
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', BOMBS)
 def test_an_archive_that_unpacks_to_far_more_than_it_should_is_refused(mirror, own_cache, case):
     name, raw = BOMBS[case]()
@@ -421,6 +418,7 @@ def test_a_mirrors_variant_is_given_out_only_while_the_mirror_is_set(mirror, own
         untar_data(upstream)
     assert data_kind(untar_data(upstream, fallback=standin)) == 'stand-in'
 
+@pytest.mark.network
 def test_a_variant_and_the_original_are_two_entries(mirror, own_cache, server, monkeypatch):
     server.files['notes.tgz'] = original = tgz([('notes/a.txt', b'original')])
     upstream = source(url=server.url('notes.tgz'), sum=md5(original))
@@ -457,6 +455,7 @@ def test_of_several_mirrors_the_first_that_has_the_set_is_used(mirror, tmp_path,
     offer(mirror, 'notes.tgz', NOTES)
     assert len(content(untar_data(source()))) == 2
 
+@pytest.mark.network
 def test_a_mirror_by_address_and_the_cache_when_it_is_gone(server, monkeypatch):
     server.files |= {'m/notes.tgz': NOTES,
                      'm/SHA256SUMS': f'{hashlib.sha256(NOTES).hexdigest()} *./notes.tgz\n'.encode()}
@@ -533,6 +532,7 @@ def test_a_changed_stand_in_function_makes_a_new_one(tmp_path):
     c, d = (untar_data(source(), fallback=functools.partial(sized, n=n)) for n in (3, 4))
     assert content(c) == {'a': b'3'} and content(d) == {'a': b'4'}
 
+@pytest.mark.launch
 def test_the_fingerprint_of_a_stand_in_is_the_same_in_every_process():
     code = '''
         from exp import downloads
@@ -608,6 +608,7 @@ def test_mnist_needs_no_cache_in_a_checkout(own_cache):
 
 # ---- several processes, and processes that die
 
+@pytest.mark.network
 def test_processes_that_ask_at_once_fetch_once_and_answer_the_same(server, own_cache):
     raw = tgz([(f'notes/{i}', os.urandom(300)) for i in range(2000)])
     server.files['notes.tgz'], server.slow, server.chunk = raw, 0.02, 2**15
@@ -626,6 +627,7 @@ def wait_for(what, seconds=60):
         time.sleep(0.002)
     return found
 
+@pytest.mark.launch
 def test_a_kill_in_the_middle_of_unpacking_leaves_nothing_that_passes_for_whole(mirror, own_cache):
     n = 20_000
     offer(mirror, 'notes.tgz', tgz([(f'notes/{i}', b'%d' % i) for i in range(n)]))
@@ -643,6 +645,7 @@ def test_a_kill_in_the_middle_of_unpacking_leaves_nothing_that_passes_for_whole(
     folder = untar_data(source())
     assert len(content(folder)) == n and len(left(own_cache)) == 2   # what the killed one left is swept away
 
+@pytest.mark.network
 def test_a_kill_in_the_middle_of_a_download_and_the_next_call_goes_on(server, own_cache):
     raw = tgz([(f'notes/{i}', os.urandom(1000)) for i in range(1000)])
     server.files['notes.tgz'], server.slow, server.chunk = raw, 0.02, 2**14
@@ -727,6 +730,7 @@ FULL = '''
     print(len(os.listdir(ask())))
 '''
 
+@pytest.mark.launch
 @pytest.mark.skipif(not shutil.which('unshare'), reason='needs a private file system')
 def test_a_disk_that_is_really_full_is_a_clear_error_and_the_next_call_succeeds(mirror):
     if subprocess.run(['unshare', '-rm', 'mount', '-t', 'tmpfs', 'none', '/mnt'],
@@ -739,6 +743,7 @@ def test_a_disk_that_is_really_full_is_a_clear_error_and_the_next_call_succeeds(
 
 # ---- downloads
 
+@pytest.mark.network
 def test_a_download_of_the_publishers_archive(server, own_cache):
     server.files['notes.tgz'] = NOTES
     upstream = source(url=server.url('notes.tgz'), size=len(NOTES), sum=md5(NOTES))
@@ -747,12 +752,14 @@ def test_a_download_of_the_publishers_archive(server, own_cache):
     server.files.clear()
     assert untar_data(upstream) == folder and len(left(own_cache)) == 2
 
+@pytest.mark.network
 def test_a_broken_connection_goes_on_where_it_broke(server, tmp_path):
     server.files['f'], server.cut = os.urandom(500_000), 200_000
     path = download(server.url('f'), tmp_path/'f')
     assert path.read_bytes() == server.files['f'] and server.asked == [('/f', None), ('/f', 'bytes=200000-')]
     assert os.listdir(tmp_path) == ['f']
 
+@pytest.mark.network
 @pytest.mark.parametrize('change', ['shorter', 'no ranges'])
 def test_a_download_begins_anew_where_it_cannot_go_on(server, tmp_path, monkeypatch, change):
     server.files['f'], server.cut = os.urandom(500_000), 200_000
@@ -763,6 +770,7 @@ def test_a_download_begins_anew_where_it_cannot_go_on(server, tmp_path, monkeypa
     if change == 'no ranges': server.ranges = False
     assert download(server.url('f'), tmp_path/'f').read_bytes() == server.files['f']
 
+@pytest.mark.network
 def test_what_passes_is_tried_again_and_what_does_not_is_not(server, tmp_path):
     server.files['f'], server.fail = b'x'*1000, [503, 429]
     assert (download(server.url('f'), tmp_path/'f').read_bytes() == server.files['f']
@@ -774,10 +782,12 @@ def test_what_passes_is_tried_again_and_what_does_not_is_not(server, tmp_path):
     with pytest.raises(urllib.error.HTTPError, match='500'): download(server.url('f'), tmp_path/'g')
     assert len(server.fail) == 9 - 3   # the first attempt, and one after each pause
 
+@pytest.mark.network
 def test_upstreams_refusal_is_in_the_list_of_places(server):
     with pytest.raises(DataUnavailable, match='upstream .*404'):
         untar_data(source(url=server.url('notes.tgz'), sum=md5(NOTES)))
 
+@pytest.mark.network
 def test_a_wrong_size_or_sum_upstream_is_an_error_and_the_file_is_not_kept(server, own_cache):
     damaged = bytearray(NOTES)
     damaged[40] ^= 1
@@ -790,6 +800,7 @@ def test_a_wrong_size_or_sum_upstream_is_an_error_and_the_file_is_not_kept(serve
     server.files['notes.tgz'], server.tag = NOTES, '"mended"'
     assert len(content(untar_data(upstream))) == 2
 
+@pytest.mark.network
 def test_loose_files_are_downloaded_and_checked_one_by_one(server, monkeypatch, own_cache):
     monkeypatch.setattr(downloads, 'checkout', lambda: None)
     parts = {f'pair/{n}.gz': gzip.compress(n.encode()) for n in 'ab'}
@@ -856,29 +867,14 @@ def test_behind_a_proxy_nobody_is_asked(monkeypatch):
 
 KNOCK = downloads._knock
 
-# ---- the real archives
+# ---- the stand-ins
 
 STAND_INS = dict(IMAGENETTE_160=standins.imagenette_standin, PLANET_SAMPLE=standins.planet_standin,
                  CAMVID_TINY=standins.camvid_standin,
                  COCO_TINY=standins.coco_standin, IMDB_SAMPLE=standins.imdb_standin,
                  MNIST_TINY=standins.mnist_tiny_standin)
-REAL = {'IMAGENETTE_160': 13_394, 'PLANET_SAMPLE': 1001, 'CAMVID_TINY': 201, 'COCO_TINY': 201,
-        'IMDB_SAMPLE': 1, 'MNIST_TINY': 1429}
-
-@needs_mirror
-@pytest.mark.parametrize('name', REAL)
-def test_the_real_archives_unpack_and_are_checked(monkeypatch, name):
-    monkeypatch.setenv('EXP_DATA_MIRROR', MIRROR)
-    folder = untar_data(getattr(URLs, name))
-    assert sum(p.is_file() for p in folder.rglob('*')) == REAL[name] and data_kind(folder) == 'mirror'
-    assert untar_data(getattr(URLs, name)) == folder
-    monkeypatch.setenv('EXP_DATA_MIRROR', '')   # a cache that the mirror has filled
-    with pytest.raises(DataUnavailable, match='vouches for'): untar_data(getattr(URLs, name))
-    made = untar_data(getattr(URLs, name), fallback=STAND_INS[name])
-    assert data_kind(made) == 'stand-in' and made != folder
-    shutil.rmtree(folder.parent)
-
-@pytest.mark.parametrize('name', REAL)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', STAND_INS)
 def test_without_a_mirror_and_a_network_there_is_the_error_or_the_stand_in(name):
     with pytest.raises(DataUnavailable, match='could not be had'): untar_data(getattr(URLs, name))
     assert data_kind(untar_data(getattr(URLs, name), fallback=STAND_INS[name])) == 'stand-in'

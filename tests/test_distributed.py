@@ -204,7 +204,7 @@ def agree(got, expected, logs=1e-6, without=()):
         assert differ(a, b, key, logs if key in LOGS else 1e-10) == [], key
 
 GROUPS = [pytest.param('two', id='2 processes'), pytest.param('three', id='3 processes')]
-pytestmark = pytest.mark.filterwarnings('ignore:This DataLoader will create')
+pytestmark = [pytest.mark.launch, pytest.mark.filterwarnings('ignore:This DataLoader will create')]
 
 # ---------------------------------------------------------------- the steps of one
 

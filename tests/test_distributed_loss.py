@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+pytestmark = pytest.mark.launch
+
 HERE = Path(__file__)
 
 class Warm(nn.Module):

@@ -29,6 +29,7 @@ def images(classes):
 def learner(classes):
     return Learner(images(classes), nn.Sequential(nn.Flatten(), nn.Linear(192, 2)))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('draw', [
     lambda n: show_image(np.zeros((4, 4)), title=n), lambda n: show_images([np.zeros((4, 4))], titles=[n]),

@@ -107,6 +107,7 @@ def test_the_averages_can_be_left_in_the_model():
     learn.fit(3)
     assert learn.validate()['loss'] == pytest.approx(learn.history[-1]['valid_loss'], rel=1e-6)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('at', [3, 7, 10, 12])
 def test_a_resumed_fit_is_the_unbroken_one_to_the_bit(at, tmp_path):
     class Break(Callback):

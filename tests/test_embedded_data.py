@@ -46,12 +46,14 @@ def test_mnist_is_to_the_byte_what_was_first_published(root):
         content = gzip.decompress((root/'data'/'mnist'/name).read_bytes())
         assert hashlib.md5(content, usedforsecurity=False).hexdigest() == md5, name
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', READERS)
 def test_shapes_and_types(name):
     for split, n in SPLITS.items():
         x, y = READERS[name](split)
         assert (x.shape, x.dtype, y.shape, y.dtype) == ((n, 28, 28), torch.uint8, (n,), torch.uint8)
 
+@pytest.mark.slow
 def test_class_counts_are_the_published_ones():
     counts = {name: {s: f(s)[1].bincount(minlength=10) for s in SPLITS} for name, f in READERS.items()}
     assert (counts['mnist']['train'] + counts['mnist']['valid']).tolist() == MNIST_TRAIN
@@ -60,6 +62,7 @@ def test_class_counts_are_the_published_ones():
     assert counts['fashion-mnist']['test'].tolist() == [1000]*10
     assert len(FASHION_CLASSES) == 10
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', READERS)
 def test_the_splits_are_the_published_order(root, name):
     x = read_idx(root/'data'/name/'train-images-idx3-ubyte.gz')

@@ -5,6 +5,8 @@ import pytest
 
 from exp.core import environ, settings
 
+pytestmark = pytest.mark.launch
+
 @pytest.mark.parametrize('name', ['EXP_NAME', 'EXP_DIR', 'EXP_ID', 'EXP_ROOT', 'EXP_PATH', 'EXP_LIBRARY_PATH',
                                   'EXP_MODE', 'EXP_TAG', 'EXP_VERSION', 'EXP_', 'EXP_LOG', 'exp_seed_x'])
 def test_a_strangers_variable_is_silent(name):

@@ -10,6 +10,8 @@ from PIL import Image
 
 from exp.datasets import mnist
 
+pytestmark = pytest.mark.launch
+
 SCRIPT = Path(__file__).parent/'scripts'/'folder_to_predict.py'
 KINDS = {'straight': (1, 4, 7), 'curved': (0, 3, 6, 8)}
 

@@ -215,6 +215,7 @@ def learner(cbs, **kw):
     dl = DataLoader(Dataset(*points(40)), 8, shuffle=True, seed=1)
     return Learner((dl, dl), net(), loss_func=F.cross_entropy, lr=0.02, cbs=[Progress(False), *cbs], **kw)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('opt_func', (partial(torch.optim.SGD, momentum=0.9), adam_opt))
 @pytest.mark.parametrize('name', PER_BATCH)
 def test_rates_are_those_of_pytorchs_loop_in_each_fit_and_then_as_before(name, opt_func):
@@ -275,6 +276,7 @@ def test_a_schedule_of_ours_beside_it_is_refused_and_only_where_it_moves_the_rat
     learn.fit(1, wd=0.1)
     learn.lr_find(show=False)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', (*PER_BATCH, 'plateau'))
 def test_a_resumed_fit_is_the_unbroken_one_to_the_bit(name, tmp_path):
     class Break(Callback):

@@ -262,6 +262,7 @@ def test_each_fit_begins_anew():
     run.fit(1)
     assert stats.batches['0'] == [0, 2, 4] and len(stats.stds['0']) == 3
 
+@pytest.mark.slow
 def test_modules_that_come_later_are_recorded():
     class Grow(Callback):
         def after_epoch(self): self.model.append(nn.ReLU())
@@ -289,6 +290,7 @@ def test_modules_may_be_a_list_a_part_or_a_function():
     assert list(recorded(model, modules=model[2]).means) == ['2']
     assert list(recorded(model, modules=lambda m: isinstance(m, nn.Linear)).means) == ['0', '2']
 
+@pytest.mark.slow
 def test_bad_arguments_are_named():
     with pytest.raises(TypeError, match='whole number'): ActivationStats(every=1.5)
     with pytest.raises(ValueError, match='1 or more'): ActivationStats(every=0)

@@ -54,6 +54,7 @@ TFMS = {'resizing': [], 'a plain function that changes its argument': [thumbnail
         'lights and turns': get_transforms()[0],
         'of PIL images': [PilRandomDihedral(), PilRandomWarp(0.2, p=1.)]}
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tfms', TFMS)
 @pytest.mark.parametrize('kind', OPENED)
 def test_two_epochs_leave_an_opened_image_as_it_was(kind, tfms):

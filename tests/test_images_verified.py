@@ -125,6 +125,7 @@ class Pictures(LabelList):
     kind, spatial = 'image', True
     def open(self, item): return Image.open(item)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('cls', [MaskList, Converted, Pictures])
 @pytest.mark.parametrize('how', ['text', 'empty', 'cut'])

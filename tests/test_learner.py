@@ -516,6 +516,7 @@ def test_plain_arrays_are_exported_too(tmp_path):
     for item in (x[0], x[0].numpy(), x[0].tolist()):
         assert torch.equal(again.predict(item).probs, learn.predict(x[0]).probs)
 
+@pytest.mark.launch
 def test_in_a_new_process_an_exported_learner_answers_the_same(trained, folder, tmp_path):
     trained.export(tmp_path/'colours.pth')
     code = f"""

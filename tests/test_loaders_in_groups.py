@@ -5,6 +5,8 @@ import json, os, subprocess, sys
 import pytest
 import torch.distributed as dist
 
+pytestmark = pytest.mark.launch
+
 SCRIPT = r'''
 import json, sys, warnings
 import torch

@@ -109,6 +109,7 @@ def after(loader, sampler, look):
     plt.close('all')
     return torch.cat([p.detach().flatten() for p in l.model.state_dict().values()])
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sampler', SAMPLERS)
 @pytest.mark.parametrize('loader', LOADERS)
 def test_a_look_between_seed_and_fit_changes_no_weight(loader, sampler):
@@ -173,6 +174,7 @@ def image_learner(data):
     return Learner(data, nn.Sequential(conv_layer(3, 4, norm=BatchNorm), nn.Dropout(0.3), nn.Flatten(),
                                        nn.Linear(64, 2)), metrics=accuracy, cbs=Progress(False))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('look',
                          [lambda l: l.data.show_batch(), lambda l: l.data.show_batch(train=False),
                           lambda l: l.data.one_batch(), lambda l: l.tta(n=2), lambda l: l.tta('train', n=1),

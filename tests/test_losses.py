@@ -36,6 +36,7 @@ NUMBERS = [(SquaredLoss, F.mse_loss, {}, {}), (AbsoluteLoss, F.l1_loss, {}, {}),
            (HuberLoss, F.huber_loss, {'delta': 0.7}, {'delta': 0.7}),
            (BinaryCrossEntropy, F.binary_cross_entropy_with_logits, {}, {})]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('ours, theirs, a, b', NUMBERS)
 @settings(max_examples=20, deadline=None)
 @given(shape=shapes, dtype=dtypes, seed=seeds)

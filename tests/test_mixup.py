@@ -503,6 +503,7 @@ class Break(Callback):
     def after_backward(self):
         if self.n_iter == self.at: raise InterruptedError
 
+@pytest.mark.slow
 @ways
 @pytest.mark.parametrize('at', [2, 5, 6, 7, 13])   # of 5 batches an epoch
 def test_a_resumed_fit_ends_as_one_that_was_never_broken_off(mixers, at, tmp_path):

@@ -51,6 +51,7 @@ def same_state(ours, theirs, tol):
 
 # The four layers that PyTorch has too
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(n=st.integers(2, 5), nf=st.integers(1, 6), window=windows, dtype=dtypes, seed=seeds,
        mom=st.sampled_from([0., 0.1, 0.7, 1.]), eps=st.sampled_from([1e-5, 0.1]))
@@ -173,6 +174,7 @@ class Running2019(nn.Module):
         return ((x - mean.view(shape))*(var + self.eps).rsqrt().view(shape)*self.weight.view(shape)
                 + self.bias.view(shape))
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(sizes=st.lists(st.sampled_from([1, 2, 3, 5, 33]), min_size=2, max_size=8), nf=st.integers(1, 5),
        window=windows, seed=seeds,
@@ -197,6 +199,7 @@ def test_running_batch_norm_is_2019s_in_every_step(sizes, nf, window, seed, mom,
     same_pass(ours, theirs, draw((3, nf, *window), seed=seed), tol=1e-8)
     for key, value in before.items(): equal(ours.state_dict()[key], value)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('items', [0, 20])
 @pytest.mark.parametrize('window', [(), (3,), (2, 2)])
 def test_the_gradient_passes_gradcheck_and_so_does_the_second(window, items):

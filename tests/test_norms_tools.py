@@ -155,6 +155,7 @@ def test_a_checkpoint_changes_no_gradient_of_the_other_norms(kind):
     same((steps(model, lambda x: checkpoint(model, x, use_reentrant=False))[0], {}),
          (steps(network(kind))[0], {}))
 
+@pytest.mark.slow
 @every
 def test_compiled_without_a_break_it_has_the_same_gradients_and_statistics(kind):
     torch._dynamo.reset()
@@ -297,6 +298,7 @@ def test_a_traced_model_refuses_what_the_model_refuses(kind):
     with pytest.raises(ValueError, match='shape'):
         fx.symbolic_trace(nn.Sequential(NORMS[kind]()))(torch.zeros(4, 5, 7, 7))
 
+@pytest.mark.slow
 @every
 def test_it_is_exported_with_a_batch_of_any_size(kind):
     model = network(kind).eval()

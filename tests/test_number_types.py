@@ -72,6 +72,7 @@ INTS = {
     'size pair': lambda n, tmp: ResizeFixed((n(12), n(8))),
     'top losses': lambda n, tmp: learner().top_losses(n(3)),
 }
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', WHOLE)
 @pytest.mark.parametrize('place', INTS)
 def test_whole_numbers_of_any_type_are_taken(place, kind, tmp_path): INTS[place](WHOLE[kind], tmp_path)
@@ -104,6 +105,7 @@ def fits_one_cycle(tmp, **more):
     learn = learner(Checkpoint(tmp/'c.pth', every=3))
     learn.fit_one_cycle(1, **more)
     assert only_plain(load_state(tmp/'c.pth'))
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', REAL)
 @pytest.mark.parametrize('place', REALS)
 def test_numbers_of_any_type_are_taken(place, kind, tmp_path):

@@ -82,6 +82,7 @@ class PaperLion(Paper):     # 2302.06675, algorithm 2
 
 PAPERS = dict(lars=PaperLARS, lamb=PaperLAMB, lion=PaperLion)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('wd', (0., 0.1))
 @pytest.mark.parametrize('name', THEIRS)
 def test_fifty_steps_are_pytorchs(name, wd):
@@ -181,6 +182,7 @@ def test_layouts_do_not_matter(fused):
 
 # state
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fused', (False, True))
 @pytest.mark.parametrize('name', READY)
 def test_a_saved_optimizer_goes_on_bit_for_bit(name, fused, tmp_path):
@@ -481,6 +483,7 @@ def test_hooks_of_steps_are_called():
     opt.step()
     assert seen == ['pre', 'post']
 
+@pytest.mark.slow
 def test_lightning_trains_saves_and_goes_on_with_it(tmp_path):
     L = pytest.importorskip('lightning')
     class Module(L.LightningModule):

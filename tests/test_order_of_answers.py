@@ -74,6 +74,7 @@ def by_hand(items=range(N)):
     x, y = points()
     with torch.no_grad(): return network().eval()(x)[list(items)], y[list(items)]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('which', ['train', 'valid', 'test', 'loader'])
 @pytest.mark.parametrize('how', [*ALL, *SOME])
 @pytest.mark.parametrize('loader', LOADERS)

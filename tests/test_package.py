@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.launch
+
 ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope='module')

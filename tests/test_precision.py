@@ -114,6 +114,7 @@ class Clip(Callback):
     def __init__(self, max_norm): self.max_norm = max_norm
     def after_backward(self): clip_grads(self.model.parameters(), self.max_norm)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('opt_func',
                          [partial(torch.optim.SGD, momentum=0.9), torch.optim.AdamW, adam_opt, lamb_opt])
 @pytest.mark.parametrize('max_norm', [None, 0.3])
@@ -290,6 +291,7 @@ def test_a_fit_that_breaks_off_leaves_nothing_and_the_next_one_trains(event, err
     assert (not torch.equal(before, weights(learn.model)) and weights(learn.model).isfinite().all()
             and mp(learn).skipped == 0)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('every', [1, 3])
 @pytest.mark.parametrize('at', [3, 6, 7, 12])
 def test_a_resumed_fit_in_fp16_with_accumulation_is_the_unbroken_one_to_the_bit(tmp_path, every, at):
@@ -438,11 +440,13 @@ def groups(sizes, n_items):
             group = 0
     return out + ([group] if group else [])
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.integers(1, 20))
 def test_accumulated_batches_of_any_sizes_take_the_steps_of_large_ones(sizes, n_items):
     assert (fit64(sizes, GradAccumulation(n_items)) - fit64(groups(sizes, n_items))).abs().max() < 1e-10
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.integers(1, 20), st.integers(0, 100))
 def test_with_a_loss_that_counts_they_do_too_also_where_a_batch_has_nothing_to_count(sizes, n_items, seed):
@@ -458,6 +462,7 @@ THEIRS = [nn.CrossEntropyLoss(), nn.CrossEntropyLoss(torch.tensor([1., 5., 0.2])
           partial(F.cross_entropy, weight=torch.tensor([0.3, 1., 4.]).double(), ignore_index=1),
           partial(F.cross_entropy, reduction='sum')]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('loss', THEIRS)
 @settings(max_examples=10, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 20), st.integers(0, 100))
@@ -662,6 +667,7 @@ def test_channels_last_takes_an_optimizer_state_that_was_there_along_and_nested_
     assert learn.channels_last() is learn and sum(isinstance(cb, ChannelsLast) for cb in learn.cbs) == 1
     assert learn.predict(images().train_dl.ds.x[0]).probs.shape == (3,)
 
+@pytest.mark.slow
 def test_everything_at_once_trains_and_answers(tmp_path):
     learn = learner(images(), conv_network(),
                     cbs=[GradAccumulation(16), NanCheck(), ActivationStats(every=1)],
@@ -677,6 +683,7 @@ def test_everything_at_once_trains_and_answers(tmp_path):
 def compiled(backend='eager', **kw): return learner(model=network(), **kw).compile(backend=backend)
 def callback(learn): return next(cb for cb in learn.cbs if isinstance(cb, Compile))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backend', ['eager', 'aot_eager'])
 def test_a_compiled_training_and_its_answers_are_those_of_the_model(backend):
     torch._dynamo.reset()
@@ -792,6 +799,7 @@ def test_a_state_can_be_loaded_before_the_first_fit():
     learner(cbs=cb).fit(1)
     assert cb.scale < 2.**60
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', HALVES)
 def test_compiled_in_mixed_precision_it_computes_in_half_and_agrees(dtype):
     torch._dynamo.reset()
@@ -831,5 +839,6 @@ def run_script(tmp_path, **env):
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.split()
 
+@pytest.mark.launch
 def test_without_a_cpp_compiler_training_goes_on(tmp_path):
     assert run_script(tmp_path, CXX=str(tmp_path/'none'/'g++'), PATH=str(tmp_path)) == ['1', 'True']

@@ -373,6 +373,7 @@ def in_a_real_terminal(code, root):
     os.close(ours)
     return p.wait(), written.decode()
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != 'posix', reason='a pseudo-terminal')
 def test_a_real_terminal_ends_with_the_tables_alone(root):
     rc, written = in_a_real_terminal('''
@@ -390,6 +391,7 @@ except KeyboardInterrupt: print('stopped')
     assert first_words(screen(written)) == ['epoch', '0', '1', 'epoch', '0', 'stopped']
     assert len(written) < 100_000   # 480 batches
 
+@pytest.mark.launch
 def test_a_file_gets_plain_rows_at_once_and_ipython_is_not_imported(root, tmp_path):
     p = subprocess.Popen([sys.executable, '-c', SCRIPT + f'''
 import os
@@ -408,6 +410,7 @@ assert not {{'IPython', 'ipywidgets'}} & set(sys.modules)
     assert (head.split()[0], row.split()[0], rest.split()[0], p.returncode, err) == ('epoch', '0', '1', 0, '')
     assert '\r' not in head + row + rest
 
+@pytest.mark.launch
 def test_a_killed_process_leaves_a_log_that_can_be_read(root, tmp_path):
     path = tmp_path/'log.csv'
     p = subprocess.Popen([sys.executable, '-c', SCRIPT + f'''
@@ -431,6 +434,7 @@ def run_notebook(cells):
                             allow_errors=True).execute()
     return [c.outputs for c in nb.cells]
 
+@pytest.mark.slow
 def test_a_stored_notebook_holds_tables_and_pictures_and_nothing_else(root, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(root))
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
@@ -647,6 +651,7 @@ def test_a_log_that_is_deleted_or_a_row_of_other_columns_is_written_whole(tmp_pa
     assert (table['epoch'].tolist() == [0, 1, 2, 3] and table['extra'].tolist()[2] == 7
             and table['extra'].isna().sum() == 3)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('append', [True, False])
 @pytest.mark.parametrize('batch', [None, 4])
 @pytest.mark.parametrize('during', [True, False])

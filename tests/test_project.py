@@ -7,13 +7,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
+SOLUTIONS = sorted((ROOT/'nbs'/'solutions').glob('[0-9]*.ipynb'))
 APPENDICES = '98', '99'
 # skipped on a first reading
 WORKSHOPS = '00b', '01b', '01c', '05b', '07b', '07c', '13b', '13d', '14b', '35b'
 def number_of(path): return path.name.split('_')[0]
 LESSONS = [p for p in NOTEBOOKS if number_of(p) not in (*APPENDICES, *WORKSHOPS)]
 pyproject = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))
-by_name = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+by_name = pytest.mark.parametrize('path', [*NOTEBOOKS, *SOLUTIONS], ids=lambda p: p.stem)
 each_lesson = pytest.mark.parametrize('path', LESSONS, ids=lambda p: p.stem)
 
 def script(name): return str(Path(sys.executable).parent/(name + ('.exe' if os.name == 'nt' else '')))
@@ -32,6 +33,7 @@ def copy(tmp_path_factory):
     shutil.copy(ROOT/'exp'/'__init__.py', folder/'exp')
     return folder
 
+@pytest.mark.launch
 def test_exp_is_what_the_notebooks_export(copy):
     subprocess.run([script('nbdev-export')], cwd=copy, check=True, capture_output=True)
     made, committed = ({p.relative_to(top).as_posix(): p.read_text(encoding='utf-8')
@@ -40,9 +42,11 @@ def test_exp_is_what_the_notebooks_export(copy):
     different = [name for name in made if made[name] != committed[name]]
     assert not different, f'run `make export`: {different} are not what the notebooks export'
 
+@pytest.mark.launch
 def test_notebooks_are_clean(copy):
     subprocess.run([script('nbdev-clean')], cwd=copy, check=True, capture_output=True)
-    dirty = [p.name for p in NOTEBOOKS if read(p) != read(copy/'nbs'/p.name)]
+    every = [p.relative_to(ROOT) for p in (*NOTEBOOKS, *SOLUTIONS)]
+    dirty = [p.name for p in every if read(ROOT/p) != read(copy/p)]
     assert not dirty, f'run `make export`: {dirty} hold metadata of the machine that ran them'
 
 @by_name
@@ -69,6 +73,15 @@ def test_a_lesson_is_stored_as_it_ran_with_pictures_and_has_its_parts(path):
     assert sum(len(re.findall(r'\bassert\b|\btest_\w+\(|expect_error', source(c))) for c in code) >= 8
     checks = re.findall(r"check_exercise\('(.+?)'", '\n'.join(map(source, code)))
     assert any(c.startswith(path.name[:2]) for c in checks), 'no exercises'
+
+def test_the_tool_knows_workshops_lessons_appendices_and_solutions():
+    sys.path.insert(0, str(ROOT/'tools'))
+    import course
+    sys.path.pop(0)
+    assert [p for p in course.lessons() if not course.is_workshop(p)] == LESSONS
+    assert {number_of(p) for p in course.lessons() if course.is_workshop(p)} <= set(WORKSHOPS)
+    assert course.solutions() == SOLUTIONS and {number_of(p) for p in course.appendices()} <= set(APPENDICES)
+    assert {*course.lessons(), *course.appendices()} == set(NOTEBOOKS)
 
 @pytest.mark.parametrize('path', [p for p in NOTEBOOKS if number_of(p) in WORKSHOPS], ids=lambda p: p.stem)
 def test_a_workshop_opens_as_a_lesson_does_and_is_short(path):
@@ -97,6 +110,7 @@ def test_a_module_imports_only_those_of_lower_number_or_its_own_workshop():
             own = theirs[:2] == number[:2] and (number in WORKSHOPS or theirs in WORKSHOPS or theirs < number)
             assert theirs[:2] < number[:2] or own, f'{name} ({number}) imports {other} ({theirs})'
 
+@pytest.mark.slow
 def test_the_graph_of_imports_has_no_circle():
     from graphlib import TopologicalSorter
     TopologicalSorter({name: {module for module, _ in used if module}
@@ -123,6 +137,7 @@ def test_everything_exported_says_what_it_does():
               for n in m.__all__ if callable(getattr(m, n)) and not (getattr(m, n).__doc__ or '').strip()]
     assert not silent
 
+@pytest.mark.launch
 def test_a_star_import_works_from_any_folder(tmp_path):
     names = ', '.join(f'exp.{p.stem}' for p in sorted((ROOT/'exp').glob('[a-z]*.py')))
     code = ('; '.join(f'from {n} import *'
@@ -130,6 +145,7 @@ def test_a_star_import_works_from_any_folder(tmp_path):
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.startswith('True'), done.stderr
 
+@pytest.mark.launch
 def test_the_import_is_quick_and_brings_neither_plots_nor_tables(tmp_path):
     code = ('import sys, time, torch; start = time.process_time(); from exp.all import *; '
             'print(time.process_time() - start, *[m for m in ("matplotlib.pyplot", "pandas") if m in '
@@ -170,7 +186,7 @@ def test_every_dependency_of_the_runtime_is_admitted_for_a_reason():
 def test_exp_imports_nothing_but_its_dependencies():
     needed = {name_of(d) for d in pyproject['project']['dependencies']}
     allowed = {IMPORTED_AS.get(name, name) for name in needed} | {'exp'} | set(sys.stdlib_module_names)
-    for path in (ROOT/'exp').glob('*.py'):
+    for path in (ROOT/'exp').rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
             names = ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]
                      if isinstance(node, ast.ImportFrom) and not node.level else [])
@@ -215,6 +231,7 @@ def test_the_readme_lists_every_lesson_and_its_tables_are_in_place():
         assert f'(nbs/{p.name})' in text, (
             f'{p.name} is not in the map of lessons; run `make course`, then `make results`')
 
+@pytest.mark.launch
 def test_the_readmes_code_works_from_any_folder(tmp_path):
     (code,) = re.findall(r'^```python\n(.*?)^```', (ROOT/'README.md').read_text(encoding='utf-8'),
                          re.S | re.M)
@@ -237,3 +254,11 @@ def test_the_top_level_is_complete():
                  'tests data examples benchmarks tools/course.py LICENSE CONTRIBUTING.md CITATION.cff '
                  '.gitignore .gitattributes .github/workflows/ci.yml .ci/run'.split()):
         assert (ROOT/name).exists(), name
+
+def test_no_file_but_ci_run_names_a_folder_outside():
+    outside = '../' + 'shared'
+    folders = [p for name in ('nbs', 'exp', 'tests', 'tools', 'examples', 'benchmarks')
+               for p in (ROOT/name).rglob('*')]
+    texts = [p for p in (*folders, *ROOT.glob('*'))
+             if p.suffix in ('.py', '.ipynb', '.md', '.toml', '.ini', '.yml')]
+    assert not [p for p in texts if outside in p.read_text(encoding='utf-8')]

@@ -131,6 +131,7 @@ def test_more_batches_than_the_loader_has(max_iter):
     run.fit(1, cbs=f)
     assert len(f.losses) == max_iter and run.n_iter == 0
 
+@pytest.mark.slow
 def test_a_good_model_gets_a_rate():
     learn = learner()
     learn.fit(40, 0.1)

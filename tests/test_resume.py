@@ -22,6 +22,8 @@ from exp.optimizers import lamb_opt, sgd_opt
 from exp.progress import CSVLog, Progress
 from exp.schedules import EarlyStopping
 
+pytestmark = pytest.mark.launch
+
 SCRIPT = Path(__file__).parent/'scripts'/'resume_training.py'
 BATCHES, EVERY = 6, 2   # of an epoch; batches between checkpoints
 # that really run

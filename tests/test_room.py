@@ -223,6 +223,7 @@ def test_a_kind_shows_a_batch_of_both_sets(make):
         assert len(drawn) == 2
         plt.close('all')
 
+@pytest.mark.slow
 @every_kind
 def test_a_kind_has_the_same_batches_from_two_processes(make):
     a, b = make(), make(2)

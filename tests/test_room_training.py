@@ -265,6 +265,7 @@ def test_results_show_what_a_predictor_of_their_own_says(contrary):
 
 # ---- looks
 
+@pytest.mark.slow
 @every_kind
 def test_results_are_drawn_with_truth_and_prediction(trained, kind):
     trained.learn.show_results(n=2)
@@ -305,6 +306,7 @@ def test_a_loaded_file_predicts_the_same(trained, kind):
     if model is not None:
         with pytest.raises(ValueError, match='WordByWord.*give it again'): load_learner(path)
 
+@pytest.mark.slow
 @every_kind
 def test_a_loaded_learner_that_is_given_data_trains_and_shows(trained, kind):
     again = load_learner(*exported(trained, kind))

@@ -158,6 +158,7 @@ def test_the_seed_that_a_generator_was_given_counts(make):
     dl = lambda s: DataLoader(Dataset(X), BS, sampler=make(s), seed=1)
     assert orders(dl(1)) == orders(dl(1)) != orders(dl(2))
 
+@pytest.mark.slow
 @kinds
 @pytest.mark.parametrize('workers', [0, 1])
 def test_skipped_items_are_those_that_came_before(kind, workers):
@@ -202,6 +203,7 @@ def broken_and_resumed(make, tmp_path, stop, between=lambda: None):
     return seen.items_seen, before.items_seen, after.items_seen, [list(m.model.state_dict().values())
                                                                   for m in (whole, learn)]
 
+@pytest.mark.slow
 @kinds
 def test_over_a_break_every_item_comes_as_without_one(kind, tmp_path):
     # checkpoint after batch 8: in epoch 1, after 8 items
@@ -209,11 +211,13 @@ def test_over_a_break_every_item_comes_as_without_one(kind, tmp_path):
     assert before[:8] + after == whole and len(whole) == 18
     assert all(map(torch.equal, a, b))
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['sampler: python, held', 'batch_sampler: own', 'sampler: torch, generator'])
 def test_over_a_break_with_a_worker_too(kind, tmp_path):
     whole, before, after, (a, b) = broken_and_resumed(lambda: ours(kind, 1, Items()), tmp_path, stop=9)
     assert before[:8] + after == whole and all(map(torch.equal, a, b))
 
+@pytest.mark.slow
 @kinds
 def test_pytorchs_loader_goes_on_at_the_beginning_of_an_epoch(kind, tmp_path):
     # the last checkpoint is that of the first epoch
@@ -267,6 +271,7 @@ def of_unknown(name, how):
             else {'batch_sampler': Batches(UNKNOWN[name]())})
     return DataLoader(Dataset(X, torch.arange(N) % 3), seed=1, **args)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', ['sampler', 'batch_sampler'])
 @pytest.mark.parametrize('name', UNKNOWN)
 def test_an_order_that_does_not_come_again_is_said_once_and_not_resumed(name, how, tmp_path):

@@ -270,6 +270,7 @@ def training(opt, finder=None, before=2, after=2, make=noisy, error=None):
     run.fit(after)
     return weights(run.model), state_of(run.opt.state_dict()), draws(), run.n_iter, run.epoch
 
+@pytest.mark.slow
 @pytest.mark.parametrize('before', [0, 2])
 @pytest.mark.parametrize('opt', list(OPTS))
 def test_training_after_a_finder_is_training_without_it_to_the_bit(opt, before):
@@ -479,6 +480,7 @@ def scripted(values, cb, epochs=None, lr=0.1, **kwargs):
     run.fit(len(values) if epochs is None else epochs, lr=lr)
     return run, rates.rates
 
+@pytest.mark.slow
 @pytest.mark.parametrize('values, patience, min_delta, mode, epochs', [
     ([5, 4, 3, 2, 1], 1, 0, 'min', 5), ([5, 4, 4, 2, 1], 1, 0, 'min', 3), ([5, 4, 4, 4, 1], 3, 0, 'min', 5),
     ([5, 4, 4, 4, 4, 1], 3, 0, 'min', 5),
@@ -490,6 +492,7 @@ def test_early_stopping_counts_epochs_without_improvement(values, patience, min_
     run, _ = scripted(values, stop)
     assert len(run.avg_stats.history) == epochs == run.epoch
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=15, deadline=None)
 @given(values=st.lists(st.floats(0, 10), min_size=1, max_size=12), patience=st.integers(1, 3),
        min_delta=st.sampled_from([0., 0.5]), mode=st.sampled_from(['min', 'max']))
@@ -624,6 +627,7 @@ def test_a_fit_begins_anew():
     run.fit(3)
     assert run.epoch == 6 and stop.best == 3
 
+@pytest.mark.slow
 @pytest.mark.parametrize('when', ['before', 'within'])
 def test_a_resumed_training_goes_on_counting(when, tmp_path):
     values, kwargs = [5, 4, 4.5, 4.2, 4.1, 3, 2], dict(monitor='valid_score', mode='min')

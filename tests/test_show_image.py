@@ -20,6 +20,7 @@ def drawn(im):
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', [(6, 5), (1, 6, 5), (3, 6, 5)])
 @pytest.mark.parametrize('value', [0., 0.25, 0.5, 1.])
 @pytest.mark.parametrize('dtype', FLOATS)
@@ -29,6 +30,7 @@ def test_a_constant_image_of_floats_shows_its_brightness(dtype, value, shape):
         got = drawn(im)
         assert got.shape[:2] == (6, 5) and np.allclose(got[..., :3], value, atol=1/254)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', [(6, 5), (1, 6, 5), (3, 6, 5), (6, 5, 3)])
 @pytest.mark.parametrize('value', [0, 64, 128, 255])
 def test_and_of_bytes_and_of_sixteen_bits(value, shape):

@@ -1,4 +1,4 @@
-"""Each exercise has a worked solution and wrong answers with what the check says, and each question an answer."""
+"""Each exercise has a solution and wrong answers with what the check says; each question has an answer."""
 import json, re, subprocess, sys
 from pathlib import Path
 
@@ -27,8 +27,8 @@ def each(paths): return pytest.mark.parametrize('path', paths, ids=lambda p: p.s
 
 @each(WITH_EXERCISES)
 def test_an_exercise_has_a_solution_two_wrong_answers_and_a_check_that_is_not_in_the_lesson(path):
-    verdicts = [''.join(o['data']['text/plain']) for c in cells(solutions_of(path)) for o in c.get('outputs', [])
-                if 'text/plain' in o.get('data', {})]
+    outputs = [o.get('data', {}) for c in cells(solutions_of(path)) for o in c.get('outputs', [])]
+    verdicts = [''.join(data['text/plain']) for data in outputs if 'text/plain' in data]
     for name in exercises(path):
         assert name.split('.')[0] == path.name.split('_')[0]
         said = [v for v in verdicts if v.startswith(f'{name}: ')]

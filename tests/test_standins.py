@@ -1,6 +1,6 @@
 """The stand-ins have the real sets' formats, tell the truth, repeat themselves, and leak nothing from
 training to validation."""
-import csv, hashlib, json, os, random, re
+import csv, hashlib, json, random, re
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from exp import standins as D
-from exp.downloads import URLs, untar_data
-from exp.core import check_exercise
+
+pytestmark = pytest.mark.slow
 
 STANDINS = ['imagenette', 'mnist_tiny', 'planet', 'camvid', 'camvid_11', 'biwi', 'coco', 'bananas', 'imdb']
 def standin(name): return getattr(D, f'{name}_standin')
@@ -367,80 +367,3 @@ def test_imdb_has_the_real_format_and_no_chapter_in_two_parts(made):
 def test_texts_that_no_parser_should_trip_over_are_written_and_read_back(tmp_path):
     D._write_csv(tmp_path/'t.csv', ['a', 'b'], [('he said "no", then', 'x'), ('ü, ∑', 'y')])
     assert pd.read_csv(tmp_path/'t.csv').values.tolist() == [['he said "no", then', 'x'], ['ü, ∑', 'y']]
-
-# beside the real ones, where a mirror has them
-
-def keys(x):
-    "The shape of plain data: the keys of dictionaries, the types of values, one entry for a list."
-    if isinstance(x, dict): return {k: keys(v) for k, v in x.items()}
-    return [keys(x[0])] if isinstance(x, list) else type(x).__name__
-
-def survey(folder):
-    """What code that reads a data set relies on: folders, suffixes, formats and modes of files, headers,
-    keys, kinds of columns."""
-    found = set()
-    for p in sorted(folder.rglob('*')):
-        place = re.sub(r'\d{2,}|[A-Za-z]*\d+\w*', '#', p.relative_to(folder).with_suffix('').as_posix())
-        if p.is_dir(): found.add((p.relative_to(folder).as_posix(), 'folder'))
-        elif p.suffix in ('.jpg', '.png'):
-            found.add((place.rsplit('/', 1)[0], p.suffix, *Image.open(p).mode.split()))
-        elif p.suffix == '.csv':
-            found.add((place, tuple((c, t.kind) for c, t in pd.read_csv(p).dtypes.items())))
-        elif p.suffix == '.json': found.add((place, json.dumps(keys(json.loads(p.read_text())))))
-        elif p.name == 'codes.txt': found.add((place, p.read_text()))
-        else: found.add((place, 'text'))
-    return found
-
-@pytest.mark.parametrize('name, extra',
-                         [('mnist_tiny', set()), ('planet_sample', set()), ('camvid_tiny', set()),
-                          ('camvid_11', set()), ('coco_tiny', set()), ('imdb_sample', set())])
-def test_the_real_set_and_its_standin_have_the_same_structure(name, extra, made):
-    if not os.environ.get('EXP_DATA_MIRROR'): pytest.skip('EXP_DATA_MIRROR is not set')
-    real = untar_data(getattr(URLs, name.upper()))
-    stand_in = made({'planet_sample': 'planet', 'camvid_tiny': 'camvid', 'coco_tiny': 'coco',
-                     'imdb_sample': 'imdb'}.get(name, name))
-    assert survey(stand_in) - extra == survey(real)
-
-# the exercises of this part
-
-def by_group(groups, share):
-    "A right answer to 01.4."
-    names, valid = sorted(set(groups)), set()
-    random.Random(0).shuffle(names)
-    for g in names:
-        if sum(x in valid for x in groups) + groups.count(g)/2 < share*len(groups): valid.add(g)
-    return [g in valid for g in groups]
-
-def test_exercise_4_takes_a_split_by_group_and_no_other():
-    assert check_exercise('01.4', by_group) == '01.4: right'
-    assert 'both sides' in check_exercise('01.4', lambda groups, share: [i < share*len(groups)
-                                                                         for i in range(len(groups))])
-    assert 'takes' in check_exercise('01.4', lambda groups, share: [g == 'alone' for g in groups])
-    assert 'empty' in check_exercise('01.4', lambda groups, share: [False]*len(groups))
-    def unsteady(groups, share, calls=[0]):
-        calls[0] += 1
-        return by_group(groups, share) if calls[0] % 2 else [not v for v in by_group(groups, 1 - share)]
-    assert 'another answer' in check_exercise('01.4', unsteady)
-    assert check_exercise('01.4', None) == '01.4: not yet'
-
-def hotdogs(folder, n=20, betray=0, repeat=False, seed=0):
-    "A right answer to 01.5; `betray` makes the colour tell the class."
-    rng = np.random.RandomState(seed)
-    bag = D._DigitBag(rng)
-    for part in 'train', 'test':
-        for c, d in ('hotdog', 1), ('not-hotdog', 0):
-            (folder/part/c).mkdir(parents=True)
-            for i in range(n):
-                shift = betray if c == 'hotdog' else 0
-                canvas = D._texture(rng, 48, 48, (0, 0, 0), (150 - shift, 150, 150), 4)
-                if not repeat: D.scatter_digits(canvas, [bag.take(d)], rng, (24, 40))
-                else: canvas[:] = 9
-                Image.fromarray(canvas).save(folder/part/c/f'{i}.png')
-
-def test_exercise_5_takes_a_standin_and_says_what_a_bad_one_lacks():
-    assert check_exercise('01.5', hotdogs) == '01.5: right'
-    assert '20 are the least' in check_exercise('01.5', lambda folder: hotdogs(folder, n=5))
-    assert 'comes twice' in check_exercise('01.5', lambda folder: hotdogs(folder, repeat=True))
-    assert 'mean colour' in check_exercise('01.5', lambda folder: hotdogs(folder, betray=150))
-    assert 'differs between two calls' in check_exercise(
-        '01.5', lambda folder, calls=[]: (calls.append(1), hotdogs(folder, seed=len(calls))))

@@ -136,6 +136,7 @@ class Break(Callback):
 
 # ---------------------------------------------------------------- trials
 
+@pytest.mark.slow
 @kinds
 @pytest.mark.parametrize('how', ['lr_find', 'LRFinder', 'broken off'])
 def test_a_trial_leaves_the_loss_as_it_was(kind, how):
@@ -215,6 +216,7 @@ def plain(state):
             if isinstance(state, (list, tuple)) else state.tolist() if isinstance(state, torch.Tensor)
             else state)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('before', [0, 1])
 @pytest.mark.parametrize('kind', STATEFUL)
 def test_a_trial_leaves_callbacks_with_a_state_as_they_were(kind, before):
@@ -232,6 +234,7 @@ def test_a_trial_leaves_callbacks_with_a_state_as_they_were(kind, before):
 
 # ---------------------------------------------------------------- files
 
+@pytest.mark.slow
 @kinds
 @pytest.mark.parametrize('with_opt', [True, False])
 def test_saved_and_loaded(kind, with_opt, tmp_path):
@@ -244,6 +247,7 @@ def test_saved_and_loaded(kind, with_opt, tmp_path):
     other.load('it', with_opt)
     assert same(seen(learn, holder)[:-1], seen(other, there)[:-1]) and there.calls > 0
 
+@pytest.mark.slow
 @kinds
 @pytest.mark.parametrize('at', [3, 7, 10])
 def test_a_resumed_training_ends_as_one_that_was_not_broken_off(kind, at, tmp_path):

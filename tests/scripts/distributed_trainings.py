@@ -10,13 +10,14 @@ import torch.nn.functional as F
 import torch.utils.data
 from torch import nn
 
+import exp.inference   # noqa: F401 (methods of Learner)
+import exp.precision   # noqa: F401 (methods of Learner)
 from exp.callbacks import Callback
 from exp.faults import NanCheck
 from exp.core import load_state
 from exp.data_block import ImageList
 from exp.transforms import Transform
-from exp.dataloader import (DataLoader, Dataset, Rng, Sampler, TransformedDataset,
-                            make_data)
+from exp.dataloader import DataLoader, Dataset, Rng, Sampler, TransformedDataset, make_data
 from exp.distributed import (Distributed, RankLoader, barrier, distributed, gather_over_ranks, is_first, rank,
                              sum_over_ranks, world_size)
 from exp.checkpoints import Checkpoint
