@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .core import exercise
 from .specs import register
 from .transforms import Transform, as_size
 from .image_cache import ask_for_draft
@@ -306,67 +305,3 @@ class CenterCrop(RandomCrop):
         (H, W), (h, w) = old, self.size
         l, t = (W - w)//2, (H - h)//2
         return l, t, l + w, t + h
-
-# %% ../nbs/17_augmentation.ipynb #c0bfcbf2
-@exercise('17.2')
-def _check_17_2(answer):
-    old, boxes = (100, 200), torch.tensor([[-0.5, -0.2, -0.1, 0.3], [0., 0.1, 0.25, 0.5], [0., 0., 0., 0.]])
-    drawn = [answer(Rng(0, i), old, boxes) for i in range(600)]
-    if not all(len(b) == 4 and all(isinstance(v, int) for v in b) for b in drawn):
-        return f'a window should be four whole numbers (left, top, right, bottom), not {drawn[0]}'
-    if not all(0 <= l < r <= 200 and 0 <= t < b <= 100 for l, t, r, b in drawn):
-        return 'a window leaves the image, or is empty'
-    for l, t, r, b in drawn:
-        if l > 50 or t > 40 or r < 125 or b < 75:
-            return (f'the boxes reach from 50 to 125 and from 40 to 75 pixels; the window {(l, t, r, b)} '
-                    'cuts one')
-    for i, (low, high, edge) in enumerate(((0, 50, 'left'), (0, 40, 'top'), (125, 200, 'right'),
-                                           (75, 100, 'bottom'))):
-        at = torch.tensor([d[i] for d in drawn]).double()
-        if at.min() > low + 2 or at.max() < high - 2:
-            return (f'the {edge} edge lies between {at.min():.0f} and {at.max():.0f}; it may lie between '
-                    f'{low} and {high}')
-        if abs(at.mean() - (low + high)/2) > 0.08*(high - low):
-            return (f'the {edge} edge is not drawn evenly: its mean is {at.mean():.1f}, {(low + high)/2:.1f} '
-                    'is right')
-    if answer(Rng(1), old, boxes) != answer(Rng(1), old, boxes): return 'all randomness should come from rng'
-    free = [answer(Rng(0, i), old, torch.zeros(2, 4)) for i in range(50)]
-    if not all(0 <= l < r <= 200 and 0 <= t < b <= 100 for l, t, r, b in free):
-        return 'where all boxes are padding, the window should still lie within the image and not be empty'
-
-# %% ../nbs/17_augmentation.ipynb #c2805d47
-@exercise('17.3')
-def _check_17_3(answer):
-    x = torch.full((3, 60, 80), 2.)   # so that what is erased shows
-    shares, shapes, places = [], [], set()
-    for i in range(200):
-        out = answer(x, Rng(0, i))
-        if (x != 2).any(): return 'the image that was given has changed; work on a clone'
-        if out.shape != x.shape: return f'an image of {tuple(x.shape)} becomes {tuple(out.shape)}'
-        gone = (out != 2).all(0)
-        if not torch.equal(gone, (out != 2).any(0)): return 'all channels should be erased at the same place'
-        if not gone.any(): return 'an image came back without a rectangle; try again until one fits'
-        ys, xs = gone.any(1).nonzero(), gone.any(0).nonzero()
-        h, w = int(ys.max() - ys.min() + 1), int(xs.max() - xs.min() + 1)
-        if int(gone.sum()) != h*w: return 'what is erased should be one rectangle'
-        if not (0 <= out[:, gone].min() and out[:, gone].max() <= 1):
-            return 'the rectangle should be filled with numbers from 0 to 1'
-        if h*w > 100 and out[:, gone].std() < 0.2:
-            return 'the rectangle should be filled with random numbers, each pixel with its own'
-        shares.append(h*w/4800)
-        shapes.append(h/w)
-        places.add((int(ys.min()), int(xs.min())))
-    if min(shares) < 0.012 or max(shares) > 0.43:
-        return (f'rectangles take {100*min(shares):.1f} to {100*max(shares):.1f} % of the image; 2 to 40 % '
-                'is right')
-    if min(shares) > 0.06 or max(shares) < 0.33:
-        return (f'200 rectangles take {100*min(shares):.1f} to {100*max(shares):.1f} % of the image; they '
-                'should come close to 2 and to 40 %')
-    if min(shapes) < 0.22 or max(shapes) > 4.5:
-        return f'height to width lies between {min(shapes):.2f} and {max(shapes):.2f}; 0.3 to 3.3 is right'
-    if min(shapes) > 0.6 or max(shapes) < 1.7:
-        return (f'height to width lies between {min(shapes):.2f} and {max(shapes):.2f}; it should come close '
-                'to 0.3 and 3.3')
-    if len(places) < 100: return 'the rectangle should be at a random place'
-    if not torch.equal(answer(x, Rng(1)), answer(x, Rng(1))):
-        return 'all randomness should come from rng; its generator() is for torch'

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .core import exercise, near, patch, test_close, tree_children
+from .core import patch, test_close, tree_children
 from .tensors import broadcast_shape
 
 # %% ../nbs/03_autograd.ipynb #6555d72d
@@ -389,58 +389,3 @@ def no_graph():
     before, Variable.recording = Variable.recording, False
     try: yield
     finally: Variable.recording = before
-
-# %% ../nbs/03_autograd.ipynb #5fa6730a
-@exercise('03.1')
-def _check_03_1(answer):
-    x = torch.tensor([[-1000., -2., -0.5], [0., 1., 1000.]], dtype=torch.float64)
-    v, t = Variable(x, requires_grad=True), x.clone().requires_grad_()
-    got, weights = answer(v), torch.arange(1., 7., dtype=torch.float64).view(2, 3)
-    if not isinstance(got, Variable): return f'it answers a {type(got).__name__}; a Variable is asked for'
-    if got.shape != v.shape or not near(got.data, x.tanh(), 1e-9):
-        return f'its value at {x.tolist()} is {got.data.tolist()}'
-    if not got.requires_grad:
-        return 'the result has no edge to its operand; give from_op a pair (v, function)'
-    got.backward(weights)
-    t.tanh().backward(weights)
-    if v.grad.isnan().any(): return 'the gradient is NaN for large numbers'
-    if not near(v.grad, t.grad, 1e-9):
-        return (f'with the gradient {weights.tolist()} of the result, the gradient at {x.tolist()} is '
-                f'{v.grad.tolist()}')
-
-# %% ../nbs/03_autograd.ipynb #c376141e
-@exercise('03.2')
-def _check_03_2(answer):
-    g = torch.Generator().manual_seed(2)
-    x, w, b = (torch.randn(s, generator=g, dtype=torch.float64) for s in ((7, 5), (5, 3), (3,)))
-    target = torch.tensor([0, 2, 1, 1, 2, 0, 2])
-    with torch.inference_mode(): got = answer(x.clone(), w.clone(), b.clone(), target)
-    if not isinstance(got, (tuple, list)) or len(got) != 2:
-        return 'two gradients are asked for: for w, and for b'
-    leaves = w.requires_grad_(), b.requires_grad_()
-    true = torch.autograd.grad(torch.nn.functional.cross_entropy(x @ w + b, target), leaves)
-    for name, mine, right in zip('wb', got, true):
-        if mine.shape != right.shape:
-            return (f'the gradient for {name} has the shape {tuple(mine.shape)}; it should be '
-                    f'{tuple(right.shape)}')
-        if near(mine, right*7, 1e-9):
-            return f'the gradient for {name} is that of the sum over the batch; the mean is asked for'
-        if not near(mine, right, 1e-9):
-            return f'the gradient for {name} is off by up to {(mine - right).abs().max():.3g}'
-
-# %% ../nbs/03_autograd.ipynb #695caf05
-@exercise('03.3')
-def _check_03_3(answer):
-    A = torch.randn(30, 30, generator=torch.Generator().manual_seed(3), dtype=torch.float64)/5
-    calls = []
-    def f(v):
-        calls.append(v)
-        return ((v @ A).exp().sum() + 1.).log() + (v*v*v).sum()
-    x, v = torch.linspace(-1, 1, 30, dtype=torch.float64), torch.linspace(1, 2, 30, dtype=torch.float64)
-    got = answer(f, x.clone(), v.clone())
-    got = got.data if isinstance(got, Variable) else got
-    if got.shape != x.shape: return f'the shape is {tuple(got.shape)}; it should be that of x, (30,)'
-    true = torch.autograd.functional.hvp(lambda t: torch.logsumexp(torch.cat([t @ A, t.new_zeros(1)]),
-                                                                   0) + (t**3).sum(), x, v)[1]
-    if not near(got, true, 1e-4): return f'it is off by up to {(got - true).abs().max():.3g}'
-    if len(calls) > 4: return f'it calls f {len(calls)} times; two gradients are enough'

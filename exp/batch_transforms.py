@@ -19,7 +19,7 @@ from PIL import Image
 from .augmentation import (CORNERS, Move, Moving, as_matrix, check_within, height_width, homography,
                               rotation,
                               scaling, shearing, translation)
-from .core import check_choice, check_int, exercise, listify, patch
+from .core import check_choice, check_int, listify, patch
 from .specs import register
 from .transforms import Transform, as_size, to_byte_tensor
 from .dataloader import DataLoader, Rng
@@ -433,31 +433,3 @@ def tta(self: Learner,
                 total = total + self.collected(self.data.valid_dl, keep)[0]
         finally: self.data = before
     return beta*preds + (1 - beta)*total/n, targets
-
-# %% ../nbs/17b_batch_transforms.ipynb #9f41328c
-@exercise('17.1')
-def _check_17_1(answer):
-    t = answer(1.5)
-    if not isinstance(t, Geometric):
-        return 'Stretch(max_stretch) should be an instance of a subclass of Geometric'
-    t.p = 1.
-    m = t.matrices([Rng(0, i) for i in range(400)], (40, 60))
-    if m.shape != (400, 3, 3) or m.dtype != torch.float64:
-        return f'400 matrices are {tuple(m.shape)} of {m.dtype}; 400×3×3 of float64 is right'
-    if (m - torch.diag_embed(m.diagonal(dim1=1, dim2=2))).abs().max() > 1e-9:
-        return 'nothing should be turned, moved or made to lean; only the diagonal of the matrix is needed'
-    wide, high = 1/m[:, 0, 0], 1/m[:, 1, 1]   # how many times as wide and as high the content becomes
-    if (wide*high - 1).abs().max() > 1e-6:
-        return f'areas should stay; one becomes {wide[0]*high[0]:.3f} times as large'
-    most = torch.maximum(wide, high)
-    if most.max() > 1.5 + 1e-9 or most.max() < 1.4:
-        return (f'for Stretch(1.5) the largest of 400 factors is {most.max():.3f}; they should come close to '
-                '1.5, and not pass it')
-    if not 140 < (wide > 1).sum() < 260:
-        return f'of 400 images {(wide > 1).sum()} become wider; about half is right'
-    if most.unique().numel() < 300: return 'the factor should be drawn for each image'
-    point = torch.tensor([[0.5, 0.5]]).expand(400, 1, 2)
-    moved = t.points(point, t.draw(torch.zeros(400, 3, 40, 60),
-                                   [Rng(0, i) for i in range(400)]))[:, 0].double()
-    if (moved - 0.5*torch.stack([wide, high], 1)).abs().max() > 1e-5:
-        return 'points do not follow the images; leave the rule for points as it is'

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .core import (camel2snake, check_int, check_real, did_you_mean, exercise, first_size, listify, near,
+from .core import (camel2snake, check_int, check_real, did_you_mean, first_size, listify,
                       patch, save_state, tree_leaves, tree_map)
-from .dataloader import DataLoader, Dataset, as_bunch
+from .dataloader import as_bunch
 from .losses import CrossEntropy, is_sum, loss_weight
 from .metrics import MeanMetric, as_metric, one_number
 from .snapshots import set_epoch, with_state
@@ -585,71 +585,3 @@ def plot_lr(self: Recorder, ax=None):
     ax = labelled_axes(ax, xlabel='training batch', ylabel='learning rate')
     ax.plot(self.lrs)
     return ax
-
-# %% ../nbs/07_callbacks.ipynb #2dfc6c19
-def _exercise_runner(cbs=None):
-    "A small runner, 6 training and 2 validation batches an epoch; a part of its model does not learn."
-    g = torch.Generator().manual_seed(1)
-    x, y = torch.randn(32, 3, generator=g), torch.randn(32, 1, generator=g)
-    model = nn.Linear(3, 1)
-    for p, value in zip(model.parameters(), (0.5, 0.)): nn.init.constant_(p, value)
-    model.frozen = nn.Linear(3, 1).requires_grad_(False)   # takes no part in what it computes
-    data = [DataLoader(Dataset(x[i].clone(), y[i]), 4) for i in (slice(24), slice(24, None))]   # in order
-    return Runner(data, model, loss_func=nn.MSELoss(), lr=0.1, cbs=cbs), x, y
-
-@exercise('07.1')
-def _check_07_1(answer):
-    class Judge(Callback):
-        order = 100
-        def before_fit(self): self.norms = []
-        def after_backward(self):
-            norms = [p.grad.norm() for p in (self.model.weight, self.model.bias)]
-            self.norms.append(torch.stack(norms).norm())
-    judge, cb = Judge(), answer()
-    runner, *_ = _exercise_runner([cb, judge])
-    for epochs in (2, 1):
-        runner.fit(epochs)
-        if len(cb.norms) != 6*epochs:
-            return f'after a fit of {6*epochs} training batches `norms` holds {len(cb.norms)} numbers'
-        if not near(torch.tensor([float(n) for n in cb.norms]), torch.stack(judge.norms)):
-            return (f'the first norm is {float(cb.norms[0]):.4g}; it should be {judge.norms[0]:.4g}, '
-                    'the root of the sum of the squares of all gradients')
-
-# %% ../nbs/07_callbacks.ipynb #282cdfad
-@exercise('07.2')
-def _check_07_2(answer):
-    class Judge(Callback):
-        order = 100
-        def before_fit(self): self.seen = {True: [], False: []}
-        def after_pred(self): self.seen[self.in_train].append(self.xb.clone())
-    judge = Judge()
-    runner, x, _ = _exercise_runner([answer(0.1), judge])
-    runner.fit(40)
-    if not torch.equal(runner.data.train_dl.ds.x, x[:24]): return 'the data set itself has changed; copy it'
-    valid, noise = torch.cat(judge.seen[False]), torch.cat(judge.seen[True]).view(40, 24, 3) - x[:24]
-    if not torch.equal(valid, x[24:].repeat(40, 1)): return 'the validation inputs are noisy too'
-    if not noise.any(): return 'the model sees the training inputs without noise; write self.run.xb = …'
-    if torch.equal(noise[0], noise[1]): return 'each epoch has the same noise'
-    std = noise.square().mean().sqrt().item()   # a mean that is not 0 counts too
-    if abs(std - 0.1) > 0.01: return f'for std = 0.1 the noise has a standard deviation of {std:.3g}'
-    if noise.abs().max() < 0.2: return 'no noise is beyond two standard deviations; it should be normal'
-
-# %% ../nbs/07_callbacks.ipynb #4cc5b51f
-@exercise('07.3')
-def _check_07_3(answer):
-    class Judge(Callback):
-        order = 100
-        def before_fit(self): self.steps, self.weights = [], []
-        def after_step(self):
-            self.steps.append(self.n_iter + 1)
-            self.weights.append(self.model.weight.detach().clone())
-    for n in (3, 4):
-        judge = Judge()
-        runner, x, y = _exercise_runner([answer(n), judge])
-        runner.fit(2)
-        right, first = list(range(n, 13, n)), zip(x[:4*n].split(4), y[:4*n].split(4))
-        if judge.steps != right: return f'for n = {n} it steps after batches {judge.steps}; {right} is right'
-        model = _exercise_runner()[0].model
-        sum(nn.functional.mse_loss(model(xb), yb) for xb, yb in first).backward()
-        if not near(judge.weights[0], model.weight - 0.1*model.weight.grad):
-            return f'the first step with n = {n} does not follow the sum of {n} gradients'

@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from .callbacks import Callback, CancelFitException, Runner
-from .core import (check_int, exercise, generator_state, global_generators, load_state, patch, save_state,
-                      set_generator,
-                      set_global_generators, user_path)
+from .core import (check_int, generator_state, global_generators, load_state, patch, save_state,
+                      set_generator, set_global_generators, user_path)
 from .workers import loader_generators, order_fingerprint
 from .learner import Learner
 from .snapshots import undisturbed
@@ -327,47 +326,3 @@ def resuming(self: Learner, resume, cbs):
     found = [cb.path for cb in (*self.cbs, *cbs) if isinstance(cb, Checkpoint)]
     if not found: raise ValueError('resume=True needs a Checkpoint among the callbacks; or give its path')
     return self.resuming(found[0], cbs) if found[0].is_file() else []
-
-# %% ../nbs/16b_checkpoints.ipynb #f3f5a6ec
-@exercise('16.2')
-def _check_16_2(answer):
-    import tempfile
-    from exp.core import set_seed
-    from exp.dataloader import Dataset, make_data
-    from exp.progress import Progress
-    class Judge(Callback):
-        def before_fit(self):
-            self.averages = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        def after_step(self):
-            for name, p in self.model.named_parameters(): self.averages[name].lerp_(p.detach(), 0.1)
-    class Break(Callback):
-        def after_backward(self):
-            if self.n_iter == 11: raise InterruptedError
-    def learner(*cbs):
-        "A small one, 8 training and 2 validation batches an epoch, the same at each call."
-        g = torch.Generator().manual_seed(3)
-        xs, ys = torch.randn(80, 6, generator=g), torch.randint(0, 3, (80,), generator=g)
-        set_seed(1)
-        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
-        return Learner(make_data(Dataset(xs[:64], ys[:64]), Dataset(xs[64:], ys[64:]), bs=8), model, lr=0.01,
-                       cbs=[Progress(False), *cbs])
-    with tempfile.TemporaryDirectory() as folder:
-        path, judge, whole = Path(folder)/'fit.pth', Judge(), answer()
-        learner(judge, whole).fit(2)
-        for name, avg in judge.averages.items():
-            if name not in whole.averages:
-                return f'its averages lack {name}; they are {", ".join(whole.averages) or "none"}'
-            if not torch.equal(whole.averages[name].detach(), avg):
-                return (f'without a break, the average of {name} is not what lerp_ by a tenth after each '
-                        'step makes of it')
-        try: learner(answer()).fit(2, cbs=[Checkpoint(path, every=5), Break()])
-        except InterruptedError: pass
-        resumed = answer()
-        if not (hasattr(type(resumed), 'state_dict') and hasattr(type(resumed), 'load_state_dict')):
-            return 'it has no state: define state_dict and load_state_dict'
-        if 'averages' in vars(resumed) and resumed.averages is whole.averages:
-            return 'all its instances share one dict; make it in __init__ or before_fit'
-        learner(resumed).fit(2, cbs=Checkpoint(path, every=5), resume=path)
-    for name, avg in whole.averages.items():
-        if not torch.equal(resumed.averages[name].detach(), avg.detach()):
-            return f'after a break in the second epoch the average of {name} differs from the unbroken one'

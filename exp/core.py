@@ -605,28 +605,12 @@ def exercise(name: str):
     return add
 
 def check_exercise(name: str, answer) -> Verdict:
-    "'… not yet' for None, '… right', or what is wrong with the `answer`."
+    "'… not yet' for None, '… right', or what is wrong with the `answer`. `ValueError` for no exercise."
+    lesson = f'exp.exercises.lesson_{name.split(".")[0]}'
+    if name not in _exercises and importlib.util.find_spec(lesson): importlib.import_module(lesson)
+    if name not in _exercises:
+        raise ValueError(f'there is no exercise {name!r}{did_you_mean(name, _exercises)}')
     if answer is None: return Verdict(f'{name}: not yet')
     try: wrong = _exercises[name](answer)
     except Exception as e: wrong = f'checking it raised {type(e).__name__}: {e}'
     return Verdict(f'{name}: {wrong or "right"}')
-
-# %% ../nbs/00_core.ipynb #dc26b84f
-@exercise('00.1')
-def _check_00_1(answer):
-    got = answer([4., 2., 6., 0.])
-    if len(got) != 4: return f'for four numbers it answers {len(got)}'
-    if not near(got, [4., 3., 4., 3.]):
-        return f'for [4, 2, 6, 0] it answers {list(got)}; the running means are [4, 3, 4, 3]'
-    if list(answer([])) != []: return 'for an empty list it should answer an empty list'
-
-# %% ../nbs/00_core.ipynb #fa462e9f
-@exercise('00.2')
-def _check_00_2(answer):
-    late, early = (lambda s: s + 'b'), (lambda s: s + 'a')
-    late.order = 1
-    f = answer([late, early])
-    if not callable(f): return 'pipeline(funcs) should answer a function'
-    if f('') != 'ab':
-        return f"with two functions, the one of order 1 given first, it makes {f('')!r} of ''; 'ab' is right"
-    if answer([])('x') != 'x': return 'with no functions it should answer its argument'

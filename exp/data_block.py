@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import (ListContainer, check_choice, did_you_mean, exercise, listify, patch, settings,
+from .core import (ListContainer, check_choice, did_you_mean, listify, patch, settings,
                       show_image, user_path)
 from .specs import register
 from .dataloader import Rng
@@ -634,42 +634,3 @@ def _missing(self, name):
     raise AttributeError(f'{type(self).__name__} has no {name!r}{hint}')
 
 ItemList.__getattr__ = SplitData.__getattr__ = _missing
-
-# %% ../nbs/13_data_block.ipynb #15c4dfe4
-@exercise('13.1')
-def _check_13_1(answer):
-    files = [Path('some')/'where'/f'image_{i}.jpg' for i in range(3000)]
-    chosen = [f for f in files if answer(f)]
-    share = len(chosen)/len(files)
-    if not 0.16 < share < 0.24: return f'of 3,000 names it chooses {100*share:.1f} %; about 20 % is right'
-    if [bool(answer(f)) for f in files] != [bool(answer(f)) for f in files]:
-        return 'it does not answer the same for the same name each time'
-    if any(bool(answer(Path('else')/f.name)) != bool(answer(f)) for f in files[:300]):
-        return 'it should go by the name, not by the folder'
-    runs = [sum(bool(answer(f)) for f in files[i:i + 100]) for i in range(0, 3000, 100)]
-    if not all(3 <= n <= 45 for n in runs):
-        return (f'among 100 names in a row it chooses between {min(runs)} and {max(runs)}; it should be '
-                'spread evenly')
-    if (getattr(answer, '__code__', None) and 'hash' in answer.__code__.co_names
-        and 'hashlib' not in answer.__code__.co_names):
-        return "hash(…) of a string is another in each process; use hashlib's functions or zlib.crc32"
-
-# %% ../nbs/13_data_block.ipynb #f50bdf3a
-@exercise('13.3')
-def _check_13_3(answer):
-    proc = answer()
-    if not isinstance(proc, Processor): return 'it should be a subclass of Processor'
-    proc.learn([1., 2., 3., 6.])
-    if abs(proc.process(3.)) > 1e-6:
-        return f'with 1, 2, 3 and 6 in training, 3 becomes {proc.process(3.)}; it is the mean, so 0 is right'
-    if abs(proc.process(5.) - 2/3.5**0.5) > 1e-5:
-        return f'with 1, 2, 3 and 6 in training, 5 becomes {proc.process(5.):.4f}; {2/3.5**0.5:.4f} is right'
-    if abs(proc.decode(proc.process(5.)) - 5) > 1e-5: return 'decode should be the way back'
-    other = answer()
-    other.load_state_dict(proc.state_dict())
-    if abs(other.process(5.) - proc.process(5.)) > 1e-9:
-        return 'a new one with its state_dict does not process alike'
-    same = answer()
-    same.learn([4., 4.])
-    if same.process(4.) != 0 or abs(same.process(5.) - 1) > 1e-6:
-        return f'where all training items are 4, 5 becomes {same.process(5.)}; 1 is right'

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn, utils
 
-from .core import (check_int, exercise, first_size, listify, mask_places, own_type, patch, settings,
+from .core import (check_int, first_size, listify, mask_places, own_type, patch, settings,
                       to_device, tree_children, tree_like)
 from .losses import SquaredLoss, loss_weight
 from .workers import (Batch, Makers, Workers, as_indices, as_ints, in_shares, loader_parts,
@@ -595,47 +595,3 @@ def fit_simple(
         losses = {'train_loss': train.get('loss', float('nan')), 'valid_loss': valid.pop('loss')}
         rows.append({'epoch': epoch, **losses, **valid, 'seconds': time.perf_counter() - start})
     return rows
-
-# %% ../nbs/05_minibatches.ipynb #a42d720a
-@exercise('05.1')
-def _check_05_1(answer):
-    y = torch.tensor([0]*50 + [1]*8 + [2]*20)
-    order = [int(i) for i in answer(y, 1, 0)]
-    counts = y[order].bincount(minlength=3).tolist()
-    if counts != [8, 8, 8]:
-        return f'with 50, 8 and 20 items in three classes it takes {counts}; 8 of each is right'
-    if len(set(order)) != len(order): return 'an index comes twice'
-    if order != [int(i) for i in answer(y, 1, 0)]: return 'the same seed and epoch give another order'
-    if order == [int(i) for i in answer(y, 1, 1)]: return 'another epoch gives the same order'
-    if order == [int(i) for i in answer(y, 2, 0)]: return 'another seed gives the same order'
-    by_class = sorted(order, key=lambda i: int(y[i]))   # a stable sort
-    if order in (sorted(order), by_class): return 'the classes come one after the other; shuffle them'
-
-# %% ../nbs/05_minibatches.ipynb #461e77dc
-@exercise('05.2')
-def _check_05_2(answer):
-    xb, yb = answer([(torch.tensor([1, 2, 3]), 0), (torch.tensor([4]), 1)])
-    if tuple(xb.shape) != (2, 3):
-        return f'texts of 3 and 1 words make a batch of shape {tuple(xb.shape)}; (2, 3) is right'
-    if xb.tolist() != [[1, 2, 3], [4, 0, 0]]:
-        return f'it makes {xb.tolist()}; [[1, 2, 3], [4, 0, 0]] is right'
-    if xb.dtype != torch.int64: return f'words are int64; the batch is {xb.dtype}'
-    if torch.as_tensor(yb).tolist() != [0, 1]: return f'the labels 0 and 1 become {yb}'
-    xb, yb = next(iter(DataLoader(Dataset([torch.ones(2), torch.ones(5)], [0, 1]), 2, collate=answer)))
-    if xb.dtype != torch.float32: return f'a batch of float32 becomes {xb.dtype}'
-
-# %% ../nbs/05_minibatches.ipynb #92588214
-@exercise('05.3')
-def _check_05_3(answer):
-    x, y = torch.arange(10.)[:, None], torch.zeros(10, 1)
-    model = nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.9))
-    model.train()
-    with torch.no_grad():
-        model[0].weight.fill_(1.)
-        model[0].bias.fill_(0.)
-    got = answer(model, nn.functional.mse_loss, DataLoader(Dataset(x, y), 4))
-    if torch.is_tensor(got) and got.requires_grad:
-        return 'the result still carries a graph; use torch.no_grad()'
-    if not model.training: return 'the model came in training mode and was left in evaluation mode'
-    if abs(float(got) - 28.5) > 1e-4:
-        return f'it returns {float(got):.4g} where 28.5 is right (dropout off, batches of 4, 4 and 2)'

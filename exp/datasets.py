@@ -7,14 +7,14 @@ __all__ = ['FASHION_CLASSES', 'read_idx', 'read_mnist', 'standardize', 'table_st
            'fashion_mnist']
 
 # %% ../nbs/01_datasets.ipynb #510190a0
-import gzip, math, struct, tempfile, zlib
+import gzip, math, struct, zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .core import check_choice, exercise, user_path
+from .core import check_choice, user_path
 from .downloads import URLs, untar_data
 
 # %% ../nbs/01_datasets.ipynb #e7d06e31
@@ -122,48 +122,3 @@ def fashion_mnist(
     """Fashion-MNIST's clothes (`FASHION_CLASSES`) in the published order, 50,000 / 10,000 / 10,000 (Xiao et
     al. 2017)."""
     return read_mnist(untar_data(URLs.FASHION_MNIST), split)
-
-# %% ../nbs/01_datasets.ipynb #4d42e63a
-@exercise('01.1')
-def _check_01_1(answer):
-    train = torch.randint(0, 256, (200, 28, 28), dtype=torch.uint8,
-                          generator=torch.Generator().manual_seed(1))
-    train[:, 0] = 7
-    got = answer(train, train[:50])
-    if got.shape != (50, 28, 28): return f'for images of 50×28×28 it answers {tuple(got.shape)}'
-    if not torch.isfinite(got).all():
-        return 'some numbers are infinite or NaN; look at the pixels that never change'
-    if got[:, 0].abs().max() > 1e-6:
-        return f'a pixel that never changes should become 0; it becomes {got[0, 0, 0].item():.4g}'
-    x = train.float()
-    want = ((x - x.mean(0))/x.std(0))[:50]
-    if not torch.allclose(got[:, 1:], want[:, 1:], atol=0.02):
-        return "the other pixels should be (x − mean)/std with each pixel's own training numbers"
-
-# %% ../nbs/01_datasets.ipynb #51ae3e7d
-@exercise('01.3')
-def _check_01_3(answer):
-    for shape in [(3,), (2, 28, 28), (1, 2, 3, 4)]:
-        t = (torch.arange(math.prod(shape)) % 251).to(torch.uint8).reshape(shape)
-        with tempfile.TemporaryDirectory() as tmp:
-            path = Path(tmp)/'t.idx'
-            path.write_bytes(answer(t))
-            try: back = read_idx(path)
-            except ValueError as e:
-                return f'for a shape of {shape} the reader says: {str(e).replace(str(path), "the file")}'
-        if not torch.equal(back, t):
-            return f'a tensor of shape {shape} comes back as another one, of shape {tuple(back.shape)}'
-
-# %% ../nbs/01_datasets.ipynb #65283332
-@exercise('01.4')
-def _check_01_4(answer):
-    groups = [f'{i*i % 40:02}' for i in range(400)] + ['alone']*7
-    for share in (.2, .5):
-        is_valid = list(answer(list(groups), share))
-        if len(is_valid) != len(groups): return f'for {len(groups)} items it answers {len(is_valid)} values'
-        both = {g for g, v in zip(groups, is_valid) if v} & {g for g, v in zip(groups, is_valid) if not v}
-        if both: return f'the group {min(both)!r} is on both sides'
-        got = sum(map(bool, is_valid))/len(groups)
-        if not 0 < got < 1: return 'one side is empty'
-        if abs(got - share) > .1: return f'for a share of {share} it takes {got:.2f} of the items'
-        if list(answer(list(groups), share)) != is_valid: return 'a second call gives another answer'

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .callbacks import Callback
-from .core import default_device, environ, exercise, near, patch, settings, to_cpu, tree_leaves
+from .core import default_device, environ, patch, settings, to_cpu, tree_leaves
 from .dataloader import DataLoader, Rng
 from .learner import Learner
 from .checkpoints import Resume, strangers
@@ -445,48 +445,3 @@ def to_distributed(self: Learner, *,
     return self.exchange_cb(Distributed, Distributed(
         find_unused_parameters=find_unused_parameters, bucket_cap_mb=bucket_cap_mb,
         gradient_as_bucket_view=gradient_as_bucket_view, static_graph=static_graph))
-
-# %% ../nbs/20_distributed.ipynb #b43dc9cd
-@exercise('20.1')
-def _check_20_1(answer):
-    for counts in ([32, 32], [40, 24], [5, 0, 3], [1], [2, 1, 1, 1]):
-        got, R, n = [float(f) for f in answer(list(counts))], len(counts), sum(counts)
-        if len(got) != R: return f'for {R} processes it answers {len(got)} factors'
-        right = [c*R/n for c in counts]
-        if near(got, [c/n for c in counts]) and R > 1:
-            return f'for {counts} it answers the shares, which add up to 1; DDP divides by {R} once more'
-        if not near(got, right):
-            return (f'for {counts} it answers {got}; {right} makes the average of the gradients that of the '
-                    'whole')
-
-# %% ../nbs/20_distributed.ipynb #01bf0c86
-@exercise('20.2')
-def _check_20_2(answer):
-    g = torch.Generator().manual_seed(1)
-    for sizes in ([8, 8], [2, 9, 5], [6]):
-        parts = [torch.randn(n, generator=g).double() + 3*i for i, n in enumerate(sizes)]
-        stats = [(len(p), p.mean().item(), p.var(unbiased=False).item()) for p in parts]
-        n, mean, var = (float(v) for v in answer(list(stats)))
-        joined = torch.cat(parts)
-        if n != len(joined): return f'for parts of {sizes} values n is {n:g}; it should be {len(joined)}'
-        if not near(mean, joined.mean().item()):
-            return (f'for parts of {sizes} values the mean is {mean:.4g}; {joined.mean().item():.4g} is '
-                    'right, where each value counts the same')
-        if near(var, sum(m*v for m, _, v in stats)/n) and len(sizes) > 1:
-            return 'this is the mean of the variances; it misses how far apart the means of the parts are'
-        if not near(var, joined.var(unbiased=False).item()):
-            return (f'for parts of {sizes} values the variance is {var:.4g}; '
-                    f'{joined.var(unbiased=False).item():.4g} is right')
-
-# %% ../nbs/20_distributed.ipynb #dbba1e2f
-@exercise('20.3')
-def _check_20_3(answer):
-    sched = answer(0.1, 32, 0.05, [0.3, 0.6, 0.9])
-    if not callable(sched): return 'goyal(lr, k, warm, drops) should answer a function of the position'
-    for pos, right in ((0., 0.1), (0.025, 1.65), (0.05, 3.2), (0.29, 3.2), (0.31, 0.32), (0.61, 0.032),
-                       (0.95, 0.0032), (1., 0.0032)):
-        got = float(sched(pos))
-        if not abs(got/right - 1) < 1e-6:
-            return (f'with lr 0.1, k 32, a warm-up of 0.05 and drops at 0.3, 0.6, 0.9 it is {got:.4g} at '
-                    f'{pos}; {right:g} is right')
-    if abs(float(answer(0.1, 8, 0.1, [])(1.)) - 0.8) > 1e-9: return 'without drops it should stay at k·lr'

@@ -9,7 +9,7 @@ __all__ = ['URLs', 'file_sums', 'ArchiveError', 'CacheError', 'DataUnavailable',
 # %% ../nbs/01b_downloads.ipynb #c3828e5f
 import contextlib, errno, functools, gzip, hashlib, http.client, inspect
 import io, json, marshal, multiprocessing, os, re
-import shutil, socket, stat, struct, sys, tarfile, tempfile, time
+import shutil, socket, stat, struct, sys, tarfile, time
 import urllib.error, urllib.parse, urllib.request, uuid, zipfile, zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import filelock
 from tqdm import tqdm
 
-from .core import (atomic_path, checkout, did_you_mean, exercise, is_clutter, settings, text_encoding,
+from .core import (atomic_path, checkout, did_you_mean, is_clutter, settings, text_encoding,
                       user_path)
 
 # %% ../nbs/01b_downloads.ipynb #2400badb
@@ -540,18 +540,3 @@ def untar_data(
         folder = _stand_in(url, fallback)
     if fallback is not None: print(f'{url.name}: {_SAYS[data_kind(folder)]}')
     return folder
-
-# %% ../nbs/01b_downloads.ipynb #47728798
-@exercise('01.2')
-def _check_01_2(answer):
-    with tempfile.TemporaryDirectory() as tmp:
-        folder = Path(tmp)
-        names = ['a.bin', 'b.bin', 'c.bin']
-        for name in names: (folder/name).write_bytes(name.encode()*1000)
-        (folder/'SHA256SUMS').write_text(
-            ''.join(f'{hashlib.sha256((folder/n).read_bytes()).hexdigest()}  {n}\n' for n in names))
-        if (got := list(answer(folder))) != []: return f'all three files are good, and it answers {got}'
-        (folder/'a.bin').unlink()
-        (folder/'c.bin').write_bytes(b'x' + (folder/'c.bin').read_bytes()[1:])
-        if (got := list(answer(folder))) != ['a.bin', 'c.bin']:
-            return f'a.bin is missing and c.bin damaged; it answers {got}'

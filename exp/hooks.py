@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .callbacks import Callback
-from .core import (ListContainer, check_int, default_device, exercise, get_grid, listify, near, patch,
+from .core import (ListContainer, check_int, default_device, get_grid, listify, patch,
                       settings, to_device, tree_leaves)
 from .dataloader import BatchContext, DataBunch
 
@@ -324,58 +324,3 @@ def plot_hists(self: ActivationStats,
         ax.set_title(f'layer {name}', fontsize=9, parse_math=False)
     axs[0].figure.tight_layout()
     return axs
-
-# %% ../nbs/09_cuda_hooks.ipynb #ebb64067
-@exercise('09.1')
-def _check_09_1(answer):
-    class Crossed(nn.Module):
-        "Its parts run in another order than they were made in, one of them twice."
-        def __init__(self):
-            super().__init__()
-            self.last, self.act, self.first = nn.Linear(6, 2), nn.ReLU(), nn.Sequential(
-                nn.Flatten(), nn.Linear(4, 6))
-        def forward(self, x): return self.act(self.last(self.act(self.first(x))))
-
-    def n_hooks(): return sum(len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules())
-    model, right = Crossed(), [(5, 4), (5, 6), (5, 6), (5, 2), (5, 2)]
-    got = [tuple(s) for s in answer(model, torch.zeros(5, 2, 2))]
-    if got != right: return f'it answers {got}; {right} is right'
-    if n_hooks(): return f'{n_hooks()} hooks are left on the model'
-    try: answer(model, torch.zeros(5, 3, 3))
-    except RuntimeError: pass
-    if n_hooks(): return f'after an error in the model {n_hooks()} hooks are left'
-
-# %% ../nbs/09_cuda_hooks.ipynb #2b4d9e91
-@exercise('09.2')
-def _check_09_2(answer):
-    layer = nn.Linear(2, 3)
-    x = torch.linspace(-5, 5, 40).view(20, 2)
-    before = layer(x)
-    with answer(layer, -0.5, 1.) as hook:
-        if not isinstance(hook, Hook): return f'it returns a {type(hook).__name__}; a Hook is expected'
-        held = layer(x)
-    if not near(held, before.clamp(-0.5, 1.)):
-        return (f'the outputs lie between {held.min():.3g} and {held.max():.3g}; between −0.5 and 1 they '
-                'should be as they were')
-    if not near(layer(x), before): return 'after the block the outputs are still changed'
-
-# %% ../nbs/09_cuda_hooks.ipynb #34b6123f
-@exercise('09.3')
-def _check_09_3(answer):
-    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
-    g = torch.Generator().manual_seed(9)
-    xb, yb = torch.randn(8, 4, generator=g), torch.randint(3, (8,), generator=g)
-    outputs, a = [], xb
-    for part in model:
-        a = part(a)
-        outputs.append(a)
-    right = torch.stack([o.norm() for o in torch.autograd.grad(nn.functional.cross_entropy(a, yb), outputs)])
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'Full backward hook')
-        got = torch.tensor([float(v) for v in answer(model, nn.functional.cross_entropy, xb, yb)])
-    if near(got, right.flip(0)): return 'these are the norms from the last part to the first'
-    if not near(got, right):
-        return (f'it answers {[f"{v:.4g}" for v in got.tolist()]}; {[f"{v:.4g}" for v in right.tolist()]} is '
-                'right')
-    left = sum(len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules())
-    if left: return f'{left} hooks are left on the model'

@@ -21,9 +21,8 @@ from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
 from .callbacks import Callback, TrainEvalCallback, call_model
 from .checkpoints import check_weights, put_loss, shape_of, weights_for
-from .core import (exercise, get_grid, is_items, load_state, patch, save_state, to_cpu, to_device,
-                      tree_children,
-                      tree_leaves, tree_like, user_path)
+from .core import (get_grid, is_items, load_state, patch, save_state, to_cpu, to_device,
+                      tree_children, tree_leaves, tree_like, user_path)
 from .specs import from_spec, to_spec
 from .data_block import ImageList, LabeledData
 from .transforms import Normalize, OnBatch, as_transform, first_batch, first_rows
@@ -539,21 +538,3 @@ def load_predictor(
 ) -> Predictor:
     "A `Predictor` of what `Learner.export` wrote. Raises as `load_learner` does."
     return load_learner(path, model, loss_func=loss_func)._own_predictor()
-
-# %% ../nbs/16c_inference.ipynb #e65c280b
-@exercise('16.3')
-def _check_16_3(answer):
-    import pandas as pd
-    names = ['cat', 'dog', 'fox']
-    counts = [[50, 3, 0], [7, 40, 1], [0, 2, 60]]
-    table = pd.DataFrame(counts, index=pd.Index(names, name='truth'),
-                         columns=pd.Index(names, name='prediction'))
-    want = [('dog', 'cat', 7), ('cat', 'dog', 3), ('fox', 'dog', 2), ('dog', 'fox', 1)]
-    for k in (1, 2, 4, 9):
-        got = [tuple(row) for row in answer(table.copy(), k)]
-        if any(t == p for t, p, *_ in got): return 'the diagonal holds what is right, not errors'
-        if got and got[0][:2] == ('cat', 'dog'):
-            return 'it answers cats taken for dogs first; a row is the truth, so 7 dogs were taken for cats'
-        if any(len(row) != 3 for row in got): return 'each error should be (truth, prediction, count)'
-        if any(row[2] == 0 for row in got): return 'it lists errors that never happened'
-        if got != want[:k]: return f'for k = {k} it answers {got}; {want[:k]} is right'

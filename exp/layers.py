@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import exercise, near, patch
+from .core import near, patch
 from .specs import register
 from .regularization import fans, init_kaiming
 
@@ -146,49 +146,3 @@ def init_cnn(
             layer.weight *= math.sqrt(fans(layer.weight)[0]/_sum_size(layer))   # 1 unless transposed
             if layer.bias is not None: layer.bias.zero_()
     return model
-
-# %% ../nbs/10_layers.ipynb #923e4479
-@exercise('10.1')
-def _check_10_1(answer):
-    if not near(answer(0., 0., 1.), 1/math.sqrt(2*math.pi)):
-        return f'for a ReLU and standard normal inputs it answers {answer(0., 0., 1.)}; 1/√(2π) is right'
-    for leak, mu, sigma in ((0.1, 0., 1.), (0., 0., 2.), (0., 1., 1.), (0.2, -0.5, 1.5), (1., 0.7, 2.)):
-        z = torch.linspace(-12, 12, 400_001, dtype=torch.float64)
-        density = torch.exp(-z**2/2)/math.sqrt(2*math.pi)
-        right = torch.trapezoid(F.leaky_relu(mu + sigma*z, leak)*density, z)
-        if not near(answer(leak, mu, sigma), right, 1e-4):
-            return (f'for leak {leak}, mu {mu} and sigma {sigma} it answers '
-                    f'{float(answer(leak, mu, sigma)):.4f}; the mean there is {right:.4f}')
-
-# %% ../nbs/10_layers.ipynb #75a2ae9d
-@exercise('10.2')
-def _check_10_2(answer):
-    if isinstance(answer, nn.Module): return 'give the class, so that conv_layer can make an instance'
-    x = torch.randn(2, 3, 4, 5, requires_grad=True)
-    before = x.detach().clone()
-    y = conv_layer(3, 8, act=answer).act(x)
-    if y.shape != (2, 6, 4, 5):
-        return f'an input of 2×3×4×5 becomes {"×".join(map(str, y.shape))}; 2×6×4×5 is right'
-    if not near(y[:, :3], before.relu()): return 'the first channels should be the positive parts'
-    if not near(y[:, 3:], (-before).relu()):
-        return 'the last channels should be the positive parts of the negated input'
-    if not near(x.detach(), before): return 'it changes its input'
-    (y[:, :3] - y[:, 3:]).sum().backward()
-    if not near(x.grad, torch.ones_like(x)): return 'the gradient does not reach its input as it should'
-
-# %% ../nbs/10_layers.ipynb #4eea19d5
-@exercise('10.3')
-def _check_10_3(answer):
-    def build():
-        return nn.Sequential(conv_layer(1, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                             nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 10)))
-    model = build()
-    if answer(model) is not model: return 'it should answer the model that it was given'
-    x, y = torch.randn(20, 1, 28, 28), torch.arange(20) % 10
-    loss = F.cross_entropy(model(x), y)
-    if not near(loss, math.log(10)): return f'the loss is {loss.item():.4f}; ln 10 is {math.log(10):.4f}'
-    for name, p in list(model.named_parameters())[:-2]:
-        if name.endswith('bias') and p.any(): return f'{name} should be zero, as init_cnn leaves it'
-        if name.endswith('weight') and not p.any(): return f'{name} is zero; only the last layer should be'
-    loss.backward()
-    if not model[-1][-1].weight.grad.any(): return 'no gradient reaches the last layer'

@@ -17,12 +17,11 @@ from torch import nn
 
 from .callbacks import (AvgStats, Callback, Recorder, Runner, TrainEvalCallback, check_rate, count_batches,
                            read_numbers)
-from .core import check_choice, exercise, listify, patch, user_path
+from .core import check_choice, listify, patch, user_path
 from .data_block import LabeledData
 from .workers import Batch
-from .dataloader import (BatchSampler, DataLoader, Dataset, Sampler, TransformedDataset, as_bunch,
-                            check_loader,
-                            dataset_of, drawn_order, make_data)
+from .dataloader import (BatchSampler, DataLoader, Sampler, TransformedDataset, as_bunch, check_loader,
+                            dataset_of, drawn_order)
 from .hooks import BatchTransform, DeviceCallback
 from .losses import check_same_shape
 from .norms import NORMS
@@ -436,26 +435,3 @@ def validate(self: Learner,
         evaluation = _Evaluation(self.find(AvgStats))
         self.look(self.in_order(dl), evaluation)
     return read_numbers({name: m.compute() for name, m in evaluation.metrics.items()})
-
-# %% ../nbs/16_learner.ipynb #5c7b1f7f
-@exercise('16.1')
-def _check_16_1(answer):
-    new = lambda k: nn.Sequential(*(part for i in range(k) for part in (nn.Linear(4, 4), nn.ReLU())))
-    for k, n, want in ((4, 2, [2, 2]), (6, 3, [2, 2, 2]), (5, 2, [3, 2]), (7, 3, [3, 2, 2]), (3, 1, [3])):
-        model = nn.Sequential(nn.Flatten(), *new(k))
-        splitter = answer(n)
-        if not callable(splitter): return 'split_evenly(n) should answer a function of a model'
-        groups = [_params_of([g]) for g in splitter(model)]
-        if len(groups) != n: return f'for n = {n} it makes {len(groups)} groups'
-        flat, own = [id(p) for g in groups for p in g], [id(p) for p in model.parameters()]
-        if sorted(flat) != sorted(own):
-            return (f'{k} layers have {len(own)} parameters, and its groups {len(flat)}, of which '
-                    f'{len(set(flat) & set(own))} are the model\'s; each should be in one group')
-        if flat != own: return 'the groups should go from the input to the output'
-        sizes = [len(g)//2 for g in groups]
-        if sizes != want: return f'it cuts {k} layers with parameters into groups of {sizes}; {want} is right'
-    ds = Dataset(torch.zeros(8, 4), torch.zeros(8).long())
-    learn = Learner(make_data(ds, ds, bs=4), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)),
-                    splitter=answer(2))
-    if len(learn.layer_groups()) != 2:
-        return 'a learner with two linear layers should have two layer groups by it'

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import check_choice, exercise, first_size, near, widen
+from .core import check_choice, first_size, widen
 from .specs import register
 from .tensors import softmax
 
@@ -311,42 +311,3 @@ def is_sum(
 ) -> bool:
     "Is this loss a sum over its items, rather than their mean?"
     return getattr(loss_func, 'reduction', getattr(loss_func, 'keywords', {}).get('reduction')) == 'sum'
-
-# %% ../nbs/04_linear_models.ipynb #3a01a136
-@exercise('04.1')
-def _check_04_1(answer):
-    pred, yb = torch.tensor([0., 0., 0., 1.]), torch.tensor([2., -2., 0., 1.])
-    got = answer(pred, yb, 0.9)
-    if not isinstance(got, torch.Tensor) or got.ndim:
-        return 'it should answer a tensor of one number, the mean over the items'
-    if near(got, 0.9*2/4 - 0.1*2/4):
-        return ('a target below its prediction lowers the loss; it should cost (1 − q)(p − y), which is '
-                'positive')
-    if near(got, 0.1*2/4 + 0.9*2/4) and near(answer(pred[:1], yb[:1], 0.9), 0.2):
-        return 'the two sides are exchanged: a target above its prediction should cost q for each unit'
-    if not near(got, (0.9*2 + 0.1*2)/4):
-        return (f'for errors of 2 above, 2 below and two of 0 it answers {got.item():.4g}; (0.9·2 + 0.1·2)/4 '
-                '= 0.5 is right')
-    if not near(answer(pred[:1], yb[:1], 0.9), 1.8):
-        return (f'one target 2 above its prediction costs {answer(pred[:1], yb[:1], 0.9).item():.4g}; with q '
-                '= 0.9 it should cost 1.8')
-    data = torch.arange(101.)
-    best = min(range(101), key=lambda c: answer(torch.full((101,), float(c)), data, 0.9).item())
-    if best not in (90, 91):
-        return (f'of the constants 0 to 100 the best for the targets 0 to 100 is {best}; it should be the 90 '
-                '% quantile')
-
-# %% ../nbs/04_linear_models.ipynb #0d3f4c49
-@exercise('04.2')
-def _check_04_2(answer):
-    g = torch.Generator().manual_seed(1)
-    X, w = torch.randn(30, 4, generator=g), torch.randn(4, generator=g, requires_grad=True)
-    y = (torch.rand(30, generator=g) < 0.5).float()
-    true, = torch.autograd.grad(F.binary_cross_entropy_with_logits(X @ w, y), w)
-    got = torch.as_tensor(answer(X, w.detach(), y))
-    if tuple(got.shape) != (4,):
-        return f'for four weights the gradient has the shape {tuple(got.shape)}; it should be (4,)'
-    if near(got, 30*true, 1e-4):
-        return 'this is the gradient of the sum over the items; divide by their number'
-    if near(got, -true, 1e-4): return 'it has the wrong sign: the error is the prediction less the target'
-    if not near(got, true, 1e-5): return f'it answers {got.tolist()}; autograd says {true.tolist()}'

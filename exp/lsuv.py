@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from .callbacks import call_model
-from .core import exercise, listify, near, to_device
+from .core import listify, near, to_device
 from .workers import Batch
 from .hooks import Hooks
 from .layers import GeneralRelu
@@ -232,63 +232,3 @@ def lsuv_init(
                  mean_after=a.mean, std_after=a.std) for layer, b, a in zip(layers, before, after)]
     import pandas as pd
     return pd.DataFrame(rows, index=pd.Index([layer.name for layer in layers], name='layer'))
-
-# %% ../nbs/12_lsuv.ipynb #62175b13
-@exercise('12.1')
-def _check_12_1(answer):
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        conv, x = nn.Conv2d(3, 6, 3, padding=1), 2 + torch.randn(40, 3, 8, 8)
-    weight, before = conv.weight, conv.weight.detach().clone()
-    answer(conv, x)
-    if conv.weight is not weight or not weight.requires_grad:
-        return 'the weight should stay the parameter that it is, and be changed in place'
-    ratio = (weight.detach()/before).flatten(1)
-    if not near(ratio, ratio[:, :1].expand_as(ratio), tol=1e-3):
-        return 'the weights of a channel should all be divided by one number'
-    out = conv(x).detach().double()
-    mean, std = out.mean((0, 2, 3)), out.std((0, 2, 3))
-    if not near(std, torch.ones_like(std), tol=1e-3):
-        return f'the deviations of the channels are {[round(v, 3) for v in std.tolist()]}'
-    if not near(mean, torch.zeros_like(mean), tol=1e-3):
-        return f'the means of the channels are {[round(v, 3) for v in mean.tolist()]}'
-    if (ratio < 0).any(): return 'the sign of some weights has changed'
-
-# %% ../nbs/12_lsuv.ipynb #672e3361
-@exercise('12.2')
-def _check_12_2(answer):
-    for shape in ((8, 1, 3, 3), (64, 1, 3, 3), (10, 64), (5, 5)):
-        w = torch.zeros(shape, requires_grad=True)
-        answer(w)
-        m = w.detach().flatten(1).double()
-        m = m if len(m) <= m.shape[1] else m.T
-        gram, which = m @ m.T, 'rows' if shape[0] <= w[0].numel() else 'columns'
-        lengths = gram.diagonal().sqrt()
-        if not near(lengths, torch.ones_like(lengths), tol=1e-4):
-            return (f'for the shape {shape} the {which} have lengths from {lengths.min():.3g} to '
-                    f'{lengths.max():.3g}')
-        if not near(gram, torch.eye(len(gram), dtype=gram.dtype), tol=1e-4):
-            return f'for the shape {shape} the {which} are not orthogonal'
-        other = torch.zeros(shape, requires_grad=True)
-        answer(other)
-        if near(other, w): return 'two calls give the same weights; they should be random'
-
-# %% ../nbs/12_lsuv.ipynb #132fd1d7
-@exercise('12.3')
-def _check_12_3(answer):
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        layers, x = [nn.Linear(4, 4) for _ in range(4)], torch.randn(5, 4)
-    model, ran = nn.Sequential(*layers), []
-    for i, layer in enumerate(layers): layer.register_forward_pre_hook(lambda m, inp, i=i: ran.append(i))
-    def hooks(): return sum(len(m._forward_hooks) for m in model.modules())
-    got = answer(layers[1], model, x)
-    seen = list(ran)
-    if hooks(): return 'a hook stays behind'
-    if not isinstance(got, torch.Tensor) or not near(got, layers[1](layers[0](x))):
-        return 'it does not answer the output of the module'
-    if seen != [0, 1]: return f'for the second of four layers, layers {[i + 1 for i in seen]} ran'
-    try: answer(layers[1], model, torch.randn(5, 3))
-    except RuntimeError: pass
-    else: return 'an input of the wrong shape makes the model raise an error; it should be seen outside'
-    if hooks(): return 'a hook stays behind after an error'

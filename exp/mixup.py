@@ -14,7 +14,7 @@ from torch import nn
 
 from .augmentation import check_within
 from .callbacks import Callback, count_items
-from .core import check_real, exercise, near, patch, settings, tree_leaves, tree_map, widen
+from .core import check_real, patch, settings, tree_leaves, tree_map, widen
 from .specs import register
 from .dataloader import Dataset, Rng, make_data
 from .learner import ELEMENTWISE_CLASSES, ELEMENTWISE_LOSSES, Learner
@@ -279,92 +279,3 @@ class CutMix(Mixer):
         self.run.yb = tree_map(lambda t: paste(t) if on_image(t) else t, own)
         if all(map(on_image, tree_leaves(own))): return None   # no target is a mixture
         return tree_map(lambda t: paste(t) if on_image(t) else t[self.partner], own)
-
-# %% ../nbs/18_mixup.ipynb #53f7437a
-@exercise('18.1')
-def _check_18_1(answer):
-    for eps, k in ((0.1, 10), (0.2, 10), (0.1, 1000), (0.5, 2)):
-        got = answer(eps, k)
-        if not (isinstance(got, tuple) and len(got) == 2):
-            return 'it should answer two numbers: the probability and the gap'
-        p, gap = map(float, got)
-        if not (math.isfinite(p) and math.isfinite(gap)):
-            return f'for eps = {eps} and {k} classes it answers {p:g} and {gap:g}; both are finite numbers'
-        z = torch.zeros(1, k, dtype=torch.float64)
-        z[0, 0] = gap
-        if abs(p - (1 - eps)) < 1e-9:
-            return 'the right class has its part of eps too, which all classes divide among them'
-        if abs(p - (1 - eps + eps/k)) > 1e-6:
-            return (f'for eps = {eps} and {k} classes it answers a probability of {p:.4g}; '
-                    f'{1 - eps + eps/k:.4g} is right')
-        if abs(float(z.softmax(1)[0, 0]) - p) > 1e-6:
-            return (f'a gap of {gap:.4g} over {k - 1} other classes gives a probability of '
-                    f'{float(z.softmax(1)[0, 0]):.4g}, not {p:.4g}')
-
-# %% ../nbs/18_mixup.ipynb #bc73c706
-@exercise('18.2')
-def _check_18_2(answer):
-    g = torch.Generator().manual_seed(4)
-    pred, lam = torch.randn(6, 5, generator=g), torch.rand(6, generator=g)
-    # the last pair is of one class
-    y1, y2 = torch.tensor([0, 1, 2, 3, 4, 2]), torch.tensor([4, 3, 1, 0, 0, 2])
-    got = answer(y1, y2, lam, 5)
-    if not isinstance(got, torch.Tensor) or tuple(got.shape) != (6, 5):
-        return 'it should answer a tensor with a row for each item and a column for each class'
-    sums = got.sum(1)
-    if near(got[:5].sum(1), torch.ones(5)) and not near(sums[5], torch.tensor(1.)):
-        return (f'where both are of one class the row adds up to {sums[5].item():.3g}; the two shares should '
-                'add up, and one must not overwrite the other')
-    if not near(sums, torch.ones(6)):
-        return f'the rows should add up to 1; the first adds up to {sums[0].item():.3g}'
-    swapped = mixed_loss(CrossEntropy(), pred, y2, y1, lam)
-    if (near(F.cross_entropy(pred, got), swapped)
-        and not near(F.cross_entropy(pred, got), mixed_loss(CrossEntropy(), pred, y1, y2, lam))):
-        return 'lam is the share of y1; here it is that of y2'
-    if not near(F.cross_entropy(pred, got), mixed_loss(CrossEntropy(), pred, y1, y2, lam)):
-        return 'the cross-entropy with these targets is not the loss of the mixtures'
-
-# %% ../nbs/18_mixup.ipynb #592a8c90
-@exercise('18.3')
-def _check_18_3(answer):
-    def cutout_learner(cb):
-        class Judge(Callback):
-            order = 30
-            def before_fit(self): self.seen = {True: [], False: []}
-            def after_pred(self):
-                self.seen[self.in_train].append((self.xb.clone(), self.yb.clone(), list(self.items)))
-        g = torch.Generator().manual_seed(5)
-        x = torch.rand(24, 2, 12, 9, generator=g) + 1
-        ds = [Dataset(x[a:b].clone(), torch.arange(b - a) % 3) for a, b in ((0, 16), (16, 24))]
-        learn = Learner(make_data(*ds, bs=8), nn.Sequential(nn.Flatten(), nn.Linear(2*12*9, 3)),
-                        cbs=[Progress(False), cb, judge := Judge()])
-        learn.fit(2)
-        return judge.seen, ds, x
-
-    seen, (train_ds, valid_ds), x = cutout_learner(answer(4))
-    if not torch.equal(train_ds.x, x[:16]):
-        return 'the data set itself has changed; make a new tensor instead of working in place'
-    if not torch.equal(torch.cat([xb for xb, *_ in seen[False]]), x[16:].repeat(2, 1, 1, 1)):
-        return 'the validation images are cut too'
-    places = []
-    for xb, yb, items in seen[True]:
-        if not torch.equal(yb, torch.tensor(items) % 3): return 'the targets have changed; they should stay'
-        gone = xb == 0
-        if not torch.equal(torch.where(gone, x[items], xb), x[items]):
-            return 'what is not erased should stay as it was'
-        if not torch.equal(gone[:, 0], gone[:, 1]):
-            return 'all channels of an image should lose the same square'
-        for one in gone[:, 0]:
-            rows, columns = one.any(1).nonzero().flatten().tolist(), one.any(0).nonzero().flatten().tolist()
-            if (int(one.sum()) != 16 or len(rows) != 4 or rows[-1] - rows[0] != 3 or len(columns) != 4
-                or columns[-1] - columns[0] != 3):
-                return (f'for size = 4 an image lost {int(one.sum())} pixels in {len(rows)} rows and '
-                        f'{len(columns)} columns; it should be a whole square of 4×4')
-            places.append((rows[0], columns[0]))
-    if len(set(places[:8])) == 1:
-        return 'all images of a batch lose the same square; each should have its own'
-    by_item = [{i: p for i, p in zip([i for *_, items in seen[True][e:e + 2] for i in items],
-                                     places[8*e:8*e + 16])} for e in (0, 2)]
-    if by_item[0] == by_item[1]: return 'an image loses the same square in each epoch'
-    if max(r for r, _ in places) < 6 or max(c for _, c in places) < 4:
-        return 'the squares keep to the upper left; the image is 12 pixels high and 9 wide'

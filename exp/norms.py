@@ -11,7 +11,7 @@ import math
 import torch
 from torch import fx, nn
 
-from .core import exercise, near, widen
+from .core import near, widen
 from .specs import register
 
 # %% ../nbs/11_batchnorm.ipynb #eb829f8c
@@ -244,61 +244,3 @@ class RunningBatchNorm(BatchNorm):
         y = _running_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.counts,
                           self.items, self.momentum, self.eps, self.training and self.track_running_stats)
         return y.to(x.dtype)
-
-# %% ../nbs/11_batchnorm.ipynb #12e8b120
-@exercise('11.1')
-def _check_11_1(answer):
-    g = torch.Generator().manual_seed(1)
-    for bias in (True, False):
-        conv, norm = nn.Conv2d(3, 5, 3, stride=2, padding=1, bias=bias), nn.BatchNorm2d(5).eval()
-        with torch.no_grad():
-            for p in (norm.weight, norm.bias, norm.running_mean): p.normal_(generator=g)
-            norm.running_var.uniform_(0.5, 2., generator=g)
-        before = conv.weight.detach().clone()
-        x = torch.randn(4, 3, 9, 9, generator=g)
-        want, got = norm(conv(x)), answer(conv, norm)
-        if not isinstance(got, nn.Conv2d): return f'it should answer an nn.Conv2d, not a {type(got).__name__}'
-        if got is conv or not torch.equal(conv.weight, before):
-            return 'it changes the convolution that it was given; make a new one'
-        out = got(x)
-        if out.shape != want.shape:
-            return (f'the new convolution gives the shape {tuple(out.shape)}, the two layers '
-                    f'{tuple(want.shape)}; stride and padding count')
-        if not near(out, want, tol=1e-4):
-            return (
-                'the new convolution is off by up to '
-                f'{(out - want).abs().max().item():.3g}{"" if bias else " where the old one has no bias"}')
-
-# %% ../nbs/11_batchnorm.ipynb #d9c6e530
-@exercise('11.2')
-def _check_11_2(answer):
-    x = torch.randn(10, 3, 4, 5,
-                    generator=torch.Generator().manual_seed(2))*torch.arange(1., 11)[:, None, None, None] + 1
-    before = x.clone()
-    for size in (2, 4, 10, 16):
-        got = answer(x, size)
-        if not torch.equal(x, before): return 'it changes its argument; work on a copy'
-        want = torch.cat([nn.functional.batch_norm(part, None, None, training=True)
-                          for part in x.split(size)])
-        if got.shape != x.shape: return f'for a batch of shape {tuple(x.shape)} it answers {tuple(got.shape)}'
-        if near(got, nn.functional.batch_norm(x, None, None, training=True), tol=1e-4) and size < 10:
-            return f'with size {size} it normalises the batch as a whole'
-        if not near(got, want, tol=1e-4):
-            return f'with 10 images and size {size} it is off by up to {(got - want).abs().max().item():.3g}'
-
-# %% ../nbs/11_batchnorm.ipynb #d05180f1
-@exercise('11.3')
-def _check_11_3(answer):
-    g = torch.Generator().manual_seed(3)
-    for offset in (0., 1e4):
-        a, b = (offset + torch.randn(n, generator=g)*s + m for n, s, m in ((7, 1., 0.), (20, 2., 1.5)))
-        both = torch.cat([a, b]).double()
-        n, mean, var = answer(len(a), a.double().mean().float(), a.double().var(unbiased=False).float(),
-                              len(b), b.double().mean().float(), b.double().var(unbiased=False).float())
-        if n != 27: return f'7 and 20 numbers are 27, not {n}'
-        if not near(mean, both.mean(), tol=1e-5):
-            return f'the mean is {float(mean):.6g}; {both.mean().item():.6g} is right'
-        if not near(var, both.var(unbiased=False), tol=1e-2):
-            return (f'the variance is {float(var):.6g}; {both.var(unbiased=False).item():.6g} is right'
-                    + (' (the means are near 10,000: squares of large numbers cancel badly)' if offset
-                       else ''))

@@ -15,7 +15,7 @@ from numbers import Real
 import torch
 from torch.optim.optimizer import required
 
-from .core import did_you_mean, exercise, listify, patch, tree_map
+from .core import did_you_mean, listify, patch, tree_map
 from .fused import Planner, fused_adam, fused_adamw, fused_lamb, fused_nesterov, fused_sgd
 from .schedules import BETAS, HYPERS, check_hyper
 
@@ -473,40 +473,3 @@ def fuse(self: Optimizer) -> Optimizer:
             self._planner = Planner(self.stats, fused[0])
             return self
     raise ValueError('PyTorch has no kernel for these parts; it has one for sgd_opt, adam_opt and lamb_opt')
-
-# %% ../nbs/14_optimizers.ipynb #76248ec9
-@exercise('14.1')
-def _check_14_1(answer, theirs=torch.optim.Adagrad, called='Adagrad'):
-    torch.manual_seed(0)
-    ps = [torch.nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in ((), (3,), (4, 2))]
-    qs = [torch.nn.Parameter(p.detach().clone()) for p in ps]
-    ours, reference = answer(ps, lr=0.05), theirs(qs, lr=0.05)
-    if not isinstance(ours, Optimizer): return 'it should answer an Optimizer of this lesson'
-    for step in range(20):
-        for i, (p, q) in enumerate(zip(ps, qs)):
-            p.grad = None if (step + i) % 4 == 3 else torch.randn_like(p)*(3 if step < 5 else 0.3)
-            q.grad = None if p.grad is None else p.grad.clone()
-        ours.step()
-        reference.step()
-    off = max((p - q).abs().max().item() for p, q in zip(ps, qs))
-    if not off < 1e-9: return f'after 20 steps it is {off:.2g} away from torch.optim.{called}'
-
-# %% ../nbs/14_optimizers.ipynb #b42e8fb3
-@exercise('14.2')
-def _check_14_2(answer):
-    def amsgrad(ps, lr): return torch.optim.Adam(ps, lr=lr, betas=(0.9, 0.99), eps=1e-5, amsgrad=True)
-    return _check_14_1(answer, amsgrad, 'Adam(…, amsgrad=True)')
-
-# %% ../nbs/14_optimizers.ipynb #32375097
-@exercise('14.3')
-def _check_14_3(answer):
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(),
-                                torch.nn.Linear(4, 2))
-    model[0].requires_grad_(False)
-    opt = adam_opt(answer(model), lr=0.1, wd=0.01)
-    if [g['weight_decay'] for g in opt.param_groups] != [0.01, 0.]:
-        return (f"the groups' decay is {[g['weight_decay'] for g in opt.param_groups]}; with wd=0.01 it "
-                "should be [0.01, 0.0]")
-    shapes = [[tuple(p.shape) for p in g['params']] for g in opt.param_groups]
-    right = [[(4, 3, 3, 3), (2, 4)], [(4,), (4,), (4,), (2,)]]
-    if shapes != right: return f'the groups hold parameters of shapes {shapes}; {right} is right'

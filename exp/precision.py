@@ -15,7 +15,7 @@ from torch import nn
 
 from .callbacks import (Callback, CancelBatchException, CancelEpochException, CancelFitException,
                            CancelStepException, Runner, count_items)
-from .core import check_choice, check_int, check_real, exercise, near, patch, tree_map, widen
+from .core import check_choice, check_int, check_real, patch, tree_map, widen
 from .learner import Learner
 from .losses import is_sum
 from .mixup import check_resumed
@@ -370,74 +370,3 @@ def compile(self: Learner,
 ) -> Learner:                                                        # itself
     "Run the model as code made by `torch.compile` from now on, where that is possible."
     return self.exchange_cb(Compile, Compile(mode, dynamic=dynamic, fullgraph=fullgraph, backend=backend))
-
-# %% ../nbs/19_mixed_precision.ipynb #886c9bc6
-@exercise('19.1')
-def _check_19_1(answer):
-    for top in (1., 3e-5, 65504., 65519., 65520., 0.75, 1e-12, 7e8):
-        grads = [torch.tensor([0., -top]), torch.tensor([[top/3]])]
-        want = 2.**40
-        while not (torch.tensor(top)*want).half().isfinite(): want /= 2
-        while (torch.tensor(top)*want*2).half().isfinite(): want *= 2
-        got = answer([g.clone() for g in grads])
-        if not isinstance(got, float): return f'it answers a {type(got).__name__}, not a float'
-        if not got > 0 or not math.log2(got).is_integer():
-            return f'for a largest gradient of {top:g} it answers {got:g}, which is no power of two'
-        if got > want:
-            return (f'for a largest gradient of −{top:g} it answers {got:g}, and {top:g} × {got:g} is '
-                    'infinite in fp16')
-        if got < want: return f'for a largest gradient of −{top:g} it answers {got:g}; {want:g} is still safe'
-    if answer([torch.zeros(3)]) != math.inf:
-        return 'for gradients that are all zero it should answer math.inf'
-
-# %% ../nbs/19_mixed_precision.ipynb #ad177216
-@exercise('19.2')
-def _check_19_2(answer):
-    g = torch.Generator().manual_seed(1)
-    exact = torch.tensor([1., -2., 0., 1.0078125, 3e20])
-    got = answer(exact.clone(), g)
-    if not isinstance(got, torch.Tensor): return f'it answers a {type(got).__name__}, not a tensor'
-    if got.dtype != torch.bfloat16: return f'it answers {got.dtype}, not torch.bfloat16'
-    if not torch.equal(got, exact.bfloat16()) and not near(got[:4].float(), exact[:4], 0.):
-        return 'numbers that bf16 has should stay what they are'
-    for value in (1.001, -1.001, 1.0055, 3e-5, -417.3):
-        x = torch.full((40_000,), value)
-        out = answer(x, g).float()
-        bits = x[:1].view(torch.int32) & -65536
-        ends = torch.stack([bits, bits + 65536]).view(torch.float32).flatten()
-        if not torch.isin(out, ends).all():
-            return (f'{value} may become {ends[0]:.6g} or {ends[1]:.6g}; it became '
-                    f'{out[~torch.isin(out, ends)][0]:.6g}')
-        gap = (ends[1] - ends[0]).abs()
-        if (out.double().mean() - x[0].double()).abs() > 5*gap/2/40_000**0.5:
-            return f'the mean of 40,000 roundings of {value} is {out.double().mean():.6g}'
-
-# %% ../nbs/19_mixed_precision.ipynb #036befe1
-@exercise('19.3')
-def _check_19_3(answer):
-    from exp.dataloader import DataLoader, Dataset
-    from exp.callbacks import Runner
-    g = torch.Generator().manual_seed(1)
-    ds = Dataset(torch.randn(48, 4, generator=g), torch.randn(48, 1, generator=g))
-    for start, interval in ((2.**60, 2000), (2.**4, 3)):
-        cb, log = MixedPrecision(init_scale=start, growth_interval=interval), answer()
-        if not isinstance(log, Callback): return 'it should be a class whose instances are callbacks'
-        torch.manual_seed(1)
-        run = Runner((DataLoader(ds, 4), DataLoader(ds, 4)), nn.Linear(4, 1), loss_func=nn.MSELoss(), lr=1e-3,
-                     cbs=[cb, log])
-        for _ in range(2):
-            first = cb.scale
-            run.fit(1)
-            if not hasattr(log, 'scales'): return 'it has no list `scales`'
-            if len(log.scales) != 12:
-                return ('after a fit of 12 training batches and as many of validation `scales` holds '
-                        f'{len(log.scales)} numbers')
-            if float(log.scales[0]) != first:
-                return (f'the first loss was multiplied by {first:g}; `scales` begins with '
-                        f'{float(log.scales[0]):g}')
-            if (start > 2.**40 and any(a != 2*b for a, b in zip(log.scales[:5], log.scales[1:6]))
-                and run.epoch == 1):
-                return 'while steps are skipped, each batch has half the scale of the one before'
-            if start < 2.**40 and log.scales != [first*2.**(i//3) for i in range(12)]:
-                return ('with a growth_interval of 3 the scale doubles after each third batch; `scales` is '
-                        f'{log.scales}')

@@ -6,19 +6,16 @@
 __all__ = ['quiet', 'progress_bar', 'Progress', 'CSVLog']
 
 # %% ../nbs/15_progress.ipynb #3c803f6f
-import base64, csv, io, json, math, os, sys, tempfile, time, uuid, warnings
+import base64, csv, io, math, os, sys, tempfile, time, uuid, warnings
 from contextlib import contextmanager, suppress
 from html import escape
-from pathlib import Path
 
 import torch
-from torch import nn
 from tqdm.std import EMA, tqdm
 
-from .callbacks import AvgStats, Callback, Runner
+from .callbacks import AvgStats, Callback
+from .core import atomic_path, check_bool, patch, user_path
 from .faults import DelayedRead
-from .core import atomic_path, check_bool, exercise, near, patch, user_path
-from .dataloader import DataLoader, Dataset
 
 # %% ../nbs/15_progress.ipynb #94495706
 _FIRST, _PAUSE, _LONGEST = 0.3, 0.1, 5.   # seconds: before the first drawing; between two, least and most
@@ -381,72 +378,3 @@ def _write(self: CSVLog):
             writer.writerows(rows)
     except OSError as e:
         warnings.warn(f'{self.path} could not be written ({e.strerror}); its rows are kept', stacklevel=2)
-
-# %% ../nbs/15_progress.ipynb #21c7f500
-@exercise('15.1')
-def _check_15_1(answer):
-    def sparkline(losses, width):
-        n = min(width, len(losses))
-        cuts = [len(losses)*i//n for i in range(n + 1)] if n else [0]
-        means = [sum(losses[a:b])/(b - a) for a, b in zip(cuts, cuts[1:])]
-        low, high = min(means, default=0), max(means, default=0)
-        return ''.join('▁▂▃▄▅▆▇█'[round(7*(m - low)/(high - low)) if high > low else 0] for m in means)
-
-    for losses, width, what in (([0., 1., 2., 3., 4., 5., 6., 7.], 8,
-                                 'the numbers from 0 to 7 in 8 characters'),
-                                ([3., 1.], 10, '3 and 1 in 10 characters'),
-                                ([4., 6., 1., 1., 0., 2.], 3, '4, 6, 1, 1, 0, 2 in 3 characters'),
-                                ([2.5]*6, 3, 'six equal numbers in 3 characters'),
-                                ([1/(1 + i) for i in range(200)], 20,
-                                 '1/(1 + i) for i to 199 in 20 characters')):
-        got, right = answer(list(losses), width), sparkline(losses, width)
-        if got != right: return f'for {what} it answers {got!r}; {right!r} is right'
-
-# %% ../nbs/15_progress.ipynb #a2298361
-@exercise('15.2')
-def _check_15_2(answer):
-    if answer([], 10) is not None: return 'with no steps done it should answer None'
-    for seconds, total, last, right in (([60., 1., 1., 1.], 10, 25, 6.), ([9.]*5 + [1., 2., 3.], 10, 3, 4.),
-                                        ([1., 3.], 4, 25, 4.), ([1., 1.], 2, 25, 0.)):
-        got = answer(list(seconds), total, last)
-        if not near(float(got), right):
-            return (f'after steps of {seconds} seconds of {total}, with last={last}, it answers {got}; '
-                    f'{right:g} is right')
-    if not near(float(answer([60.] + [1.]*30, 40)), 9.):
-        return 'without a third argument it looks at the last 25 steps'
-
-# %% ../nbs/15_progress.ipynb #6da9edb4
-@exercise('15.3')
-def _check_15_3(answer):
-    class BadData(Callback):
-        "Breaks off the last epoch, and makes the losses of epoch 1 NaN."
-        def after_loss(self):
-            if self.epoch == 1: self.run.loss = self.loss*math.nan
-            if self.epoch == 3 and self.iter == 1: raise RuntimeError('the end')
-
-    class JSONReader(Callback):
-        order = 100
-        def __init__(self): self.lines = []
-        def after_epoch(self):
-            self.lines.append(path.read_text(encoding='utf-8').splitlines() if path.exists() else [])
-
-    def no_constant(s): raise ValueError(f'{s} is no JSON')
-    x = torch.linspace(-1, 1, 12)[:, None]
-    dl = DataLoader(Dataset(x, 2*x), 4)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)/'log.jsonl'
-        for _ in range(2):
-            stats, reader, log = AvgStats(), JSONReader(), answer(path)
-            run = Runner((dl, dl), nn.Linear(1, 1), loss_func=nn.MSELoss(), cbs=[stats, BadData(), log])
-            run.add_cbs(reader)
-            try: run.fit(4)
-            except RuntimeError as e:
-                if 'the end' not in str(e): raise
-            lengths = [len(lines) for lines in reader.lines]
-            if lengths != [1, 2, 3, 3]:
-                return (f'in a fit whose fourth epoch is broken off, the file has {lengths} lines at the '
-                        'ends of the epochs; it should be [1, 2, 3, 3]')
-            for line, row in zip(reader.lines[-1], stats.history):
-                right = {k: v if math.isfinite(v) else None for k, v in row.items()}
-                if json.loads(line, parse_constant=no_constant) != right:
-                    return f'a line is {line}; it should hold {right}'

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from .core import check_choice, check_int, check_real, exercise, near, settings
+from .core import check_choice, check_int, check_real, settings
 from .specs import register
 from .dataloader import Rng
 
@@ -157,52 +157,3 @@ def clip_grad_values(
 ):
     "Limit each number of the gradients of `params` by itself, in place; this changes their direction."
     for g in _gradients(params): g.clamp_(-max_value, max_value)
-
-# %% ../nbs/06_mlp.ipynb #859f5de1
-@exercise('06.1')
-def _check_06_1(answer):
-    x = torch.rand(200, 50, 4, 3, generator=torch.Generator().manual_seed(1)) + 0.5
-    before = x.clone()
-    got = answer(x, 0.2)
-    if not torch.equal(x, before): return 'it changes its argument; work on a copy'
-    if got.shape != x.shape: return f'for an input of shape {tuple(x.shape)} it answers {tuple(got.shape)}'
-    ratio = (got/x).flatten(2)
-    if not near(ratio, ratio[..., :1].expand_as(ratio)):
-        return 'within a channel some pixels fall out and others stay'
-    ratio, dropped = ratio[..., 0], (got == 0).flatten(2)[..., 0]
-    if not near(ratio[~dropped], torch.full_like(ratio[~dropped], 1.25)):
-        return (f'a channel that stays is multiplied by {ratio[~dropped].mean():.4g}; with p = 0.2 it should '
-                'be 1.25')
-    if dropped.any() and ((dropped == dropped[:1]).all() or (dropped == dropped[:, :1]).all()):
-        return 'all items, or all channels, fall out together; each draws for itself'
-    share = dropped.float().mean().item()
-    if abs(share - 0.2) > 0.02: return f'with p = 0.2 a share of {share:.3f} of the channels falls out'
-
-# %% ../nbs/06_mlp.ipynb #3cb6884e
-@exercise('06.2')
-def _check_06_2(answer):
-    for name, act, true in (('relu', torch.relu, 2**0.5), ('the identity', lambda z: z, 1.),
-                            ('tanh', torch.tanh, 1.5925),
-                            ('leaky ReLU of slope 0.5', lambda z: torch.where(z > 0, z, z/2),
-                             leaky_gain(0.5)), ('|z| + 1', lambda z: z.abs() + 1, 0.5275)):
-        got = float(answer(act))
-        if abs(got/true - 1) > 0.01: return f'for {name} it answers {got:.4g}; {true:.4g} is right'
-
-# %% ../nbs/06_mlp.ipynb #9543c313
-@exercise('06.3')
-def _check_06_3(answer):
-    y = torch.tensor([0]*40 + [1]*7 + [2]*3)
-    folds = [tuple(map(torch.as_tensor, pair)) for pair in answer(y, 3, 1)]
-    if len(folds) != 3: return f'for k = 3 it answers {len(folds)} pairs'
-    for train, valid in folds:
-        if sorted([*train.tolist(), *valid.tolist()]) != list(range(50)):
-            return 'train and valid together should hold each of the 50 items once'
-    if sorted(i for _, valid in folds for i in valid.tolist()) != list(range(50)):
-        return 'each item should be in exactly one validation part'
-    counts = torch.stack([y[valid].bincount(minlength=3) for _, valid in folds])
-    if (counts.max(0).values - counts.min(0).values).max() > 1:
-        return (f'with 40, 7 and 3 items in three classes the parts hold {counts.tolist()}; in a class they '
-                'may differ by one')
-    again, other = ([torch.as_tensor(v).tolist() for _, v in answer(y, 3, seed)] for seed in (1, 2))
-    if again != [valid.tolist() for _, valid in folds]: return 'the same seed gives other parts'
-    if [sorted(v) for v in other] == [sorted(v) for v in again]: return 'another seed gives the same parts'

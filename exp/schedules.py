@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .callbacks import AvgStats, Callback, CancelFitException, Runner, labelled_axes, smoothed
-from .core import (check_choice, check_int, check_real, exercise, load_state, patch, tree_map, user_path,
+from .core import (check_choice, check_int, check_real, load_state, patch, tree_map, user_path,
                       widen)
 from .snapshots import Snapshot, set_epoch, undisturbed
 
@@ -605,37 +605,3 @@ class TorchScheduler(Callback):
     def load_state_dict(self, state):
         if self._before: self.sched.load_state_dict(state['scheduler'])
         else: self._loaded = state['scheduler']
-
-# %% ../nbs/08_schedules.ipynb #7da578c7
-@exercise('08.1')
-def _check_08_1(answer):
-    sched = answer(1., 0.1, [0.5, 0.75])
-    for pos, value in ((0., 1.), (0.49, 1.), (0.5, 0.1), (0.74, 0.1), (0.75, 0.01), (1., 0.01)):
-        if abs(sched(pos)/value - 1) < 1e-6: continue
-        return f'with factor 0.1 at 0.5 and 0.75, from 1, it is {sched(pos):.4g} at {pos}; {value:g} is right'
-    if abs(answer(2., 0.5, [])(0.7) - 2.) > 1e-9: return 'without positions nothing should change'
-    if abs(answer(1., 0.5, [0.6, 0.3])(0.5) - 0.5) > 1e-9: return 'the positions may come in any order'
-
-# %% ../nbs/08_schedules.ipynb #c01963b6
-@exercise('08.2')
-def _check_08_2(answer):
-    sched = answer(1., 0.1, [1, 2, 4])
-    right = {0.: 1., 0.5: 0.55, 0.999999: 0.1, 1.000001: 1., 2.: 0.55, 3.000001: 1., 5.: 0.55, 7.: 0.1}
-    for pos, value in right.items():
-        if abs(sched(pos/7) - value) < 1e-3: continue
-        return f'with lengths 1, 2, 4 from 1 to 0.1 it is {sched(pos/7):.4g} at {pos:g}/7; {value:g} is right'
-    if abs(answer(1., 0., [3])(0.5) - 0.5) > 1e-6: return 'with a single length it should be sched_cos'
-
-# %% ../nbs/08_schedules.ipynb #fb8115dd
-@exercise('08.3')
-def _check_08_3(answer):
-    lrs = [10**(-6 + 7*i/99) for i in range(100)]
-    clean = [2.3 - 1.5*math.exp(-(i - 70)**2/200) for i in range(100)]
-    noisy = [v + (0. if i != 30 else -2.) for i, v in enumerate(clean)]
-    cases = {'a smooth valley': clean, 'a valley and one low batch far before it': noisy,
-             'losses that end in infinity and NaN': [*clean[:90], math.inf, math.nan]}
-    for what, losses in cases.items():
-        smooth = smoothed(losses)
-        right = lrs[min((i for i, v in enumerate(smooth) if v == v), key=smooth.__getitem__)]/10
-        got = float(answer(lrs[:len(losses)], losses))
-        if not abs(got/right - 1) < 1e-6: return f'for {what} it answers {got:.3g}; {right:.3g} is right'

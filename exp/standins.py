@@ -8,13 +8,13 @@ __all__ = ['imagenette_names', 'imagenette_standin', 'mnist_tiny_standin', 'draw
            'imdb_standin']
 
 # %% ../nbs/01c_standins.ipynb #0a65d874
-import ast, csv, json, re, sysconfig, tempfile, zlib
+import ast, csv, json, re, sysconfig, zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .core import exercise, user_path
+from .core import user_path
 from .datasets import FASHION_CLASSES, fashion_mnist, mnist
 
 # %% ../nbs/01c_standins.ipynb #b635277a
@@ -448,30 +448,3 @@ def imdb_standin(
         rows += [(label, text, False) for text in train] + [(label, text, True) for text in valid]
     rows = [rows[i] for i in rng.permutation(len(rows))]
     _write_csv(folder/'texts.csv', ['label', 'text', 'is_valid'], sorted(rows, key=lambda row: row[2]))
-
-# %% ../nbs/01c_standins.ipynb #15060234
-def _hotdog_images(folder):
-    "{(part, class): images} of a stand-in for the hot dogs, each as an array."
-    load = lambda sub: [np.asarray(Image.open(p)) for p in sorted((folder/sub).glob('*.png'))]
-    return {(part, c): load(Path(part)/c) for part in ('train', 'test') for c in ('hotdog', 'not-hotdog')}
-
-@exercise('01.5')
-def _check_01_5(answer):
-    with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
-        answer(Path(a))
-        answer(Path(b))
-        sets, again = _hotdog_images(Path(a)), _hotdog_images(Path(b))
-    for (part, c), images in sets.items():
-        if len(images) < 20: return f'{part}/{c} has {len(images)} PNG images; 20 are the least'
-        if any(im.ndim != 3 or im.shape[2] != 3 or min(im.shape[:2]) < 32 for im in images):
-            return f'{part}/{c}: not all are RGB of 32×32 or more'
-        if [im.tobytes() for im in images] != [im.tobytes() for im in again[part, c]]:
-            return f'{part}/{c} differs between two calls'
-    everything = [im.tobytes() for images in sets.values() for im in images]
-    if len(set(everything)) < len(everything): return 'an image comes twice'
-    mean = {key: np.array([im.mean((0, 1)) for im in images]) for key, images in sets.items()}
-    middles = np.stack([mean['train', c].mean(0) for c in ('hotdog', 'not-hotdog')])
-    right = [np.linalg.norm(mean['test', c][:, None] - middles, axis=2).argmin(1) == i
-             for i, c in enumerate(('hotdog', 'not-hotdog'))]
-    if (score := np.concatenate(right).mean()) > .8:
-        return f'the mean colour alone tells {score:.0%} of the test images'

@@ -11,9 +11,8 @@ import math
 from itertools import zip_longest
 
 import torch
-from torch.overrides import TorchFunctionMode
 
-from .core import exercise, near, widen
+from .core import widen
 
 # %% ../nbs/02_tensors.ipynb #188c4ead
 def broadcast_shape(
@@ -227,72 +226,3 @@ def softmax(
     wide = _real(x)
     e = (wide - wide.detach().amax(dim, keepdim=True)).exp()
     return (e/e.sum(dim, keepdim=True)).to(x.dtype)
-
-# %% ../nbs/02_tensors.ipynb #1994072d
-def _worst(got, true):
-    "The place where `got` is furthest from `true`, NaN counting as furthest."
-    gap = (got.detach().double() - true.double()).abs().nan_to_num(math.inf)
-    return tuple(int(i) for i in torch.unravel_index(gap.argmax(), gap.shape))
-
-@exercise('02.1')
-def _check_02_1(answer):
-    class Watch(TorchFunctionMode):
-        "Within a `with` block, notes the names of operations on tensors, and the largest tensor's size."
-        def __init__(self):
-            super().__init__()
-            self.names, self.largest = [], 0
-
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            self.names.append(getattr(func, '__name__', ''))
-            if isinstance(out, torch.Tensor): self.largest = max(self.largest, out.numel())
-            return out
-
-    g = torch.Generator().manual_seed(1)
-    a, b = (torch.randn(n, 50, generator=g, dtype=torch.float64) for n in (20, 30))
-    with Watch() as watch: got = answer(a, b)
-    if tuple(got.shape) != (20, 30):
-        return f'for 20×50 and 30×50 the shape is {tuple(got.shape)}; it should be (20, 30)'
-    true = torch.cdist(a, b).pow(2)
-    if near(got, true.sqrt(), 1e-9): return 'these are the distances; their squares are asked for'
-    if not near(got, true, 1e-9):
-        i, j = _worst(got, true)
-        return (f'row {i} of a and row {j} of b have the squared distance {true[i, j]:.4f}; '
-                f'it answers {got[i, j]:.4f}')
-    if watch.largest > 1500:
-        return f'it builds a tensor of {watch.largest:,} numbers; 1,500, the larger input, are enough'
-    with Watch() as fewer: answer(a[:10], b[:15])
-    if len(watch.names) > len(fewer.names):
-        return (f'it takes {len(fewer.names)} operations for 10 and 15 rows and {len(watch.names)} '
-                'for 20 and 30: it loops over rows')
-    if {'tolist', 'numpy'} & {*watch.names}:
-        return 'it takes the numbers out of the tensors to loop over them; stay with tensors'
-
-# %% ../nbs/02_tensors.ipynb #77c39860
-@exercise('02.2')
-def _check_02_2(answer):
-    x = torch.tensor([[1., 2., 4., 18.], [0., 0., 0., 1.], [5., 5., 5., 5.], [-2., 2., -2., 2.]])
-    before = x.clone()
-    got = answer(x)
-    if not torch.equal(x, before): return 'it changes its argument; work on a copy'
-    if tuple(got.shape) != (4, 4): return f'the shape is {tuple(got.shape)}; it should stay (4, 4)'
-    if got[2].isnan().any(): return 'the row that does not vary becomes NaN; it should be zeros'
-    d = x - x.mean(1, keepdim=True)
-    if near(got, d/x.std(1, keepdim=True).clamp(min=0.1)):
-        return 'it divides by the sample standard deviation; correction=0 is asked for'
-    true = d/x.std(1, correction=0, keepdim=True).clamp(min=0.1)   # the rows that vary do so by more than 0.1
-    if not near(got, true):
-        i, _ = _worst(got, true)
-        show = lambda row: '(' + ', '.join(f'{v:.4g}' for v in row.tolist()) + ')'
-        return f'the row {show(x[i])} becomes {show(got[i])}; it should be {show(true[i])}'
-
-# %% ../nbs/02_tensors.ipynb #73930548
-@exercise('02.3')
-def _check_02_3(answer):
-    x = torch.tensor([[-1000., -10., -1.], [0., 1., 1000.]])
-    got, true = answer(x), torch.nn.functional.logsigmoid(x)
-    if tuple(got.shape) != (2, 3):
-        return f'for a 2×3 tensor the shape is {tuple(got.shape)}; it should be (2, 3)'
-    if not near(got, true, 1e-6):
-        i = _worst(got, true)
-        return f'for {x[i]:g} it answers {got[i]:.6g}; it should be {true[i]:.6g}'

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch.nn.utils.rnn import PackedSequence, unpack_sequence
 
-from .core import (check_choice, check_int, exercise, get_grid, is_items, listify, patch,
+from .core import (check_choice, check_int, get_grid, is_items, listify, patch,
                       tree_children, tree_like)
 from .specs import from_spec, register, to_spec
 from .data_block import ImageList, ItemList, LabeledData, SplitData, run_processor
@@ -523,33 +523,3 @@ def from_state(cls,
     return cls(empty(state['x']), empty(state['y']), tfms, state['tfm_y'])
 
 LabeledData.from_state = from_state
-
-# %% ../nbs/13c_transforms.ipynb #2c92979b
-@exercise('13.2')
-def _check_13_2(answer):
-    tfm = answer(40)
-    if not isinstance(tfm, Transform): return 'Pad(size) should be an instance of a subclass of Transform'
-    if tfm.role != 'size' or tfm.on != 'item' or not tfm.moves:
-        return "it should have role = 'size', on = 'item' and moves = True"
-    for w, h in ((80, 40), (20, 40), (30, 30), (200, 120)):
-        im = Image.new('RGB', (w, h), (200, 200, 200))
-        draw = tfm.draw(im, None)
-        got = tfm.image(im, draw)
-        if got.size != (40, 40):
-            return f'an image of {w}×{h} becomes {got.size[0]}×{got.size[1]}; 40×40 is right'
-        filled = np.array(got)[..., 0] > 100
-        want = np.zeros((40, 40), bool)
-        nw, nh = round(40*w/max(w, h)), round(40*h/max(w, h))
-        want[(40 - nh)//2:(40 - nh)//2 + nh, (40 - nw)//2:(40 - nw)//2 + nw] = True
-        if (filled != want).mean() > 0.06:
-            return f'an image of {w}×{h} should fill {nw}×{nh} pixels in the middle, and the rest be black'
-        corners = torch.tensor([[-1., -1.], [1., 1.], [0., 0.]])
-        before = corners.clone()
-        p = tfm.points(corners, draw)
-        if not torch.equal(corners, before): return 'the rule for points changes its argument'
-        right = corners*torch.tensor([nw/40, nh/40])
-        if (p - right).abs().max() > 0.06:
-            return (f'in an image of {w}×{h} the corners are points {before.tolist()}; they should come to '
-                    f'{right.tolist()}, not {p.tolist()}')
-    if list(tfm.image(Image.new('L', (10, 20)), tfm.draw(Image.new('L', (10, 20)), None)).size) != [40, 40]:
-        return 'a grey image should work too'

@@ -110,7 +110,7 @@ def setup():
 def cells(path): return json.loads(path.read_text(encoding='utf-8'))['cells']
 def source(cell): return ''.join(cell['source'])
 def number(path): return path.name.split('_')[0]
-def is_workshop(path): return 'workshop' in source(cells(path)[0])
+def is_workshop(path): return bool(re.search(r'[Tt]his (is a )?workshop', source(cells(path)[0])))
 
 def lessons():
     "Lessons and workshops, in the order of reading."
