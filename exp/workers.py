@@ -52,8 +52,10 @@ class Workers:
             engine.key, engine.end = key, weakref.finalize(self, _end, engine)
         engine.sampler[:] = tasks
         try: yield from engine
-        except (Exception, KeyboardInterrupt):   # they may be dead, or busy with what nobody wants any more
+        except (Exception, KeyboardInterrupt) as e:   # they may be dead, or busy with what nobody wants
             engine.end()
+            if isinstance(e, ConnectionError) and not str(e).startswith('Caught'):   # not the data set's
+                raise RuntimeError('a DataLoader worker exited unexpectedly') from e
             raise
         finally:
             well = engine.end.alive and all(w.is_alive() for w in engine._iterator._workers)

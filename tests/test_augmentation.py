@@ -124,6 +124,7 @@ def check_batch(t, size, seed, x, y, n=3):
                 and torch.allclose(t.points(pb[i], one), ps[i], atol=1e-12))
     assume(seen)
 
+@pytest.mark.slow
 @quick(80)
 @given(st.lists(st.integers(0, len(MOVES) - 1), min_size=1, max_size=3), sizes, seeds, coords, coords)
 def test_pil_images_tensors_and_batches_move_alike(ks, size, seed, x, y):
@@ -246,6 +247,7 @@ def boxes_by_hand(b, matrix, min_visible):
         out.append((cut, share))
     return out
 
+@pytest.mark.slow
 @quick(80)
 @given(sizes, seeds, st.floats(0, 1))
 def test_a_box_is_the_smallest_upright_rectangle_of_its_moved_corners_cut_and_dropped_under_min_visible(
@@ -499,6 +501,7 @@ def test_the_types_of_numbers_agree_within_their_rounding(dtype, bound, size, se
 
 Geometric_ = batch_transforms.Geometric
 
+@pytest.mark.slow
 @quick(10)
 @given(sizes, seeds)
 def test_the_layout_in_memory_changes_nothing(size, seed):
@@ -705,6 +708,7 @@ def jpeg(h, w, quality=95):
         .repeat_interleave(8, 2)).save(file, 'JPEG', quality=quality)
     return file.getvalue()
 
+@pytest.mark.slow
 def test_a_crop_of_a_large_jpeg_is_that_of_the_decoded_image():
     data, drafted = jpeg(960, 1280), 0
     t = RandomResizedCrop(128, scale=(0.2, 1.))
@@ -834,6 +838,7 @@ def epoch_of(data, epoch):
 
 def equal(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
+@pytest.mark.slow
 def test_items_are_changed_alike_by_no_one_and_four_workers_and_anew_in_each_epoch():
     seen = {}
     for n in (0, 1, 4):
@@ -876,6 +881,7 @@ def small(data, **kw):
     return Learner(data, nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.Flatten(),
                                        nn.Linear(4*6*6, 2)), lr=0.01, cbs=[Progress(False)], **kw)
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_what_the_uninterrupted_one_would_have(tmp_path):
     whole, before, after, learn = Watch(), Watch(stop=4), Watch(), small(augmented())
     learn.fit(3, cbs=[whole])
@@ -935,6 +941,7 @@ def test_and_boxes(scenes):
         assert value_at(x[None], middle[None, None].float())[0, k] > 0.6
     assert len(top) >= 4 and sum(len(ax.patches) for ax in shows(data)) >= 4
 
+@pytest.mark.slow
 def test_kinds_of_targets_come_alike_from_two_processes(scenes):
     tfms = ([RandomResizedCrop((30, 40), scale=(0.5, 1.)), PilRandomFlip(), *asked()[0]],
             [CenterResizedCrop((30, 40))])

@@ -52,6 +52,7 @@ UNARY = {'neg': lambda a: -a, 'relu': lambda a: a.relu(), 'exp': lambda a: a.exp
          'number on the right': lambda a: (a - 2)/3 + a*0.1, 'sum': lambda a: a.sum(),
          'sum kept': lambda a: a.sum(None, True)*a}
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', BINARY)
 @quick
 @given(both=broadcasting())
@@ -73,6 +74,7 @@ def test_matrix_products_have_torchs_gradients_over_batches_and_vectors(n, k, m,
     right = (k,) if forms[1] == 'v' else (*batches[1], k, m)
     same_gradients(lambda a, b: a @ b, rand(left), rand(right, seed=1))
 
+@pytest.mark.slow
 @quick
 @given(shape=st.lists(st.integers(1, 3), min_size=1, max_size=4), keepdim=st.booleans(), data=st.data())
 def test_sum_and_mean_have_torchs_gradients_over_any_dimensions(shape, keepdim, data):

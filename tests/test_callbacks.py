@@ -1417,6 +1417,7 @@ def test_the_graph_of_the_last_batch_does_not_outlive_a_failed_fit():
         assert fails(run, Boom, cbs=At({('before_backward', 1): Boom}))() is None
         assert refs[0]() is None
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fault', [False, True])
 def test_a_runner_that_is_deleted_frees_its_model(fault):
     run = runner([AvgStats(accuracy), Recorder()])

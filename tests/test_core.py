@@ -265,6 +265,7 @@ def test_a_report_is_shown_and_appended(tmp_path):
     assert first['value'] == 97.5 and first['source'] == 97 and '97 % (a paper)' in r._repr_markdown_()
     assert second['source'] is None and second['higher_is_better'] is False
 
+@pytest.mark.slow
 def test_a_saved_state_that_was_cut_short_anywhere_is_refused(tmp_path):
     whole, cut = tmp_path/'whole.pth', tmp_path/'cut.pth'
     save_state(whole, {'a': torch.randn(100, 50), 'b': [1, 'two', None]})

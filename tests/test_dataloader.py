@@ -447,6 +447,7 @@ def test_two_passes_at_once_both_get_their_own_data():
     pairs = list(zip(iter(dl), iter(dl)))
     for k in (0, 1): same([(list(p[k].items), *p[k]) for p in pairs], want[k])
 
+@pytest.mark.slow
 def test_deleting_a_loader_ends_its_workers():
     dl = DataLoader(Threads(4), 1, num_workers=2)
     pids = {p for *_, y in passes(dl)[0] for p in y.tolist()}
@@ -457,6 +458,7 @@ def test_deleting_a_loader_ends_its_workers():
     while any(p.is_alive() for p in processes) and time.time() < end: time.sleep(0.02)
     assert pids and not any(p.is_alive() for p in processes)
 
+@pytest.mark.slow
 def test_deleting_a_loader_in_the_middle_of_a_pass_does_not_hang():
     dl = DataLoader(Slow(40), 2, num_workers=2)
     it = iter(dl)
@@ -466,6 +468,7 @@ def test_deleting_a_loader_in_the_middle_of_a_pass_does_not_hang():
     gc.collect()
     assert time.time() - start < 10
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('error', [ValueError, KeyError, OSError])
 def test_an_error_names_the_item_and_keeps_its_type(workers, error):
@@ -697,6 +700,7 @@ def test_validation_builds_no_graph():
 
 # ---------------------------------------------------------------- processes that start afresh
 
+@pytest.mark.slow
 def test_a_loader_in_a_reference_cycle_ends_its_workers_at_once(monkeypatch):
     # for so long PyTorch waits for one that is not told to end
     monkeypatch.setattr(tud._utils, 'MP_STATUS_CHECK_INTERVAL', 60)

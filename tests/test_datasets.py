@@ -193,6 +193,7 @@ def test_read_idx_answers_a_tensor_that_may_be_written_to(tmp_path):
     t += 1
     assert t.tolist() == [1, 1, 1]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('reader', [mnist, fashion_mnist])
 def test_a_wrong_split_is_refused(reader):
     with pytest.raises(ValueError, match="did you mean 'valid'"): reader('validation')
@@ -562,6 +563,7 @@ def test_an_archive_in_data_of_the_checkout_is_taken_by_the_publishers_sum(tmp_p
         untar_data(source(url='http://127.0.0.1:9/notes.tgz', sum=md5(b'other')))
     with pytest.raises(DataUnavailable, match='lists no sum to check it by'): untar_data(source())
 
+@pytest.mark.slow
 def test_loose_files_of_a_system_folder_are_used_where_they_lie_if_their_content_is_right(
     tmp_path, monkeypatch, root):
     monkeypatch.setattr(downloads, 'checkout', lambda: None)
@@ -592,6 +594,7 @@ def test_an_installed_wheel_says_that_it_carries_no_data_and_reads_mnist_from_a_
     folder = untar_data(URLs.MNIST)
     assert own_cache in folder.parents and len(content(folder)) == 4 and data_kind(folder) == 'real'
 
+@pytest.mark.slow
 def test_a_mirror_may_list_mnists_files_without_their_folder_but_not_pass_them_for_another_set(
     mirror, monkeypatch, root, own_cache):
     monkeypatch.setattr(downloads, 'checkout', lambda: None)

@@ -26,6 +26,7 @@ def readme_rows(root):
     number = lambda s: int(s.replace(',', ''))
     return {f: (number(n), a, number(m), b) for f, n, a, m, b in re.findall(row, text, re.M)}
 
+@pytest.mark.slow
 def test_the_readme_lists_every_file_with_its_sums(root):
     rows = readme_rows(root)
     assert (set(rows) == {p.relative_to(root/'data').as_posix() for p in (root/'data').rglob('*.gz')}

@@ -155,6 +155,7 @@ def test_a_losss_temperature_is_not_decayed(shape):
     learn.fit(1, wd=0.2)
     assert decays(learn) == [(False, 0.1), (True, 0.), (True, 0.)]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('own', (None, 0.1))
 @pytest.mark.parametrize('fit', ('fit', 'fit_one_cycle'))
 def test_a_fits_decay_is_for_that_fit(fit, own, tmp_path):

@@ -241,6 +241,7 @@ def test_equals_torchs_kaiming_from_the_same_seed(uniform):
     (nn.init.kaiming_uniform_ if uniform else nn.init.kaiming_normal_)(b.weight, a=0.2)
     test_close(a.weight, b.weight, 1e-6)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stride, groups', [(1, 1), (2, 1), (2, 4), (3, 2)])
 def test_a_transposed_convolution_keeps_the_mean_square(stride, groups):
     torch.manual_seed(0)

@@ -338,6 +338,7 @@ def test_one_cycle_moves_momentum_only_where_there_is_some(opt_func, key):
     moms = [m[0] if isinstance(m, tuple) else m for _, m in log.seen]
     assert moms == (pytest.approx([curve(0.95, 0.85, 0.95, i, 10) for i in range(10)]) if key else [0.]*10)
 
+@pytest.mark.slow
 def test_the_rate_finder_leaves_everything_as_it_was(tmp_path):
     class Mine(Callback): order = 60
     class Mine2(Callback): order = 50
@@ -468,6 +469,7 @@ def test_load_refuses_what_does_not_fit_and_changes_nothing(tmp_path):
         other.load('right', with_opt=False)
         assert equal(weights(other), load_state(tmp_path/'right.pth')['model'])
 
+@pytest.mark.slow
 def test_an_exported_learner_answers_as_the_one_it_came_from(trained, folder, tmp_path):
     path = trained.export(tmp_path/'colours.pth')
     again = load_learner(path, color_network(9))
@@ -691,6 +693,7 @@ def test_answers_of_a_regression():
 
 def titles(): return [ax.get_title() for ax in plt.gcf().axes if ax.get_title()]
 
+@pytest.mark.slow
 def test_results_show_truth_above_prediction_green_where_right(trained):
     plt.close('all')
     trained.show_results(5)

@@ -280,6 +280,7 @@ def test_samplers_are_not_replaced_without_effect():
     for name in ('sampler', 'batch_sampler'):
         with pytest.raises(AttributeError): setattr(dl, name, [[1]])
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 1])
 @pytest.mark.parametrize('shuffle', [False, True])
 def test_items_that_a_data_set_gains_are_seen(workers, shuffle):

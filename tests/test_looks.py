@@ -116,6 +116,7 @@ def test_a_look_between_seed_and_fit_changes_no_weight(loader, sampler):
     want = after(loader, sampler, None)
     assert [look for look in LOOKS if not torch.equal(after(loader, sampler, look), want)] == []
 
+@pytest.mark.slow
 @pytest.mark.parametrize('look', LOOKS)
 def test_a_look_leaves_random_states_modes_and_gradients(look):
     l = learner(valid='torch')

@@ -479,6 +479,7 @@ def test_with_the_callback_off_metrics_come_back():
 
 # ---------------------------------------------------------------- the same numbers everywhere
 
+@pytest.mark.slow
 @ways
 def test_any_number_of_workers_gives_the_same_weights(mixers):
     got = []

@@ -296,6 +296,7 @@ def test_without_a_gradient_for_the_input_the_parameters_still_learn():
     with torch.no_grad(): assert not layer(x.requires_grad_()).requires_grad
     with torch.inference_mode(): layer(x)
 
+@pytest.mark.slow
 def test_a_retained_graph_can_be_walked_twice():
     layer, x = RunningBatchNorm(3).double(), draw((4, 3, 2, 2)).requires_grad_()
     loss = layer(x*1.).pow(3).sum()
@@ -304,6 +305,7 @@ def test_a_retained_graph_can_be_walked_twice():
     second, = torch.autograd.grad(loss, x)
     equal(first, second)
 
+@pytest.mark.slow
 def test_a_kept_loss_does_not_keep_the_activations():
     layer, x = RunningBatchNorm(3), draw((4, 3, 2, 2), torch.float32).requires_grad_()
     hidden = x*2

@@ -62,6 +62,7 @@ def test_all_that_changes_in_training_is_in_the_state_dict(kind):
     for name, value in vars(layer).items():
         if name not in ('_buffers', '_parameters'): equal(value, before[name])
 
+@pytest.mark.slow
 @every
 @pytest.mark.parametrize('assign', [False, True])
 def test_a_model_made_on_the_meta_device_and_loaded_is_the_one_that_was_saved(kind, assign):
@@ -270,6 +271,7 @@ def test_lightning_freezes_and_frees_our_batch_norms():
         finetuning.freeze(model, train_bn=False)
         assert not model[1].weight.requires_grad and not model[1].track_running_stats
 
+@pytest.mark.slow
 @every
 @pytest.mark.parametrize('train', [True, False])
 def test_a_traced_model_goes_on_as_the_model_does(kind, train):

@@ -88,11 +88,13 @@ PAPERS = dict(lars=PaperLARS, lamb=PaperLAMB, lion=PaperLion)
 def test_fifty_steps_are_pytorchs(name, wd):
     assert apart(partial(READY[name], wd=wd), partial(THEIRS[name], weight_decay=wd), wd) < 1e-10
 
+@pytest.mark.slow
 @pytest.mark.parametrize('wd', (0., 0.1))
 @pytest.mark.parametrize('name', PAPERS)
 def test_fifty_steps_are_the_papers(name, wd):
     assert apart(partial(READY[name], wd=wd), partial(PAPERS[name], wd=wd), wd) < 1e-10
 
+@pytest.mark.slow
 @pytest.mark.parametrize('wd', (0., 0.1))
 @pytest.mark.parametrize('name', FUSABLE)
 def test_fused_steps_are_the_same(name, wd):

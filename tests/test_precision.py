@@ -277,6 +277,7 @@ def test_a_cancelled_batch_leaves_gradients_as_without_mixed_precision(event):
         ends.append(weights(run.model))
     assert torch.allclose(*ends, atol=1e-3)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('error', [ValueError('mine'), KeyboardInterrupt(), CancelFitException(),
                                    CancelEpochException()])
 @pytest.mark.parametrize('event',
@@ -700,6 +701,7 @@ def test_a_compiled_training_and_its_answers_are_those_of_the_model(backend):
             and 'forward' not in vars(ours.model) and type(ours.model) is nn.Sequential)
     assert copy.deepcopy(ours.model)(points(2)[0]).shape == (2, 3)
 
+@pytest.mark.slow
 def test_the_model_runs_compiled_in_training_and_validation_and_not_for_a_single_batch():
     torch._dynamo.reset()
     graphs = []
@@ -761,6 +763,7 @@ def test_ctrl_c_while_it_compiles_leaves_the_model_usable():
     assert ('forward' not in vars(learn.model) and untouched(learn)
             and learn.model.eval()(points(2)[0]).shape == (2, 3))
 
+@pytest.mark.slow
 def test_a_forward_of_an_instances_own_is_put_back():
     torch._dynamo.reset()
     model = network()
@@ -770,6 +773,7 @@ def test_a_forward_of_an_instances_own_is_put_back():
     learner(model=model).compile(backend='eager').fit(1)
     assert model.forward is before
 
+@pytest.mark.slow
 def test_hooks_see_the_model_run():
     torch._dynamo.reset()
     stats = ActivationStats(every=1)

@@ -102,6 +102,7 @@ def imports():
                                         and n.level for a in n.names]
     return found
 
+@pytest.mark.slow
 def test_a_module_imports_only_those_of_lower_number_or_its_own_workshop():
     every = imports()
     for name, (number, used) in every.items():
@@ -116,6 +117,7 @@ def test_the_graph_of_imports_has_no_circle():
     TopologicalSorter({name: {module for module, _ in used if module}
                        for name, (_, used) in imports().items()}).prepare()
 
+@pytest.mark.slow
 def test_no_module_imports_private_names_of_another():
     assert not [f'{name}: {module}.{n}' for name, (_, used) in imports().items()
                 for module, n in used if n.startswith('_')]
@@ -183,6 +185,7 @@ def test_every_dependency_of_the_runtime_is_admitted_for_a_reason():
     assert {name_of(d) for d in pyproject['project']['dependencies']} <= {
         name for name, reason in ADMITTED.items() if reason}
 
+@pytest.mark.slow
 def test_exp_imports_nothing_but_its_dependencies():
     needed = {name_of(d) for d in pyproject['project']['dependencies']}
     allowed = {IMPORTED_AS.get(name, name) for name in needed} | {'exp'} | set(sys.stdlib_module_names)
@@ -192,6 +195,7 @@ def test_exp_imports_nothing_but_its_dependencies():
                      if isinstance(node, ast.ImportFrom) and not node.level else [])
             assert not {n.split('.')[0] for n in names} - allowed, path.name
 
+@pytest.mark.slow
 def test_this_environment_has_the_versions_of_constraints_txt():
     if not (Path(sys.prefix)/'course-stamp').exists(): pytest.skip('not the environment that set-up made')
     from importlib.metadata import distributions

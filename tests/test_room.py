@@ -214,6 +214,7 @@ def make(scenes, sounds, kind): return lambda workers=0: MAKERS[kind](scenes, so
 
 def flat(v): return [t for part in v for t in flat(part)] if isinstance(v, (tuple, list)) else [v]
 
+@pytest.mark.slow
 @every_kind
 def test_a_kind_shows_a_batch_of_both_sets(make):
     data = make()

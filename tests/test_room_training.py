@@ -168,6 +168,7 @@ def test_an_epoch_moves_all_weights_and_measures_both_sets(trained, kind):
     assert (f'train_{name}' in row) == (kind != 'boxes')   # whose metric leaves training out
     for p, q in trained.learn.model.named_parameters(): assert not torch.equal(q, trained.before[p])
 
+@pytest.mark.slow
 @every_kind
 def test_more_epochs_lower_the_loss(trained):
     again = another(trained.learn)
@@ -181,6 +182,7 @@ def test_a_look_at_the_validation_set_says_what_the_epoch_said(trained):
 
 # ---- answers
 
+@pytest.mark.slow
 @every_kind
 @pytest.mark.parametrize('dl', ['train', 'valid'])
 def test_get_preds_answers_in_the_order_of_the_items(trained, dl):
@@ -276,6 +278,7 @@ def test_results_are_drawn_with_truth_and_prediction(trained, kind):
     if kind == 'boxes': assert [len(ax.patches) for ax in drawn()][::2] == [2, 3]
     if kind == 'points': assert all(len(ax.lines) == 1 for ax in drawn())
 
+@pytest.mark.slow
 @every_kind
 def test_the_worst_items_are_found_and_drawn(trained):
     worst = trained.learn.top_losses(2)

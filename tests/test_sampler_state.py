@@ -226,6 +226,7 @@ def test_pytorchs_loader_goes_on_at_the_beginning_of_an_epoch(kind, tmp_path):
     epochs = [sum(whole[i:i + 6], []) for i in (0, 6, 12)]
     assert epochs[0] != epochs[1] != epochs[2]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('make', [lambda: tud.RandomSampler(range(N), generator=torch.Generator()),
                                   lambda: Holding(random.Random())], ids=['torch', 'python'])
 def test_a_generator_without_a_seed_is_put_back(make, tmp_path):

@@ -277,6 +277,7 @@ def test_training_after_a_finder_is_training_without_it_to_the_bit(opt, before):
     a, b = training(opt, before=before), training(opt, LRFinder(25), before=before)
     assert same(a[0], b[0]) and a[1:] == b[1:]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize('opt', ['momentum', 'adam'])
 def test_so_it_is_if_the_finder_fails_in_between(opt, error):
