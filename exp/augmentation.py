@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from .core import check_real
 from .specs import register
 from .transforms import Transform, as_size
 from .image_cache import ask_for_draft
@@ -25,14 +26,6 @@ from .dataloader import Rng
 def as_matrix(*rows):
     "Three rows as a matrix from output to input."
     return torch.tensor(rows, dtype=torch.float64)
-
-def check_within(low, *, most=math.inf, below=math.inf, **named):
-    """`ValueError` for a number, given by its argument's name, that is not from `low` to `most` and less than
-    `below`."""
-    for name, v in named.items():
-        if not (low <= v <= most and v < below):
-            end = f'at most {most:.3g}' if below == math.inf else f'less than {below:.3g}'
-            raise ValueError(f'{name} is {v}; it should be at least {low:.3g} and {end}')
 
 # %% ../nbs/17_augmentation.ipynb #fb89da74
 def scaling(
@@ -96,7 +89,7 @@ def move_boxes(
     min_visible: float = 0.25,
 ) -> torch.Tensor:
     "The smallest upright rectangles around the moved corners, cut at the image's edges."
-    check_within(0, most=1, min_visible=min_visible)
+    check_real(min_visible=min_visible, least=0, most=1)
     if b.ndim == 2 and matrix.ndim == 3: return move_boxes(b[:, None], matrix, min_visible)[:, 0]   # one each
     x1, y1, x2, y2 = b.unbind(-1)
     corners = torch.stack([x1, y1, x2, y1, x2, y2, x1, y2], -1).unflatten(-1, (4, 2))
@@ -163,7 +156,7 @@ _TRANSPOSE = {(1, 0, 0, 1): None,
 class PilRandomFlip(PilGeometric):
     "Left and right exchanged."
     p: float = 0.5   # the chance
-    def __post_init__(self): check_within(0, most=1, p=self.p)
+    def __post_init__(self): check_real(p=self.p, least=0, most=1)
     def way(self, rng): return -1, 0, 0, 1   # (a, b, d, e): the matrix without its last row and column
     def draw(self, im, rng):
         a, b, d, e = self.way(rng) if rng.random() < self.p else (1, 0, 0, 1)
@@ -199,8 +192,8 @@ class PilRandomWarp(PilGeometric):
     max_warp: float = 0.2   # how far a corner moves inwards, at most, in parts of the side; less than a third
     p: float = 0.75         # the chance
     def __post_init__(self):
-        check_within(0, most=1, p=self.p)
-        check_within(0, below=1/3, max_warp=self.max_warp)
+        check_real(p=self.p, least=0, most=1)
+        check_real(max_warp=self.max_warp, least=0, most=0.33)
     def draw(self, im, rng):
         if rng.random() >= self.p: return Move(torch.eye(3, dtype=torch.float64), height_width(im))
         inwards = [[rng.uniform(0, 2*self.max_warp) for _ in 'xy'] for _ in range(4)]
@@ -253,7 +246,8 @@ class RandomResizedCrop(_Crop):
         ratio=(3/4, 4/3),     # narrowest and widest width/height, in relation to that of `size`
         min_visible=0.25,     # the part of a moved box that has to be within the image
     ):
-        check_within(0, most=1, scale=max(scale))
+        check_real(scale=scale[0], least=1e-6, most=scale[1])
+        check_real(scale=scale[1], least=0, most=1)
         self.size, self.min_visible = as_size(size), min_visible
         self.scale, self.ratio = tuple(scale), tuple(ratio)
 
@@ -280,7 +274,7 @@ class CenterResizedCrop(_Crop):
         zoom: float = 1.,     # a window so many times smaller; 1.14 is 256 cropped to 224
         min_visible=0.25,     # the part of a moved box that has to be within the image
     ):
-        check_within(1, zoom=zoom)
+        check_real(zoom=zoom, least=1)
         self.size, self.zoom, self.min_visible = as_size(size), zoom, min_visible
     def box(self, rng, old): return _centred(old, self.size[1]/self.size[0], self.zoom)
 

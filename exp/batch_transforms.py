@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .augmentation import (CORNERS, Move, Moving, as_matrix, check_within, height_width, homography,
-                              rotation,
-                              scaling, shearing, translation)
-from .core import check_choice, check_int, listify, patch
+from .augmentation import (CORNERS, Move, Moving, as_matrix, height_width, homography, rotation, scaling,
+                              shearing, translation)
+from .core import check_choice, check_int, check_real, listify, patch
 from .specs import register
 from .transforms import Transform, as_size, to_byte_tensor
 from .dataloader import DataLoader, Rng
@@ -102,7 +101,7 @@ def resample(
         out = resample(x.float(), matrix, size, **how)
         if not x.is_floating_point(): out.round_()
         return (out.clamp_(0, 255) if x.dtype == torch.uint8 else out).to(x.dtype)
-    out = _sampled(x, matrix, size, **how) if None in ways else torch.empty_like(x)
+    out = _sampled(x, matrix, size, **how) if None in ways else x.new_empty(*x.shape[:2], *size)
     for way in set(ways) - {None}:
         rows = torch.tensor([i for i, w in enumerate(ways) if w == way]).to(x.device, non_blocking=True)
         out.index_copy_(0, rows, _exactly(x.index_select(0, rows), way))
@@ -118,7 +117,7 @@ class _OnBatches(Transform):
 
     def __post_init__(self):
         check_choice(('item', 'batch'), on=self.on)
-        for name, most in self.limits.items(): check_within(0, most=most, **{name: getattr(self, name)})
+        for name, most in self.limits.items(): check_real(least=0, most=most, **{name: getattr(self, name)})
     order = property(lambda self: self.places[self.on], doc='Its place: on items after `ToByteTensor`.')
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -231,6 +230,9 @@ class RandomZoom(Geometric):
     "The content larger, seen through a window at a random place."
     max_zoom: float = 1.1   # how many times as large, at most
     min_zoom: float = 1.    # at least; more than 0
+    def __post_init__(self):
+        super().__post_init__()
+        check_real(min_zoom=self.min_zoom, least=1e-3, most=self.max_zoom)
     def matrix(self, rng, size):
         s = rng.uniform(self.min_zoom, self.max_zoom)
         room = max(0., 1 - 1/s)   # that the window has on each side

@@ -133,12 +133,12 @@ def is_clutter(name: str) -> bool:
 # %% ../nbs/00_core.ipynb #305983c9
 def _is_bool(v): return isinstance(v, bool) or str(getattr(v, 'dtype', '')) in ('bool', 'torch.bool')
 
-def _converted(named, convert, what, least=None, right=None):
+def _converted(named, convert, what, least=None, most=math.inf, right=None):
     "The `named` values, or the only one, by `convert`, which returns None for what is not `what`."
     found = [convert(v) for v in named.values()]
     for (name, v), n in zip(named.items(), found):
         if n is None: raise TypeError(f'{name} should be {what}, not {v!r}')
-        if least is not None and not least <= n < math.inf:
+        if least is not None and not (least <= n <= most and n < math.inf):
             raise ValueError(f'{name} is {v}; it should be {right or f"{least:g} or more"}')
     return found if len(found) > 1 else found[0]
 
@@ -150,14 +150,16 @@ def check_int(*, least: int|None = None, **named):
         except TypeError: return None
     return _converted(named, whole, 'a whole number', least)
 
-def check_real(*, least: float|None = None, **named):
-    "The same as a float. `TypeError` for no number, `ValueError` below `least`, for NaN and infinity."
+def check_real(*, least: float|None = None, most: float = math.inf, **named):
+    """The same as a float. `TypeError` for no number, `ValueError` for one that is not from `least` to
+    `most`, for NaN and infinity."""
     def number(v):
         if isinstance(v, (np.ndarray, torch.Tensor)) and math.prod(v.shape) == 1: v = v.item()
         try: return float(v) if isinstance(v, Real) and not _is_bool(v) else None
         except OverflowError: return math.inf
     right = 'a finite number' if least is None else f'a finite number, {least:g} or more'
-    return _converted(named, number, 'a number', -sys.float_info.max if least is None else least, right)
+    if most < math.inf: right = f'from {least:.3g} to {most:.3g}'
+    return _converted(named, number, 'a number', -sys.float_info.max if least is None else least, most, right)
 
 def check_bool(**named):
     "Python's bool, or a list of several. `TypeError` for what is neither true nor false."

@@ -320,6 +320,7 @@ class CategoryProcessor(Processor):
     def _set(self, classes):
         if self.other is not None and self.other not in classes: classes = [*classes, self.other]
         self.classes, self._number = classes, {name: i for i, name in enumerate(classes)}
+        if len(self._number) < len(classes): raise ValueError(f'a class is named twice in {classes}')
 
     def learn(self, items):
         "The sorted names, unless `classes` were given. `TypeError` for names that cannot be sorted."

@@ -141,6 +141,8 @@ def init_cnn(
     The leak is that of the GeneralRelu, LeakyReLU or ReLU that follows in nn.Sequential; 0, as for a ReLU,
     where none is seen. It comes after the first batch of lazy layers, and before weights are parametrized."""
     for layer, leak in _with_leaks(model):
+        if 'weight' not in layer._parameters:
+            raise ValueError(f'{type(layer).__name__} is parametrized; call init_cnn before that')
         init_kaiming(layer.weight, leak, uniform=uniform)
         with torch.no_grad():
             layer.weight *= math.sqrt(fans(layer.weight)[0]/_sum_size(layer))   # 1 unless transposed

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import check_choice, first_size, widen
+from .core import check_choice, check_real, first_size, widen
 from .specs import register
 from .tensors import softmax
 
@@ -107,7 +107,7 @@ class HuberLoss(Loss):
         reduction: str = 'mean', # as in `Loss`
     ):
         super().__init__(reduction)
-        self.delta = delta
+        self.delta = check_real(delta=delta, least=1e-12)
 
     def elements(self, pred, yb):
         "Parabola near zero, straight line beyond."
@@ -182,7 +182,7 @@ class BinaryCrossEntropy(Loss):
         thresh: float = 0.5,     # `decode` says yes above this probability
     ):
         super().__init__(reduction)
-        self.thresh = thresh
+        self.thresh = check_real(thresh=thresh, least=0, most=1)
 
     def elements(self, pred, yb):
         """−log of the probability given to the truth.

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .augmentation import check_within
 from .callbacks import Callback, count_items
 from .core import check_real, patch, settings, tree_leaves, tree_map, widen
 from .specs import register
@@ -35,7 +34,7 @@ class LabelSmoothing(CrossEntropy):
     ):
         super().__init__(reduction, ignore_index, dim)
         self.eps = check_real(eps=eps, least=0)
-        check_within(0, most=1, eps=self.eps)
+        check_real(eps=self.eps, least=0, most=1)
 
     def elements(self, pred, yb):
         """(1 − eps)·(−log p of the right class) + eps·(mean of −log p over the classes), 0 where a target

@@ -11,15 +11,18 @@ import math
 import torch
 from torch import fx, nn
 
-from .core import near, widen
+from .core import check_real, near, widen
 from .specs import register
 
 # %% ../nbs/11_batchnorm.ipynb #eb829f8c
 @fx.wrap
-def _check(x, shape, first, last=None):
-    "`ValueError` unless `x` has `shape` in dimensions `first` to `last`."
+def _check(x, weight, shape, first, last=None):
+    "Raises unless `x` has `shape` in dimensions `first` to `last`, and the layer's type or half precision."
     if x.shape[first:last] != shape:
         raise ValueError(f'x has shape {tuple(x.shape)}; shape[{first}:{last or ""}] should be {shape}')
+    half = torch.float16, torch.bfloat16
+    if not (x.is_floating_point() if weight is None else x.dtype in (weight.dtype, *half)):
+        raise TypeError(f'x is {x.dtype}; a norm needs floats, of its own type: use x.to(layer.weight.dtype)')
 
 # %% ../nbs/11_batchnorm.ipynb #cdd25af4
 @fx.wrap
@@ -81,7 +84,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, x):
         "`x` (n×c or n×c×…) by its own statistics, or in evaluation by the running ones."
-        _check(x, (self.num_features,), 1, 2)
+        _check(x, self.weight, (self.num_features,), 1, 2)
         mean, var = self.running_mean, self.running_var
         if self.training or mean is None:
             running = (mean, var, self.num_batches_tracked) if self.track_running_stats else [None]*3
@@ -105,7 +108,7 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x):
         "`x`, whose last dimensions are `shape`, normalised over them."
         first = -len(self.normalized_shape)
-        _check(x, self.normalized_shape, first)
+        _check(x, self.weight, self.normalized_shape, first)
         x_hat = _standardized(x, first, self.eps)
         if self.weight is not None: x_hat = x_hat*self.weight
         if self.bias is not None: x_hat = x_hat + self.bias
@@ -126,7 +129,7 @@ class InstanceNorm(nn.modules.instancenorm._InstanceNorm):
 
     def forward(self, x):
         "`x` (n×c×l, n×c×h×w or n×c×d×h×w), each map by its own statistics, in training and evaluation alike."
-        _check(x, (self.num_features,), 1, 2)
+        _check(x, self.weight, (self.num_features,), 1, 2)
         return _affine(_standardized(x, 2, self.eps, least=2), self.weight, self.bias).to(x.dtype)
 
 # %% ../nbs/11_batchnorm.ipynb #2659aaa2
@@ -145,7 +148,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x):
         "`x` (n×c or n×c×…), each group of channels of each item by its own statistics."
-        _check(x, (self.num_channels,), 1, 2)
+        _check(x, self.weight, (self.num_channels,), 1, 2)
         x_hat = _standardized(x.unflatten(1, (self.num_groups, -1)), 2, self.eps).flatten(1, 2)
         return _affine(x_hat, self.weight, self.bias).to(x.dtype)
 
@@ -219,6 +222,7 @@ class RunningBatchNorm(BatchNorm):
         affine: bool = True,      # learn a scale and a shift per channel?
         device=None, dtype=None,  # of parameters and buffers
     ):
+        if mom is not None: check_real(mom=mom, least=1e-6, most=1)
         super().__init__(nf, mom, eps, affine, device=device, dtype=dtype)
         del self.num_batches_tracked   # instead:
         for name in ('counts', 'items'):
@@ -240,7 +244,7 @@ class RunningBatchNorm(BatchNorm):
 
     def forward(self, x):
         "`x` (n×c or n×c×…) by the running statistics, which a batch in training enters first."
-        _check(x, (self.num_features,), 1, 2)
+        _check(x, self.weight, (self.num_features,), 1, 2)
         y = _running_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.counts,
                           self.items, self.momentum, self.eps, self.training and self.track_running_stats)
         return y.to(x.dtype)

@@ -58,7 +58,7 @@ class Dropout(nn.Module):
         p: float = 0.5, # the share that falls out, from 0 to 1
     ):
         super().__init__()
-        self.p = check_real(p=p, least=0)
+        self.p = check_real(p=p, least=0, most=1)
 
     def forward(self, x):
         "`x` with some elements dropped, in training; `x` itself in evaluation, or if p is 0."
@@ -141,6 +141,7 @@ def clip_grads(
     """Scale the gradients of all `params` in place by one factor, to a common norm of at most `max_norm`.
 
     Pascanu et al. 2012, 1211.5063."""
+    if max_norm != math.inf: check_real(max_norm=max_norm, least=0)
     params = _each_once(params)
     norm, grads = grad_norm(params, norm_type), _gradients(params)
     if error_if_nonfinite and not norm.isfinite():
@@ -156,4 +157,5 @@ def clip_grad_values(
     max_value: float, # each number of a gradient is brought into −max_value … max_value
 ):
     "Limit each number of the gradients of `params` by itself, in place; this changes their direction."
+    if max_value != math.inf: check_real(max_value=max_value, least=0)
     for g in _gradients(params): g.clamp_(-max_value, max_value)

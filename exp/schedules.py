@@ -537,7 +537,8 @@ class ReduceLROnPlateau(Tracker):
         min_lr: float = 0.,          # no rate falls below this
     ):
         super().__init__(monitor, min_delta, patience, mode)
-        self.factor, self.min_lr, self._rates = factor, min_lr, None
+        self.factor = check_real(factor=factor, least=0, most=1)
+        self.min_lr, self._rates = check_real(min_lr=min_lr, least=0), None
 
     def before_fit(self):
         _check_alone(self)

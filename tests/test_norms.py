@@ -404,10 +404,11 @@ def test_a_wrong_number_of_channels_or_dimensions_is_named(make):
     with pytest.raises(ValueError, match=r'\(4, 5, 3, 3\).*\(6,\)'): make()(torch.zeros(4, 5, 3, 3))
     with pytest.raises(ValueError, match=r'shape \(6,\)'): make()(torch.zeros(6))
 
-@pytest.mark.parametrize('make', LAYERS[:4])
-def test_integers_are_refused(make):
-    with pytest.raises(RuntimeError, match='floating point'):
-        make()(torch.zeros(4, 6, 4, 4, dtype=torch.long))
+@pytest.mark.parametrize('make', LAYERS)
+@pytest.mark.parametrize('kind', [torch.long, torch.float64])
+def test_integers_and_other_float_types_are_refused(make, kind):
+    with pytest.raises(TypeError, match='floats, of its own type'):
+        make()(torch.zeros(4, 6, 4, 4, dtype=kind))
 
 def test_layer_norm_names_the_shape_that_it_expects():
     with pytest.raises(ValueError, match=r'should be \(4, 3\)'): LayerNorm((4, 3))(torch.zeros(2, 3, 4))
