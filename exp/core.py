@@ -575,7 +575,7 @@ def report(
     lesson: str,                # '05'
     measure: str,               # what was measured: 'accuracy, validation'
     value: float,               # what this run reached
-    unit: str = '%',            # '%' for percent from 0 to 100, else as it shall be printed
+    unit: str = '%',            # '%' for percent from 0 to 100, else as it should be printed
     source: float|None = None,  # what the source reports, in the same unit
     source_name: str = '',      # which source
     conditions: str = '',       # under which conditions: network, epochs, batch size

@@ -52,7 +52,7 @@ class DataUnavailable(FileNotFoundError):
 # %% ../nbs/01b_downloads.ipynb #ed64cb46
 @contextlib.contextmanager
 def atomic_folder(
-    path, # where the folder shall be; nothing may be there yet
+    path, # where the folder is to be; nothing may be there yet
 ):
     "A `with` block that fills a new folder beside `path`; renamed to `path` at its end, removed if it fails."
     path = user_path(path)
@@ -170,7 +170,7 @@ def _fetch(url, part):
 # %% ../nbs/01b_downloads.ipynb #5e4e89ef
 def download(
     url: str,       # http or https
-    path,           # where the file shall be
+    path,           # where the file is to be
 ) -> Path:          # `path`
     """Fetch a file. It grows as `path`.part, from which a later call goes on.
     `OSError` or `http.client.HTTPException` if it cannot be had."""

@@ -142,17 +142,16 @@ def test_results_come_from_the_last_whole_run_and_figures_on_real_data_stay(cour
     assert '| [00_first](nbs/00_first.ipynb) | You can do it. | nothing |' in text
     assert '| 5 epochs | 97.51 % | real | 81.25 % |' in whole
 
-def test_real_keeps_what_a_mirrors_data_reached_and_nothing_of_a_stand_in(course):
-    (course/'nbs'/'00_first.ipynb').write_text(notebook(
-        '# untar_data(URLs.X, fallback=f)', report(lesson='00_first', data='mirror'),
-        report(lesson='00_first', measure='of a stand-in', data='stand-in')))
+@pytest.mark.parametrize('kind', ['mirror', 'real'])
+def test_real_keeps_what_downloaded_data_reached_and_nothing_beside_a_stand_in(course, kind):
+    first, kept = course/'nbs'/'00_first.ipynb', course/'benchmarks'/'real.json'
+    first.write_text(notebook('# untar_data(URLs.X, fallback=f)', report(lesson='00_first', data=kind)))
     assert call(course, 'real').returncode == 0
-    (found,) = json.loads((course/'benchmarks'/'real.json').read_text())
+    (found,) = json.loads(kept.read_text())
     assert found['lesson'] == '00_first' and found['value'] == 97.512
-    (course/'nbs'/'00_first.ipynb').write_text(notebook('# fallback=f',
-                                                        report(lesson='00_first', data='stand-in')))
-    assert (call(course, 'real').returncode != 0
-            and json.loads((course/'benchmarks'/'real.json').read_text()) == [found])
+    first.write_text(notebook('# fallback=f', report(lesson='00_first', data=kind),
+                              report(lesson='00_first', measure='of a stand-in', data='stand-in')))
+    assert call(course, 'real').returncode != 0 and json.loads(kept.read_text()) == [found]
 
 # ---- the lab
 
@@ -199,6 +198,15 @@ def test_what_a_learner_did_not_touch_is_replaced_and_what_is_gone_is_given_agai
     assert ((course/'_lab'/'exp'/'core.py').read_text() == 'x = 2\n'
             and (course/'_lab'/'nbs'/'00_first.ipynb').exists())
     assert texts(course/'_lab'/'nbs'/'01_second.ipynb')[1:] == ['2']
+
+@pytest.mark.parametrize('damage', [lambda text: text[:100], lambda text: text.replace('"id": "c1", ', '')])
+def test_a_notebook_that_cannot_be_merged_stays_as_it_is(course, damage):
+    lab, mine = tool(course), course/'_lab'/'nbs'/'00_first.ipynb'
+    lab.update_lab()
+    mine.write_text(damage(mine.read_text()))
+    before = mine.read_text()
+    (course/'nbs'/'00_first.ipynb').write_text(notebook('1 + 2'))
+    assert lab.update_lab() == [] and mine.read_text() == before
 
 def test_answers_in_cells_that_an_update_took_away_stay_at_the_end(course):
     lab, mine = tool(course), course/'_lab'/'nbs'/'00_first.ipynb'

@@ -299,11 +299,10 @@ def real():
     paths = [p for p in lessons()
              if any('fallback=' in source(c) for c in cells(p) if c['cell_type'] == 'code')]
     results = run_all(paths, RUN)
-    found = [{'lesson': r['lesson'], **{k: v for k, v in f.items() if k != 'lesson'}}
-             for r in results for f in r['reports'] if f['data'] == 'mirror']
-    if has_failed(results) or not found:
-        stop('nothing is kept: a lesson failed, or no data set was there; set EXP_DATA_MIRROR to a folder of '
-             'them')
+    found = [{**f, 'lesson': r['lesson']} for r in results for f in r['reports']]
+    if has_failed(results) or not found or any(f['data'] == 'stand-in' for f in found):
+        stop('nothing is kept: a lesson failed or had a stand-in; set EXP_DATA_MIRROR to a folder of the '
+             'sets')
     write(REAL, json.dumps(found, indent=1, ensure_ascii=False) + '\n')
     say(f'wrote {len(found)} figures to benchmarks/real.json; `make results` shows them')
     return False
@@ -427,10 +426,13 @@ def update_lab():
             kept = LAB/'before updates'/f'{time.strftime("%Y-%m-%d %H.%M.%S")} {mine.name}'
             kept.parent.mkdir(exist_ok=True)
             shutil.copyfile(mine, kept)
-            if path.suffix == '.ipynb':
-                write(mine, merged(*(p.read_text(encoding='utf-8') for p in (mine, given, path))))
-                changed.append(name.as_posix())
-            else: continue   # a script or text that the learner changed stays
+            if path.suffix != '.ipynb': continue   # a script or text that the learner changed stays
+            try: text = merged(*(p.read_text(encoding='utf-8') for p in (mine, given, path)))
+            except (ValueError, KeyError):   # cut short, or from an editor that gives cells no ids
+                say(f'{name.as_posix()} has a new version, and yours cannot be read: yours is kept as it is')
+                continue
+            write(mine, text)
+            changed.append(name.as_posix())
         else:
             mine.unlink(missing_ok=True)
             shutil.copyfile(path, mine)
