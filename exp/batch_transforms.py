@@ -30,16 +30,17 @@ import exp.inference   # noqa: F401 (Learner.collected)
 # %% ../nbs/17b_batch_transforms.ipynb #25d0b83a
 def _grid(m, size, like, jitter=None):
     "Where each output pixel's centre takes its value from, n×h×w×2."
+    flat = bool((m[:, 2] == m.new_tensor([0, 0, 1])).all())   # without perspective, nothing is divided
     m = m.to(like.dtype).to(like.device, non_blocking=True)
     y, x = ((torch.arange(n, device=like.device, dtype=like.dtype)*2 + 1)/n - 1 for n in size)
     y = y[:, None]
     if jitter is not None:
         jx, jy = jitter.to(like.dtype).to(like.device, non_blocking=True).unbind(-1)
         x, y = x + jx, y + jy
-    def at(i): return m[:, i, 0, None, None]*x + (m[:, i, 1, None, None]*y + m[:, i, 2, None, None])
-    grid, part = like.new_empty(len(m), *size, 2), at(2).reciprocal_()
-    for i in (0, 1): torch.mul(at(i), part, out=grid[..., i])   # torch.stack would take several times as long
-    return grid
+    def at(i): return m[:, i, 0, None, None]*x, m[:, i, 1, None, None]*y + m[:, i, 2, None, None]
+    grid = like.new_empty(len(m), *size, 2)
+    for i in (0, 1): torch.add(*at(i), out=grid[..., i])   # torch.stack would take several times as long
+    return grid if flat else grid.mul_(torch.add(*at(2)).reciprocal_()[..., None])
 
 # %% ../nbs/17b_batch_transforms.ipynb #4ef0c578
 def _sampled(x, m, size, mode='bilinear', pad='reflection', fill=0., jitter=None):
@@ -101,10 +102,16 @@ def resample(
         out = resample(x.float(), matrix, size, **how)
         if not x.is_floating_point(): out.round_()
         return (out.clamp_(0, 255) if x.dtype == torch.uint8 else out).to(x.dtype)
-    out = _sampled(x, matrix, size, **how) if None in ways else x.new_empty(*x.shape[:2], *size)
-    for way in set(ways) - {None}:
-        rows = torch.tensor([i for i, w in enumerate(ways) if w == way]).to(x.device, non_blocking=True)
-        out.index_copy_(0, rows, _exactly(x.index_select(0, rows), way))
+    most = 2*ways.count(None) > len(x)   # then all are sampled, which is quicker than to pick them out
+    out = _sampled(x, matrix, size, **how) if most else x.new_empty(*x.shape[:2], *size)
+    for way in set(ways):
+        if way is None and most: continue
+        rows = [i for i, w in enumerate(ways) if w == way]
+        there = torch.tensor(rows).to(x.device, non_blocking=True)
+        here = x.index_select(0, there)
+        if way is None and jitter is not None: how['jitter'] = jitter[rows]
+        here = _sampled(here, matrix[rows], size, **how) if way is None else _exactly(here, way)
+        out.index_copy_(0, there, here)
     return out
 
 # %% ../nbs/17b_batch_transforms.ipynb #2f003fcc
