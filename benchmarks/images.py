@@ -20,6 +20,7 @@ from PIL import Image
 from exp.data_block import ImageList
 from exp.downloads import URLs, data_kind, untar_data
 from exp.standins import imagenette_standin
+import exp.transforms   # noqa: F401 (SplitData.transform)
 
 MEAN, STD = [0.465, 0.458, 0.429], [0.285, 0.281, 0.301]   # of Imagenette
 
