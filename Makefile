@@ -7,7 +7,7 @@ help:    ; @$(PYTHON) tools/course.py help
 course:  ; @$(PYTHON) tools/course.py run
 test:    ; @$(PYTHON) tools/course.py test
 test-fast: ; @$(PYTHON) tools/course.py test-fast
-real:    ; @$(PYTHON) tools/course.py real
+real:    ; @$(PYTHON) tools/course.py real $(N)
 setup:   ; @$(PYTHON) tools/course.py setup
 lesson:  ; @$(PYTHON) tools/course.py lesson $(N)
 lab:     ; @$(PYTHON) tools/course.py lab

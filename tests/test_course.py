@@ -153,6 +153,14 @@ def test_real_keeps_what_downloaded_data_reached_and_nothing_beside_a_stand_in(c
                               report(lesson='00_first', measure='of a stand-in', data='stand-in')))
     assert call(course, 'real').returncode != 0 and json.loads(kept.read_text()) == [found]
 
+def test_real_of_one_lesson_keeps_the_others_and_says_with_what_it_was_measured(course):
+    kept = course/'benchmarks'/'real.json'
+    kept.write_text(json.dumps([dict(lesson='00_first', value=1.), dict(lesson='01_second', value=2.)]))
+    assert call(course, 'real', '01').returncode == 0
+    first, second = json.loads(kept.read_text())
+    assert first == dict(lesson='00_first', value=1.) and second['value'] == 97.512
+    assert second['seed'] == 42 and 'cores' in second['machine'] and 'commit' in second
+
 # ---- the lab
 
 def change(path, id, source):

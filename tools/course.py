@@ -11,7 +11,7 @@ Commands:
     lab         open JupyterLab on a copy of the lessons, which keeps your work             (make lab)
     store [N]   run all notebooks or some, and keep their outputs in nbs/                   (make store N=09)
     export      write exp/ from the notebooks, and clean their metadata                     (make export)
-    real        run the lessons that use downloadable data on it, write benchmarks/real.json  (make real)
+    real [N]    run the lessons that use downloadable data on it, write benchmarks/real.json  (make real)
     results     write RESULTS.md and the README's tables and picture from the last run      (make results)
     bench       run the benchmarks                                                          (make bench)
     clean       remove what runs and builds left behind                                     (make clean)
@@ -20,7 +20,7 @@ Commands:
 With --here, the interpreter that runs this file is used as it is (a conda environment, say) and nothing is
 installed. What else stands behind `lab` goes to JupyterLab, as in `lab --no-browser --port 9000`.
 """
-import base64, configparser, hashlib, json, os, re, shutil, signal, subprocess, sys, tempfile, time
+import base64, configparser, hashlib, json, os, platform, re, shutil, signal, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,12 +54,12 @@ def fingerprint():
     files = [(ROOT/name).read_text(encoding='utf-8') for name in ('pyproject.toml', 'constraints.txt')]
     return hashlib.sha256('\0'.join([sys.version, str(ROOT), *files]).encode()).hexdigest()
 
-def torch_index():
-    "Another index for torch: EXP_TORCH_INDEX, or torch_index in settings.ini."
+def setting(name, default=''):
+    "A setting of the course: EXP_<NAME>, or what settings.ini says."
     ini = configparser.ConfigParser(interpolation=None)
     raw = (ROOT/'settings.ini').read_bytes() if (ROOT/'settings.ini').is_file() else b''
     ini.read_string(raw.decode(json.detect_encoding(raw)))   # UTF-8, or what Windows' editors make of it
-    return os.environ.get('EXP_TORCH_INDEX') or ini.get('exp', 'torch_index', fallback='').strip()
+    return os.environ.get(f'EXP_{name.upper()}') or ini.get('exp', name, fallback=default).strip()
 
 def announce_download():
     "Say so before a torch is fetched that brings CUDA's libraries along."
@@ -98,7 +98,7 @@ def setup():
         if subprocess.run([sys.executable, '-m', 'venv', '--clear', str(VENV)]).returncode:
             stop("Python's venv is missing or failed (on Debian and Ubuntu: apt install python3-venv)")
     constraints = ['-c', str(ROOT/'constraints.txt')]
-    if index := torch_index(): pip_install('--index-url', index, *constraints, 'torch')
+    if index := setting('torch_index'): pip_install('--index-url', index, *constraints, 'torch')
     else: announce_download()
     say('  installing the packages that constraints.txt names; minutes, the first time')
     pip_install(*constraints, '-e', '.[dev]')
@@ -292,20 +292,38 @@ def markdown(rows):
 
 REAL = ROOT/'benchmarks'/'real.json'
 
-def real():
-    """Run the lessons that use a downloadable data set, and keep what they reach on it in
-    benchmarks/real.json."""
+def circumstances():
+    "What figures were measured with: commit, processor and cores, seed."
+    git = shutil.which('git')
+    commit = subprocess.run([git, 'describe', '--always', '--dirty'], cwd=ROOT, capture_output=True,
+                            text=True).stdout.strip() if git else ''
+    cpus = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').is_file() else ''
+    model = re.search(r'model name\s*: (.+)', cpus)
+    machine = model[1] if model else platform.processor() or platform.machine()
+    return dict(commit=commit, machine=f'{machine}, {os.cpu_count()} cores', seed=int(setting('seed', '42')))
+
+def real(paths):
+    """Run lessons that use a downloadable data set, and keep what they reach on it in benchmarks/real.json,
+    beside what other lessons reached before."""
     setup()
-    paths = [p for p in lessons()
-             if any('fallback=' in source(c) for c in cells(p) if c['cell_type'] == 'code')]
     results = run_all(paths, RUN)
     found = [{**f, 'lesson': r['lesson']} for r in results for f in r['reports']]
     if has_failed(results) or not found or any(f['data'] == 'stand-in' for f in found):
         stop('nothing is kept: a lesson failed or had a stand-in; set EXP_DATA_MIRROR to a folder of the '
              'sets')
-    write(REAL, json.dumps(found, indent=1, ensure_ascii=False) + '\n')
+    names = {p.stem for p in paths}
+    before = json.loads(REAL.read_text(encoding='utf-8')) if REAL.is_file() else []
+    kept = [f for f in before if f['lesson'] not in names]
+    how = circumstances()
+    every = sorted(kept + [f | how for f in found], key=lambda f: f['lesson'])
+    write(REAL, json.dumps(every, indent=1, ensure_ascii=False) + '\n')
     say(f'wrote {len(found)} figures to benchmarks/real.json; `make results` shows them')
     return False
+
+def with_downloads():
+    "The lessons that use a downloadable data set."
+    return [p for p in lessons()
+            if any('fallback=' in source(c) for c in cells(p) if c['cell_type'] == 'code')]
 
 def about(path):
     "A notebook's title, sentence, and what it builds on."
@@ -519,7 +537,7 @@ def clean():
 
 PLAIN = {'run': lambda: run(lessons()), 'test': test, 'test-fast': test_fast, 'setup': setup,
          'export': export,
-         'real': real, 'results': results, 'bench': bench, 'clean': clean}
+         'results': results, 'bench': bench, 'clean': clean}
 
 def main(args):
     args = [a for a in args if a != '--here']
@@ -530,6 +548,7 @@ def main(args):
     if command == 'lab': return lab(*rest)
     if command == 'store':
         return store([find_notebook(n) for n in rest] or [*lessons(), *appendices(), *solutions()])
+    if command == 'real': return real([find_notebook(n) for n in rest] or with_downloads())
     if command == 'lesson':
         if not rest: stop('which lesson? e.g. make lesson N=04, or python tools/course.py lesson 04')
         return run([find_notebook(n) for n in rest])
