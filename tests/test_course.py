@@ -178,8 +178,11 @@ def texts(path): return [''.join(c['source']) for c in json.loads(path.read_text
 def test_the_lab_has_what_a_learner_needs_and_writes_nowhere_else(course):
     before = {p: p.read_bytes() for p in course.rglob('*') if p.is_file()}
     tool(course).update_lab()
-    for name in ('nbs/00_first.ipynb', 'nbs/solutions/00_first_solutions.ipynb', 'README.md', 'exp/core.py'):
+    for name in ('nbs/00_first.ipynb', 'nbs/solutions/00_first_solutions.ipynb', 'README.md'):
         assert (course/'_lab'/name).read_bytes() == (course/name).read_bytes()
+    # not as `exp`, which a notebook beside it would import in place of the checkout's
+    assert (course/'_lab'/'library'/'core.py').read_bytes() == (course/'exp'/'core.py').read_bytes()
+    assert not (course/'_lab'/'exp').exists()
     assert {p: p.read_bytes() for p in before} == before
     assert '/_lab/' in (ROOT/'.gitignore').read_text()
 
@@ -190,11 +193,36 @@ def test_an_answer_outlives_an_update_of_its_lesson(course):
     change(mine, 'own', 'print("an idea")')
     assert lab.update_lab() == [] and texts(mine)[-2:] == ['answer = 2', 'print("an idea")']
     (course/'nbs'/'00_first.ipynb').write_text(notebook('1 + 2', 'answer = None', 'a new cell'))
-    assert lab.update_lab() == ['nbs/00_first.ipynb']
+    (said,) = lab.update_lab()
+    assert '00_first' in said and '2 cells of yours' in said and 'changed' not in said
     assert texts(mine)[1:] == ['1 + 2', 'answer = 2', 'print("an idea")', 'a new cell']
     (kept,) = (course/'_lab'/'before updates').iterdir()
     assert texts(kept)[1:] == ['1 + 1', 'answer = 2', 'print("an idea")']
     assert lab.update_lab() == []
+
+def test_a_cell_that_the_course_changed_too_is_said(course):
+    lab, mine = tool(course), course/'_lab'/'nbs'/'00_first.ipynb'
+    lab.update_lab()
+    change(mine, 'c0', '1 + 5')
+    (course/'nbs'/'00_first.ipynb').write_text(notebook('1 + 2', 'answer = None'))
+    (said,) = lab.update_lab()
+    assert texts(mine)[1] == '1 + 5' and '1 cell of yours, 1 of them changed' in said
+
+def test_a_cell_of_an_earlier_version_is_not_the_learners(course):
+    "A tab that was open over an update, and saves the old version over the new one."
+    lab, mine = tool(course), course/'_lab'/'nbs'/'00_first.ipynb'
+    lab.update_lab()
+    old = mine.read_text()
+    for code in ('1 + 2', '1 + 3'):
+        (course/'nbs'/'00_first.ipynb').write_text(notebook(code, 'answer = None'))
+        assert lab.update_lab() == [] and texts(mine)[1] == code
+        mine.write_text(old)
+
+def test_a_new_lesson_is_announced(course):
+    lab = tool(course)
+    assert lab.update_lab() == []
+    (course/'nbs'/'02_third.ipynb').write_text(notebook('3'))
+    assert lab.update_lab() == ['nbs/02_third.ipynb is new']
 
 def test_what_a_learner_did_not_touch_is_replaced_and_what_is_gone_is_given_again(course):
     lab = tool(course)
@@ -203,7 +231,7 @@ def test_what_a_learner_did_not_touch_is_replaced_and_what_is_gone_is_given_agai
     (course/'nbs'/'01_second.ipynb').write_text(notebook('2'))
     (course/'_lab'/'nbs'/'00_first.ipynb').unlink()
     assert lab.update_lab() == []
-    assert ((course/'_lab'/'exp'/'core.py').read_text() == 'x = 2\n'
+    assert ((course/'_lab'/'library'/'core.py').read_text() == 'x = 2\n'
             and (course/'_lab'/'nbs'/'00_first.ipynb').exists())
     assert texts(course/'_lab'/'nbs'/'01_second.ipynb')[1:] == ['2']
 
@@ -214,7 +242,8 @@ def test_a_notebook_that_cannot_be_merged_stays_as_it_is(course, damage):
     mine.write_text(damage(mine.read_text()))
     before = mine.read_text()
     (course/'nbs'/'00_first.ipynb').write_text(notebook('1 + 2'))
-    assert lab.update_lab() == [] and mine.read_text() == before
+    (said,) = lab.update_lab()
+    assert 'cannot be read' in said and mine.read_text() == before
 
 def test_answers_in_cells_that_an_update_took_away_stay_at_the_end(course):
     lab, mine = tool(course), course/'_lab'/'nbs'/'00_first.ipynb'

@@ -412,15 +412,25 @@ def handed_out():
     for folder in ('exp', 'examples'): yield from (ROOT/folder).rglob('*.py')
     yield from (ROOT/name for name in ('README.md', 'RESULTS.md', 'settings.ini') if (ROOT/name).is_file())
 
-def merged(mine, given, new):
-    """A learner's notebook brought up to date, all three as text: cells that the learner changed stay as they
+def marks(text):
+    "Each cell of a notebook by its id and a digest of its source."
+    digest = lambda c: hashlib.sha256(source(c).encode()).hexdigest()
+    return {f'{c["id"]} {digest(c)}': c for c in json.loads(text)['cells']}
+
+def merged(mine, seen, new):
+    """A learner's notebook brought up to date, as text, and what to say of it: None if none is a learner's.
+    `seen` are the marks of all cells that were ever handed out. Cells that the learner changed stay as they
     are, cells that the learner added follow the cell that they followed, all others are the new ones."""
-    mine, given, new = map(json.loads, (mine, given, new))
-    before = {c['id']: source(c) for c in given['cells']}
-    own = {c['id']: c for c in mine['cells'] if source(c) != before.get(c['id'])}
+    before = {mark.split()[0] for mark in seen}
+    fresh = {c['id'] for mark, c in marks(new).items() if mark not in seen}
+    mine, new = marks(mine), json.loads(new)
+    own = {c['id']: c for mark, c in mine.items() if mark not in seen}
+    hidden = len(own.keys() & before & fresh)
+    told = f'{len(own)} cell{"s"*(len(own) > 1)} of yours' if own else None
+    if hidden: told += f', {hidden} of them changed in the course too'
     follows = {}   # what the learner added, by the id of the cell before
     last = None
-    for c in mine['cells']:
+    for c in mine.values():
         if c['id'] not in before: follows.setdefault(last, []).append(c)
         else: last = c['id']
     out = follows.pop(None, [])
@@ -429,46 +439,53 @@ def merged(mine, given, new):
     out += [c for added in follows.values() for c in added]
     ids = {c['id'] for c in out}
     out += [c for c in own.values() if c['id'] not in ids]   # answers in cells that are no more
-    return json.dumps({**new, 'cells': out}, sort_keys=True, indent=1, ensure_ascii=False) + '\n'
+    return json.dumps({**new, 'cells': out}, sort_keys=True, indent=1, ensure_ascii=False) + '\n', told
+
+def in_lab(path):
+    "Where the lab has a file of the checkout. A folder `exp` would be imported by notebooks beside it."
+    name = path.relative_to(ROOT)
+    return Path('library', *name.parts[1:]) if name.parts[0] == 'exp' else name
 
 def update_lab():
-    """Bring the lab's files up to date, and lose nothing of the learner's; returns the names of merged
-    notebooks."""
-    changed = []
+    "Bring the lab's files up to date, and lose nothing of the learner's; returns what to tell the learner."
+    news, first = [], not GIVEN.exists()
     for path in handed_out():
-        name = path.relative_to(ROOT)
-        mine, given, new = LAB/name, GIVEN/name, path.read_bytes()
+        name, new, notebook = in_lab(path), path.read_bytes(), path.suffix == '.ipynb'
+        mine, given, seen = LAB/name, GIVEN/name, GIVEN/f'{name}.seen'   # the last: marks of all versions
         for folder in (mine.parent, given.parent): folder.mkdir(parents=True, exist_ok=True)
         if given.is_file() and given.read_bytes() == new and mine.exists(): continue
+        if notebook and not given.exists() and not first: news.append(f'{name.as_posix()} is new')
+        known = seen.read_text().splitlines() if seen.is_file() else []
         if mine.exists() and given.is_file() and mine.read_bytes() != given.read_bytes():
             kept = LAB/'before updates'/f'{time.strftime("%Y-%m-%d %H.%M.%S")} {mine.name}'
             kept.parent.mkdir(exist_ok=True)
             shutil.copyfile(mine, kept)
-            if path.suffix != '.ipynb': continue   # a script or text that the learner changed stays
-            try: text = merged(*(p.read_text(encoding='utf-8') for p in (mine, given, path)))
+            if not notebook: continue   # a script or text that the learner changed stays
+            try: text, told = merged(mine.read_text(encoding='utf-8'), set(known), new)
             except (ValueError, KeyError):   # cut short, or from an editor that gives cells no ids
-                say(f'{name.as_posix()} has a new version, and yours cannot be read: yours is kept as it is')
+                news.append(f'{name.as_posix()} has a new version; yours cannot be read and stays as it is')
                 continue
             write(mine, text)
-            changed.append(name.as_posix())
+            if told: news.append(f'{name.as_posix()} is brought up to date and keeps {told}')
         else:
             mine.unlink(missing_ok=True)
             shutil.copyfile(path, mine)
-            if name.parts[0] == 'exp': mine.chmod(0o444)   # to read: what runs is the checkout's
+            if name.parts[0] == 'library': mine.chmod(0o444)   # to read: what runs is the checkout's
+        if notebook: write(seen, '\n'.join(dict.fromkeys([*known, *marks(new)])))
         shutil.copyfile(path, given)
     if not (LAB/'data').exists():
         try: (LAB/'data').symlink_to(ROOT/'data', target_is_directory=True)
         except OSError: pass   # Windows without the right to make links
-    return changed
+    return news
 
 def start_page():
     "A notebook of one text: the lessons with links into the lab."
     lines = ['# Start here', '',
              'Open a lesson, change what you like, and answer its exercises. All in this folder is yours: '
              'an update of the course brings new lessons and keeps your answers (and, in *before updates*, '
-             'your '
-             'notebook as it was). Solutions are in *nbs/solutions*; the library is in *exp*, the README one '
-             'file below.', '']
+             'your notebook as it was). A lesson that you delete comes back as it was handed out, at the '
+             'next start. Solutions are in *nbs/solutions*, the library is in *library*, and README.md is '
+             'beside this page.', '']
     for p in lessons():
         title, sentence, _ = about(p)
         lines.append(f'- [{number(p)} {title}](nbs/{p.name}){" *(workshop)*"*is_workshop(p)}: {sentence}')
@@ -479,11 +496,16 @@ def start_page():
 def lab(*options):
     setup()
     LAB.mkdir(exist_ok=True)
-    for name in update_lab(): say(f'{name} is new; what you wrote in it is kept')
+    for line in update_lab(): say(line)
     write(LAB/'start.ipynb', start_page())
     command = [python(), '-m', 'jupyter', 'lab', f'--ServerApp.root_dir={LAB}',
                '--LabApp.default_url=/lab/tree/start.ipynb', *options]
-    return not checked(*command, env=environment(EXP_SETTINGS=str(LAB/'settings.ini')))
+    say('starting JupyterLab; Ctrl-C here ends it')
+    server = subprocess.Popen(command, cwd=ROOT, env=environment(EXP_SETTINGS=str(LAB/'settings.ini')))
+    # Ctrl-C is the server's: it asks, and ends its kernels. Ignored from here on, not by the server too
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+    return server.wait() != 0
 
 # ---- the other targets
 
