@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['sgd_step', 'weight_decay', 'l2_reg', 'Stat', 'AverageGrad', 'AverageSqrGrad', 'StepCount', 'momentum_step',
            'Optimizer', 'sgd_opt', 'nesterov_step', 'rms_scale', 'rmsprop_opt', 'adam_step', 'adam_opt', 'trust_ratio',
-           'lars_scale', 'descend', 'lars_opt', 'lamb_step', 'lamb_opt', 'LateAverage', 'lion_step', 'lion_opt']
+           'lars_scale', 'descend', 'lars_opt', 'lamb_step', 'lamb_opt', 'LateAverage', 'lion_step', 'lion_opt',
+           'RowSqrGrad', 'ColSqrGrad', 'adafactor_scale', 'adafactor_opt', 'adabound_step', 'adabound_opt']
 
 # %% ../nbs/14_optimizers.ipynb #815a1b49
 import copy, inspect, math
@@ -15,7 +16,7 @@ from numbers import Real
 import torch
 from torch.optim.optimizer import required
 
-from .core import did_you_mean, listify, patch, tree_map
+from .core import did_you_mean, listify, patch, tree_map, widen
 from .fused import Planner, fused_adam, fused_adamw, fused_lamb, fused_nesterov, fused_sgd
 from .schedules import BETAS, HYPERS, check_hyper
 
@@ -473,3 +474,98 @@ def fuse(self: Optimizer) -> Optimizer:
             self._planner = Planner(self.stats, fused[0])
             return self
     raise ValueError('PyTorch has no kernel for these parts; it has one for sgd_opt, adam_opt and lamb_opt')
+
+# %% ../nbs/14_optimizers.ipynb #14ad0005
+def _matrix(t): return t if t.ndim > 1 else t.reshape(-1, 1)
+
+def _means(p, dim):
+    if p.is_complex(): raise ValueError('Adafactor takes no complex parameters; use their view_as_real')
+    return torch.zeros_like(widen(_matrix(p.detach())).sum(dim, keepdim=True))
+
+def _move_means(avgs, grads, dim, share):
+    "`avgs` towards the mean squares of `grads` along `dim`, by `share` of the way."
+    means = [torch.linalg.vector_norm(g, 2, dim, True, dtype=a.dtype).square_().div_(g.shape[dim] or 1)
+             for a, g in zip(avgs, map(_matrix, grads))]
+    torch._foreach_mul_(avgs, 1 - share)
+    torch._foreach_add_(avgs, means, alpha=share)
+
+class RowSqrGrad(Stat):
+    "`row_avg`: the average of the rows' mean squares; step t moves it by $t^{-sqr\\_power}$ of the way."
+    key = 'row_avg'
+    def init(self, p):
+        "A zero for each row of the last two dimensions; for each number of a vector."
+        return _means(p, -1)
+    def update(self, row_avg, grads, step, sqr_power=0.8):
+        "One step of the average."
+        _move_means(row_avg, grads, -1, step**-sqr_power)
+
+class ColSqrGrad(Stat):
+    "`col_avg`: the same of columns."
+    key = 'col_avg'
+    def init(self, p):
+        "A zero for each column of the last two dimensions; one for a vector."
+        return _means(p, -2)
+    def update(self, col_avg, grads, step, sqr_power=0.8):
+        "One step of the average."
+        _move_means(col_avg, grads, -2, step**-sqr_power)
+
+# %% ../nbs/14_optimizers.ipynb #14ad0007
+def _rms(ts):
+    "The root mean square of each tensor, in one vector."
+    norms = _norms(ts)
+    return norms/norms.new_tensor([t.numel()**0.5 for t in ts])
+
+def adafactor_scale(ps, grads, row_avg, col_avg, step, lr, mom=0., eps=1e-15, eps2=1e-3, clip=1.):
+    r"""What to subtract, $\min(lr, t^{-1/2})·\max(eps2, RMS(p))·u/\max(1, RMS(u)/clip)$ with $u = g/\sqrt s$
+    (Shazeer & Stern 2018, 1804.04235); times $1-mom$, so that its sum is an average."""
+    squares = [r/r.mean(-2, keepdim=True).clamp_(min=eps)*c if g.ndim > 1 else r.view(g.shape)
+               for r, c, g in zip(row_avg, col_avg, grads)]
+    update = _over(grads, [s.clamp(min=eps**2).sqrt_() for s in squares])
+    rates = min(lr, step**-0.5)*(1 - mom)*_rms(ps).clamp_(min=eps2)/(_rms(update)/clip).clamp_(min=1.)
+    torch._foreach_mul_(update, rates.unbind())
+    return update
+
+# %% ../nbs/14_optimizers.ipynb #14ad0009
+def adafactor_opt(
+    params,                  # as for `Optimizer`
+    lr: float,               # the share of its size by which a tensor moves, at most; in the paper 0.01
+    mom: float = 0.,         # weight of the past in the average of steps
+    sqr_power: float = 0.8,  # step t's squares count t^−sqr_power
+    eps: float = 1e-15,      # bounds the division
+    eps2: float = 1e-3,      # what a tensor's root mean square counts at least
+    clip: float = 1.,        # the largest root mean square of an update
+    wd: float = 0.,          # weight decay
+) -> Optimizer:
+    """Adafactor (Shazeer & Stern 2018, 1804.04235): sizes of gradients by rows and columns; the steps of
+    `torch.optim.Adafactor`. `ValueError` in the first step for complex parameters."""
+    return Optimizer(params, [adafactor_scale, weight_decay, descend],
+                     [StepCount(), RowSqrGrad(), ColSqrGrad(), AverageGrad()], lr=lr, mom=mom,
+                     sqr_power=sqr_power, eps=eps, eps2=eps2, clip=clip, wd=wd)
+
+# %% ../nbs/14_optimizers.ipynb #14ad0011
+def adabound_step(ps, grad_avg, sqr_avg, step, lr, mom=0.9, sqr_mom=0.99, eps=1e-5, final=100., gamma=1e-3):
+    r"""Adam's step with each number's rate $\frac{lr/d_1}{\sqrt{s/d_2}+\epsilon}$ between $lr·final·(1 -
+    \frac{1}{\gamma t+1})$ and $lr·final·(1 + \frac{1}{\gamma t})$ (Luo et al. 2019, 1902.09843)."""
+    d1, d2 = 1 - mom**step, math.sqrt(1 - sqr_mom**step)
+    rates = _root(sqr_avg, eps*d2)
+    torch._foreach_reciprocal_(rates)
+    torch._foreach_mul_(rates, d2/d1)
+    torch._foreach_clamp_min_(rates, final*(1 - 1/(gamma*step + 1)))
+    most = torch.finfo(rates[0].dtype).max   # of float16: less than the bound at first
+    torch._foreach_clamp_max_(rates, min(final*(1 + 1/(gamma*step)), most))
+    torch._foreach_addcmul_(ps, grad_avg, rates, -lr)
+
+def adabound_opt(
+    params,                # as for `Optimizer`
+    lr: float,             # Adam's learning rate, at first
+    mom: float = 0.9,      # weight of the past in the average of gradients
+    sqr_mom: float = 0.99, # in the average of squares
+    eps: float = 1e-5,     # bounds the division
+    final: float = 100.,   # the rate at the end, in units of `lr`
+    gamma: float = 1e-3,   # how soon; the bounds are within 1 % of it after 100/gamma steps
+    wd: float = 0.,        # weight decay
+) -> Optimizer:
+    "AdaBound (Luo et al. 2019, 1902.09843): Adam whose rates are narrowed to one for all, that of SGD."
+    return Optimizer(params, [weight_decay, adabound_step],
+                     [AverageGrad(dampening=True), AverageSqrGrad(), StepCount()], lr=lr, mom=mom,
+                     sqr_mom=sqr_mom, eps=eps, final=final, gamma=gamma, wd=wd)
