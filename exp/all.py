@@ -9,7 +9,8 @@ __all__ = []
 from . import (core, specs, datasets, downloads, standins, tensors, losses, metrics, workers, dataloader,
                  regularization, callbacks, faults, snapshots, schedules, hooks, layers, norms, lsuv, sources,
                  image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints,
-                 inference, augmentation, batch_transforms, mixup, precision, convolutions)
+                 inference, augmentation, batch_transforms, mixup, precision, convolutions,
+                 convnets, xresnet)
 from . import distributed as _distributed   # a function has the same name
 from .core import *
 from .specs import *
@@ -46,10 +47,13 @@ from .mixup import *
 from .precision import *
 from .distributed import *
 from .convolutions import *
+from .convnets import *
+from .xresnet import *
 
 # %% ../nbs/99_all.ipynb #49e65c34
 _modules = (core, specs, datasets, downloads, standins, tensors, losses, metrics, workers, dataloader,
             regularization, callbacks, faults, snapshots, schedules, hooks, layers, norms, lsuv, sources,
             image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints,
-            inference, augmentation, batch_transforms, mixup, precision, _distributed, convolutions)
+            inference, augmentation, batch_transforms, mixup, precision, _distributed, convolutions,
+            convnets, xresnet)
 __all__ = [name for module in _modules for name in module.__all__]

@@ -1,5 +1,5 @@
 """The scripts in examples/ do what their help says."""
-import os, re, subprocess, sys
+import json, os, re, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +9,9 @@ pytestmark = pytest.mark.launch
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT/'examples').glob('*.py'))
 
-def run(name, *args, **env):
-    return subprocess.run([sys.executable, str(ROOT/'examples'/name), *map(str, args)], capture_output=True,
-                          text=True, encoding='utf-8', timeout=600,
+def run(name, *args, before=(), **env):
+    command = [sys.executable, *map(str, before), str(ROOT/'examples'/name), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, encoding='utf-8', timeout=600,
                           env={**os.environ, 'OMP_NUM_THREADS': '1', 'EXP_DATA_MIRROR': '',
                                'PYTHONPATH': str(ROOT), 'PYTHONIOENCODING': 'utf-8', **env})
 
@@ -37,15 +37,26 @@ def test_mnist_trains_and_goes_on_from_its_checkpoint(tmp_path):
     again = run('train_mnist.py', '--epochs', 2, '--hidden', 20, '--checkpoint', file)
     assert again.stdout.splitlines()[-1] == whole.stdout.splitlines()[-1], again.stderr
 
-def test_imagenette_trains_on_the_stand_in_and_exports(tmp_path):
-    done = run('train_imagenette.py', '--epochs', 1, '--size', 28, '--width', 8, '--export',
-               tmp_path/'model.pth', EXP_DATA=str(tmp_path/'cache'))
+SMALL = '--epochs', 1, '--size', 28, '--width', 0.1, '--bs', 64
+
+def results(path): return [json.loads(line) for line in path.read_text().splitlines()]
+
+def test_imagenette_trains_on_the_stand_in_keeps_its_results_and_exports(tmp_path):
+    kept, env = ('--results', tmp_path/'results.jsonl'), dict(EXP_DATA=str(tmp_path/'cache'))
+    done = run('train_imagenette.py', *SMALL, *kept, '--grow', '14:0.5', '--export', tmp_path/'model.pth',
+               **env)
     assert done.returncode == 0, done.stderr
     assert re.search(r'[\d.]+ % of 1,000 validation images \(stand-in\)', done.stdout), done.stdout
     assert (tmp_path/'model.pth').is_file()
+    done = run('train_imagenette.py', *SMALL, *kept, '--grow', '--arch', 'resnet18', '--opt', 'sgd',
+               '--mixup', 0.4, '--ema', 0.9, '--precision', 'bf16', '--holdout', 500, '--smoothing', 0, **env)
+    assert done.returncode == 0, done.stderr
+    first, second = results(tmp_path/'results.jsonl')
+    assert first['data'] == 'stand-in' and first['images'] == 1000 and first['grow'] == [[14, 0.5]]
+    assert second['arch'] == 'resnet18' and second['images'] == 500 and second['mixup'] == 0.4
 
-def test_the_network_of_the_imagenette_example_is_short():
-    lines = (ROOT/'examples'/'train_imagenette.py').read_text(encoding='utf-8').split('\n')
-    start, end = (next(i for i, l in enumerate(lines) if l.startswith(s))
-                  for s in ('def conv', 'class GrowingSize'))
-    assert len([l for l in lines[start:end] if l.strip()]) < 25
+def test_imagenette_trains_with_two_processes(tmp_path):
+    done = run('train_imagenette.py', *SMALL, '--results', tmp_path/'results.jsonl', '--grow',
+               before=('-m', 'torch.distributed.run', '--nproc-per-node', 2), EXP_DATA=str(tmp_path/'cache'))
+    assert done.returncode == 0, done.stderr
+    assert [r['processes'] for r in results(tmp_path/'results.jsonl')] == [2]
