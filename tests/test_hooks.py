@@ -123,9 +123,10 @@ def test_hooks_take_a_generator_a_module_list_or_one_module():
         with Hooks(modules, keep) as hooks: assert len(hooks) == n == n_hooks(model)
         assert n_hooks(model) == 0
 
-@pytest.mark.parametrize('modules', ['0', 3, None, {'a': nn.ReLU()}])
-def test_hooks_refuse_what_is_no_list_of_modules(modules):
-    with pytest.raises((TypeError, AttributeError)): Hooks(modules, keep)
+@pytest.mark.parametrize('modules, error', [('0', AttributeError), (3, TypeError), (None, TypeError),
+                                            ({'a': nn.ReLU()}, AttributeError)])
+def test_hooks_refuse_what_is_no_list_of_modules(modules, error):
+    with pytest.raises(error): Hooks(modules, keep)
 
 def test_hook_refuses_what_is_no_module_or_no_function():
     with pytest.raises(AttributeError, match='hook'): Hook(torch.relu, keep)
@@ -292,17 +293,17 @@ def test_modules_may_be_a_list_a_part_or_a_function():
 
 @pytest.mark.slow
 def test_bad_arguments_are_named():
-    with pytest.raises(TypeError, match='whole number'): ActivationStats(every=1.5)
-    with pytest.raises(ValueError, match='1 or more'): ActivationStats(every=0)
+    with pytest.raises(TypeError, match='whole'): ActivationStats(every=1.5)
+    with pytest.raises(ValueError, match='more'): ActivationStats(every=0)
     with pytest.raises(KeyError, match='ReLU'): recorded(net(), modules=[nn.ReLU()])
     with pytest.raises(KeyError, match='conv1'): recorded(net(), modules=['conv1'])
-    with pytest.raises(ValueError, match='nothing was recorded'): ActivationStats().plot_hists()
-    with pytest.raises(ValueError, match='nothing was recorded'):
+    with pytest.raises(ValueError, match='recorded'): ActivationStats().plot_hists()
+    with pytest.raises(ValueError, match='recorded'):
         recorded(net(), modules=lambda m: False).plot_hists()
     stats = recorded(net())
-    with pytest.raises(ValueError, match='multiples of 0.05'): stats.share(0, 0.33)
-    with pytest.raises(ValueError, match='multiples of 0.05'): stats.share(0, 11)
-    with pytest.raises(ValueError, match='multiples of 0.05'): stats.share(0, math.nan)
+    with pytest.raises(ValueError, match='multiples'): stats.share(0, 0.33)
+    with pytest.raises(ValueError, match='multiples'): stats.share(0, 11)
+    with pytest.raises(ValueError, match='multiples'): stats.share(0, math.nan)
     with pytest.raises(RuntimeError, match='30'): stats.plot_hists(low=0, high=10, bins=30)
     with pytest.raises(IndexError): stats.plot_hists(plt.subplots(1, 2)[1])
     with pytest.raises(IndexError): stats.plot_means_stds(plt.subplots()[1])
@@ -403,8 +404,9 @@ def test_device_callback_keeps_the_optimizer_on_the_models_parameters():
 
 def test_device_callback_uses_the_setting_and_refuses_what_is_not_there():
     with environ(EXP_DEVICE='cpu'): assert DeviceCallback().device == torch.device('cpu')
-    for device in ('gpu', 'cuda:77', 2.5):
-        with pytest.raises((RuntimeError, AssertionError, TypeError)): DeviceCallback(device)
+    no_cuda = AssertionError, RuntimeError   # of a torch without it, and of one with fewer devices
+    for device, error in (('gpu', RuntimeError), ('cuda:77', no_cuda), (2.5, TypeError)):
+        with pytest.raises(error): DeviceCallback(device)
 
 def test_device_callback_moves_nested_batches_and_leaves_none():
     moved = []
@@ -417,7 +419,7 @@ def test_device_callback_moves_nested_batches_and_leaves_none():
         def forward(self, a, b): return self.w(a + b)
     ds = Dataset((torch.randn(4, 2), torch.randn(4, 2)))
     with mock.patch('exp.hooks.to_device', wraps=__import__('exp.hooks', fromlist=['x']).to_device) as move:
-        with pytest.raises(ValueError, match='no targets'):
+        with pytest.raises(ValueError, match='targets'):
             Runner(make_data(ds, ds, bs=4), Two(), cbs=[DeviceCallback('cpu'), Look()]).fit(1)
     assert move.call_count == 1 and isinstance(moved[0][0], tuple) and moved[0][1] is None
 
@@ -502,7 +504,7 @@ def test_the_transforms_of_the_data_are_applied_once_and_only_the_datas_own():
     data = bunch(batch_tfms=[lambda xb: 2*xb])
     assert (BatchTransform(data.transform_batch).transforms_batches
             and not BatchTransform(torch.neg).transforms_batches)
-    with pytest.raises(ValueError, match='take one off'):
+    with pytest.raises(ValueError, match='batch_tfms'):
         batches(data, BatchTransform(data.transform_batch), BatchTransform(data.transform_batch))
 
 def test_a_transform_that_answers_no_batch_is_named():

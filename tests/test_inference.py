@@ -89,7 +89,7 @@ def test_threads_ask_it_while_its_learner_trains(trained):
 def test_within_a_fit_none_is_made(trained):
     class Ask(Callback):
         def after_step(self): self.run.predictor()
-    with pytest.raises(RuntimeError, match='within a fit'): trained.fit(1, cbs=Ask())
+    with pytest.raises(RuntimeError, match='within'): trained.fit(1, cbs=Ask())
 
 def test_a_transform_that_a_callback_applies_is_in_the_copy_after_the_datas_own():
     learn = learner(cbs=[BatchTransform(lambda xb: xb + 1)])
@@ -179,7 +179,7 @@ def test_several_yes_or_no_for_an_item_are_no_confusion_of_classes():
     ys = (x[:, :3] > 0).float()
     learn = Learner(make_data(Dataset(x, ys), Dataset(x, ys), bs=8), nn.Linear(5, 3),
                     loss_func=BinaryCrossEntropy(), cbs=Progress(False))
-    with pytest.raises(ValueError, match='one class'): learn.confusion_matrix()
+    with pytest.raises(ValueError, match='class'): learn.confusion_matrix()
 
 def test_what_is_kept_of_a_pass_is_what_was_asked_for():
     learn, xs, ys = masks()

@@ -104,7 +104,7 @@ def test_spec_of_a_partial():
 
 def test_a_subclass_is_not_written_as_its_base():
     class Mine(GeneralRelu): pass
-    with pytest.raises(TypeError, match='no registered name'): to_spec(Mine(0.1))
+    with pytest.raises(TypeError, match='registered'): to_spec(Mine(0.1))
 
 def shifted():
     model = nn.Sequential(conv_layer(1, 4, act=partial(GeneralRelu, 0.1, 0.4)),
@@ -199,11 +199,11 @@ def test_each_block_gets_its_own_activation_and_norm():
     assert a.act is not b.act and a.norm is not b.norm and a.norm.num_features == 4
 
 @pytest.mark.parametrize('kwargs, kind, words', [
-    (dict(ks=2), ValueError, 'even kernel'), (dict(ks=3.), TypeError, 'int'),
+    (dict(ks=2), ValueError, 'even'), (dict(ks=3.), TypeError, 'int'),
     (dict(nf=-1), RuntimeError, 'negative'),
-    (dict(act=nn.ReLU()), TypeError, 'each block gets its own'),
+    (dict(act=nn.ReLU()), TypeError, 'own'),
     (dict(act=GeneralRelu(0.1)), TypeError, 'GeneralRelu'),
-    (dict(norm=BN(8)), TypeError, 'each block gets its own'), (dict(act='relu'), TypeError, 'callable'),
+    (dict(norm=BN(8)), TypeError, 'own'), (dict(act='relu'), TypeError, 'callable'),
     (dict(norm=True), TypeError, 'callable')])
 def test_bad_arguments_are_refused(kwargs, kind, words):
     with pytest.raises(kind, match=words): conv_layer(**{'ni': 1, 'nf': 8, **kwargs})
@@ -315,9 +315,10 @@ def test_other_dtypes(dtype):
     layer = init_cnn(nn.Linear(256, 256).to(dtype))
     assert layer.weight.dtype == dtype and abs(layer.weight.double().std()/math.sqrt(2/256) - 1) < 0.03
 
-@pytest.mark.parametrize('model', [None, 'cnn', [nn.Linear(2, 2)], nn.Linear])
-def test_init_refuses_what_is_no_module(model):
-    with pytest.raises((TypeError, AttributeError), match='children'): init_cnn(model)
+@pytest.mark.parametrize('model, error', [(None, AttributeError), ('cnn', AttributeError),
+                                          ([nn.Linear(2, 2)], AttributeError), (nn.Linear, TypeError)])
+def test_init_refuses_what_is_no_module(model, error):
+    with pytest.raises(error, match='children'): init_cnn(model)
 
 def test_a_lazy_layer_has_no_weight_to_set():
     with pytest.raises(RuntimeError, match='uninitialized'):

@@ -232,15 +232,16 @@ def test_fit_rejects_what_makes_no_sense():
     before = weights(learn)
     for args, error, match in (((-1,), ValueError, 'epochs'), ((1.5,), TypeError, 'epochs'),
                                ((1, -0.1), ValueError, 'lr'), ((1, '0.1'), TypeError, 'lr'),
-                               ((1, [0.1]), ValueError, '1 rates for 2'),
+                               ((1, [0.1]), ValueError, 'rates'),
                                ((1, slice(0.1, 0.2, 3)), ValueError, 'slice'),
-                               ((1, slice(0., 0.1)), ValueError, 'more than 0'),
+                               ((1, slice(0., 0.1)), ValueError, 'more'),
                                ((1, slice(None)), ValueError, 'slice')):
         for fit in (learn.fit, learn.fit_one_cycle):
             with pytest.raises(error, match=match): fit(*args)
-    for kw in (dict(pct_start=0.), dict(pct_start=1.), dict(div=0), dict(div_final=-1), dict(moms=(0.9, 0.8)),
-               dict(moms=(1.2, 0.8, 0.9))):
-        with pytest.raises((ValueError, TypeError, ZeroDivisionError)): learn.fit_one_cycle(1, **kw)
+    for kw, error in ((dict(pct_start=0.), ValueError), (dict(pct_start=1.), ValueError),
+                      (dict(div=0), ZeroDivisionError), (dict(div_final=-1), ValueError),
+                      (dict(moms=(0.9, 0.8)), TypeError), (dict(moms=(1.2, 0.8, 0.9)), ValueError)):
+        with pytest.raises(error): learn.fit_one_cycle(1, **kw)
     assert equal(weights(learn), before) and learn.epoch == 0
     learn.fit_one_cycle(1)
 
@@ -249,7 +250,7 @@ def test_fit_within_a_fit_is_refused():
     for ask in (lambda: learn.fit(1), lambda: learn.fit_one_cycle(1), lambda: learn.lr_find(),
                 lambda: learn.validate(), lambda: learn.get_preds(), lambda: learn.predict(torch.zeros(5)),
                 lambda: learn.summary()):
-        with pytest.raises(RuntimeError, match='within a fit'):
+        with pytest.raises(RuntimeError, match='within'):
             learn.fit(1, cbs=Log(before_train=lambda cb: ask()))
     learn.fit(1)
 
@@ -278,9 +279,9 @@ def test_groups_have_their_layer_and_no_decay_on_biases_and_norms():
             and len(params) == len(list(learn.model.parameters())))
 
 def test_a_splitter_is_checked():
-    for splitter, match in ((lambda m: [m[0], m[:3], m[3:]], r'0.weight into 2 places'),
-                            (lambda m: [m[0]], '1.weight into 0 places'),
-                            (lambda m: [m, nn.Linear(2, 2)], 'not of the model')):
+    for splitter, match in ((lambda m: [m[0], m[:3], m[3:]], r'0.weight'),
+                            (lambda m: [m[0]], '1.weight'),
+                            (lambda m: [m, nn.Linear(2, 2)], 'model')):
         with pytest.raises(ValueError, match=match): learner(splitter=splitter)
     # one has no parameters
     assert (len(learner(splitter=lambda m: [m[0], m[2], [m[1], [m[3], m[4].weight]],
@@ -455,7 +456,7 @@ def test_load_refuses_what_does_not_fit_and_changes_nothing(tmp_path):
     small = learner(model=nn.Linear(5, 3), path=tmp_path)
     small.save('small')
     before = copied([learn.model.state_dict(), learn.opt.state_dict(), learn.epoch])
-    with pytest.raises(ValueError, match='another architecture'): learn.load('small')
+    with pytest.raises(ValueError, match='architecture'): learn.load('small')
     with pytest.raises(FileNotFoundError, match='none.pth'): learn.load('none')
     (tmp_path/'text.pth').write_text('hello')
     with pytest.raises(ValueError, match='text.pth'): learn.load('text')
@@ -464,7 +465,7 @@ def test_load_refuses_what_does_not_fit_and_changes_nothing(tmp_path):
                   learner(path=tmp_path, splitter=halves, model=network(7))):
         other.fit(1)
         before = copied([other.model.state_dict(), other.opt.state_dict(), other.epoch])
-        with pytest.raises(ValueError, match='optimizer.*with_opt=False'): other.load('right')
+        with pytest.raises(ValueError, match='optimizer'): other.load('right')
         assert equal(copied([other.model.state_dict(), other.opt.state_dict(), other.epoch]), before)
         other.load('right', with_opt=False)
         assert equal(weights(other), load_state(tmp_path/'right.pth')['model'])
@@ -480,7 +481,7 @@ def test_an_exported_learner_answers_as_the_one_it_came_from(trained, folder, tm
     file = next((folder/'test').iterdir())
     # all of its layers are PyTorch's
     assert torch.equal(load_learner(path).predict(file).probs, trained.predict(file).probs)
-    with pytest.raises(ValueError, match='another architecture'): load_learner(path, ColorNet(4))
+    with pytest.raises(ValueError, match='architecture'): load_learner(path, ColorNet(4))
     with pytest.raises(ValueError, match='train'): again.fit(1)
     with pytest.raises(ValueError, match='valid'): again.validate()
     with pytest.raises(ValueError, match='export'):
@@ -497,8 +498,8 @@ def test_registered_networks_and_losses_need_no_second_telling(folder, tmp_path)
     def mine(pred, yb, reduction='mean'): return F.cross_entropy(pred, yb, reduction=reduction)
     mine.activation, mine.decode = far_loss.activation, far_loss.decode
     learn = learner(images(folder), ColorNet(6), loss_func=mine, path=tmp_path)
-    with pytest.warns(UserWarning, match='mine.*loss_func=…'): path = learn.export()
-    with pytest.raises(ValueError, match='mine.*loss_func=…'): load_learner(path)
+    with pytest.warns(UserWarning, match='mine'): path = learn.export()
+    with pytest.raises(ValueError, match='mine'): load_learner(path)
     assert load_learner(path, loss_func=mine).predict(file).label in COLORS
 
 def test_what_is_not_registered_cannot_be_exported(folder, tmp_path):
@@ -673,7 +674,7 @@ def test_a_confusion_matrix_has_a_row_for_each_truth(folder):
     plt.close('all')
     numbers = learner(make_data(Dataset(torch.randn(8, 5), torch.randn(8, 3)),
                                 Dataset(torch.randn(8, 5), torch.randn(8, 3)), bs=4, loss_func=SquaredLoss()))
-    with pytest.raises(ValueError, match='one class'): numbers.confusion_matrix()
+    with pytest.raises(ValueError, match='class'): numbers.confusion_matrix()
 
 def test_answers_of_a_regression():
     data = make_data(Dataset(torch.randn(16, 5), torch.randn(16, 1)),
@@ -804,7 +805,7 @@ def test_a_loss_and_targets_of_different_shapes_are_an_error():
                  SquaredLoss()):
         learn = learner(make_data(Dataset(x, y), Dataset(x, y), bs=4), nn.Linear(5, 1), metrics=(),
                         loss_func=loss)
-        with pytest.raises(ValueError, match=r'\(4, 1\).*\(4,\)|shape'): learn.fit(1)
+        with pytest.raises(ValueError, match='shape'): learn.fit(1)
     learn = learner(make_data(Dataset(x, y[:, None]), Dataset(x, y[:, None]), bs=4), nn.Linear(5, 1),
                     metrics=(), loss_func=nn.MSELoss())
     learn.fit(1)

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from exp.specs import from_spec, to_spec
 from exp.core import test_close as close, test_eq as equal
-from exp.losses import (AbsoluteLoss, BinaryCrossEntropy, CrossEntropy, HuberLoss, Loss, SquaredLoss,
-                        add_loss_parts, item_losses, loss_parts, nll)
+from exp.losses import (AbsoluteLoss, BinaryCrossEntropy, CrossEntropy, HuberLoss, Loss, LossParts,
+                        SquaredLoss, add_loss_parts, item_losses, loss_parts, nll)
+from exp.specs import from_spec, to_spec
 from exp.tensors import log_softmax
 
 TOL = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -139,13 +139,13 @@ def test_class_numbers_may_be_of_any_integer_type(dtype):
 
 @pytest.mark.parametrize('kind', [SquaredLoss, AbsoluteLoss, HuberLoss, BinaryCrossEntropy])
 @pytest.mark.parametrize('pred, yb, hint', [((5, 1), (5,), r'squeeze\(-1\)'),
-                                            ((5,), (5, 1), r'squeeze\(-1\)'), ((5, 2), (5,), 'one shape'),
-                                            ((5,), (), 'one shape'), ((1,), (5,), 'one shape')])
+                                            ((5,), (5, 1), r'squeeze\(-1\)'), ((5, 2), (5,), 'shape'),
+                                            ((5,), (), 'shape'), ((1,), (5,), 'shape')])
 def test_shapes_that_would_broadcast_are_refused(kind, pred, yb, hint):
     with pytest.raises(ValueError, match=hint): kind()(torch.zeros(pred), torch.zeros(yb))
 
 @pytest.mark.parametrize('pred, yb, hint', [((5, 3), (5, 1), 'yb.squeeze'), ((5, 3), (5, 3), 'one-hot'),
-                                            ((5, 3), (4,), r'should have shape \(5,\)'),
+                                            ((5, 3), (4,), 'shape'),
                                             ((5, 3, 2), (5,), r'\(5, 2\)')])
 def test_class_targets_of_a_wrong_shape_are_refused(pred, yb, hint):
     with pytest.raises(ValueError, match=hint):
@@ -162,15 +162,15 @@ def test_class_numbers_of_a_wrong_type_are_refused(dtype):
     with pytest.raises(TypeError, match=r'yb.long\(\)'):
         CrossEntropy()(torch.zeros(2, 3), torch.zeros(2, dtype=dtype))
 
-@pytest.mark.parametrize('loss', [SquaredLoss(), CrossEntropy(), BinaryCrossEntropy()])
-def test_predictions_and_targets_must_be_tensors(loss):
-    with pytest.raises((TypeError, AttributeError), match='NoneType'): loss(torch.zeros(2, 2), None)
-    with pytest.raises((TypeError, AttributeError), match='tuple'):
-        loss((torch.zeros(2, 2),), torch.zeros(2, 2))
+@pytest.mark.parametrize('loss, error', [(SquaredLoss(), AttributeError), (CrossEntropy(), TypeError),
+                                         (BinaryCrossEntropy(), AttributeError)])
+def test_predictions_and_targets_must_be_tensors(loss, error):
+    with pytest.raises(error, match='NoneType'): loss(torch.zeros(2, 2), None)
+    with pytest.raises(error, match='tuple'): loss((torch.zeros(2, 2),), torch.zeros(2, 2))
 
 @pytest.mark.parametrize('bad', [-0.1, 2., math.nan])
 def test_binary_targets_outside_zero_to_one_are_refused(bad):
-    with pytest.raises(ValueError, match='from 0 to 1'):
+    with pytest.raises(ValueError, match='targets'):
         BinaryCrossEntropy()(torch.zeros(2), torch.tensor([0., bad]))
 
 def test_binary_targets_may_be_bool_or_whole_numbers():
@@ -179,7 +179,7 @@ def test_binary_targets_may_be_bool_or_whole_numbers():
         close(BinaryCrossEntropy()(z, yb), F.binary_cross_entropy_with_logits(z, yb.float()))
 
 def test_bad_arguments_of_losses_are_refused():
-    with pytest.raises(ValueError, match="did you mean 'mean'"): SquaredLoss('meen')
+    with pytest.raises(ValueError, match="'mean'"): SquaredLoss('meen')
     with pytest.raises(NotImplementedError, match='elements'): Loss()(torch.zeros(1), torch.zeros(1))
 
 # activation, decode, the table, specs
@@ -205,6 +205,7 @@ def test_activation_and_decode_answer_in_the_terms_of_the_targets():
     (nn.BCEWithLogitsLoss(), BinaryCrossEntropy())])
 def test_torchs_losses_have_the_parts_of_ours(plain, ours):
     pred = torch.randn(4, 3)
+    assert isinstance(loss_parts(plain), LossParts)
     close(loss_parts(plain).activation(pred), ours.activation(pred))
     equal(loss_parts(plain).decode(pred), ours.decode(pred))
     equal(loss_parts(ours).decode(pred), ours.decode(pred))
@@ -221,7 +222,7 @@ def test_a_subclass_of_a_torch_loss_inherits_its_parts():
 
 def test_an_unknown_loss_is_refused_until_it_is_entered_or_has_the_attributes():
     def odd(pred, yb): return (pred - yb).abs().max()
-    with pytest.raises(ValueError, match='odd has no activation.*add_loss_parts'): loss_parts(odd)
+    with pytest.raises(ValueError, match='add_loss_parts'): loss_parts(odd)
     add_loss_parts(odd, activation=torch.tanh, decode=torch.sign)
     assert loss_parts(odd).decode is torch.sign
     def other(pred, yb): return 0
@@ -252,7 +253,7 @@ def test_losses_survive_specs_copies_and_pickles(loss):
 
 @pytest.mark.parametrize('yb', [torch.tensor([0, 1]), torch.tensor([[0], [1], [2], [0]])])
 def test_nll_refuses_targets_that_gather_would_cut_short(yb):
-    with pytest.raises(ValueError, match=r'shape \(4,\)'): nll(torch.randn(4, 3), yb)
+    with pytest.raises(ValueError, match='shape'): nll(torch.randn(4, 3), yb)
 
 def test_nll_refuses_fractions_as_classes():
     with pytest.raises(TypeError, match=r'yb.long\(\)'): nll(torch.randn(4, 3), torch.tensor([0., 1.5, 2, 0]))
@@ -268,7 +269,7 @@ def test_losses_of_numbers_refuse_bool_targets(loss):
 
 @pytest.mark.parametrize('kind', [CrossEntropy, nn.CrossEntropyLoss])
 def test_the_parts_of_a_class_are_refused(kind):
-    with pytest.raises(TypeError, match='give an instance'): loss_parts(kind)
+    with pytest.raises(TypeError, match='instance'): loss_parts(kind)
 
 def test_item_losses_leave_out_what_torchs_losses_ignore():
     pred, yb = torch.randn(2, 3, 4), torch.tensor([[0, 1, -1, -1], [0, 1, 2, 0]])
@@ -279,5 +280,5 @@ def test_item_losses_leave_out_what_torchs_losses_ignore():
 
 def test_item_losses_refuses_a_loss_that_does_not_heed_its_reduction():
     def stubborn(pred, yb, reduction='mean'): return (pred - yb).pow(2).mean()
-    with pytest.raises(ValueError, match='each item a value'):
+    with pytest.raises(ValueError, match='reduction'):
         item_losses(stubborn, torch.randn(3), torch.randn(3))

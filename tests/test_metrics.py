@@ -2,6 +2,7 @@
 lessons will need of a metric."""
 import copy, functools, pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,8 @@ from torch import nn
 
 from exp.core import test_close as close, test_eq as equal
 from exp.losses import AbsoluteLoss, BinaryCrossEntropy, CrossEntropy, HuberLoss, SquaredLoss
-from exp.metrics import MeanMetric, Metric, Rmse, accuracy, as_metric
+from exp.metrics import MeanMetric, Metric, Rmse, accuracy, as_metric, binary_accuracy
+from test_losses_errors import learner, x
 
 seeds = st.integers(0, 10_000)
 
@@ -25,9 +27,10 @@ def test_accuracy_counts_the_right_answers():
     close(accuracy(torch.randn(3, 1, 5), torch.zeros(3, 5, dtype=torch.long)), 1.)
     close(accuracy(pred, torch.tensor([0, 1, 2, 3], dtype=torch.uint8)), 1.)
 
-@pytest.mark.parametrize('pred, yb', [((4, 3), (4, 1)), ((4,), (4,)), ((4, 3), (3,)), ((4, 3, 2), (4,))])
-def test_accuracy_refuses_shapes_that_would_broadcast(pred, yb):
-    with pytest.raises((ValueError, IndexError)): accuracy(torch.zeros(pred), torch.zeros(yb))
+@pytest.mark.parametrize('pred, yb, error', [((4, 3), (4, 1), ValueError), ((4,), (4,), IndexError),
+                                             ((4, 3), (3,), ValueError), ((4, 3, 2), (4,), ValueError)])
+def test_accuracy_refuses_shapes_that_would_broadcast(pred, yb, error):
+    with pytest.raises(error): accuracy(torch.zeros(pred), torch.zeros(yb))
 
 # metrics
 
@@ -63,7 +66,7 @@ def test_a_function_may_answer_a_python_number_but_not_many():
     metric = as_metric(lambda pred, yb: 0.5)
     metric.update(torch.ones(3), torch.ones(3))
     close(metric.compute(), 0.5)
-    with pytest.raises(TypeError, match='one number'):
+    with pytest.raises(TypeError, match='number'):
         as_metric(lambda pred, yb: pred).update(torch.ones(3), torch.ones(3))
 
 def test_as_metric_takes_objects_as_they_are_and_refuses_the_rest():
@@ -76,7 +79,7 @@ def test_as_metric_takes_objects_as_they_are_and_refuses_the_rest():
     own = Own()
     assert as_metric(own) is own
     with pytest.raises(TypeError, match='instance'): as_metric(Rmse)
-    with pytest.raises(TypeError, match='no metric'): as_metric('accuracy')
+    with pytest.raises(TypeError, match='metric'): as_metric('accuracy')
 
 class Median(Metric):
     def __init__(self):
@@ -125,7 +128,7 @@ def test_mistakes_with_states_are_named():
     with pytest.raises(KeyError, match='totl'): m.add(totl=1.)
     with pytest.raises(ValueError, match='shape'): m.add(total=torch.ones(2))
     with pytest.raises(AttributeError, match=r'self.add\(total'): m.total = 3.
-    with pytest.raises(AttributeError, match="no attribute 'totl'"): m.totl
+    with pytest.raises(AttributeError, match='totl'): m.totl
     with pytest.raises(ValueError, match="'sum'"): m.add_state('x', 0., 'mean')
     with pytest.raises(TypeError, match='update'): as_metric(Metric())
     with pytest.raises(AttributeError, match='update'): Metric().update(None, None)
@@ -303,3 +306,48 @@ def test_a_metric_that_forgets_super_is_told_so():
 def test_mean_metric_takes_functions(args):
     with pytest.raises(TypeError, match='callable'):
         MeanMetric(*args).update(torch.randn(2, 3), torch.tensor([0, 1]))
+
+# yes or no
+
+yes = x[:, 0] + 0.3*torch.randn(64, generator=torch.Generator().manual_seed(2)) > 0
+TARGETS = {'float n×1': yes.float()[:, None], 'float n': yes.float(), 'int n': yes.long(),
+           'bool n×1': yes[:, None]}
+
+@pytest.mark.parametrize('shape', [(64,), (64, 1)])
+@pytest.mark.parametrize('kind', TARGETS)
+def test_binary_accuracy_is_the_share_of_right_sides(kind, shape):
+    logits, yb = x[:, 0].reshape(shape), TARGETS[kind]
+    for thresh in (0.5, 0.2):
+        right = sum((1/(1 + np.exp(-z)) > thresh) == bool(t)
+                    for z, t in zip(x[:, 0].tolist(), yes.tolist()))/64
+        assert float(binary_accuracy(logits, yb, thresh)) == pytest.approx(right)
+    assert (float(binary_accuracy.per_item(logits, yb).mean()) == pytest.approx(
+        float(binary_accuracy(logits, yb))) and len(binary_accuracy.per_item(logits, yb)) == 64)
+
+def test_binary_accuracy_of_several_logits_counts_each():
+    logits, yb = x[:, :3], (x[:, 1:] > 0).float()
+    assert (float(binary_accuracy(logits, yb))
+            == pytest.approx(float(((logits > 0) == yb.bool()).float().mean())))
+    for bad in (yb[:, :2], yb[:, 0], yb[:32]):
+        with pytest.raises(ValueError, match='shape'): binary_accuracy(logits, bad)
+
+# what is no metric
+
+def vector_metric(pred, yb): return (pred.argmax(1) == yb).float()
+def none_metric(pred, yb): pass
+def tuple_metric(pred, yb): return 1., 2.
+def dict_metric(pred, yb): return {'a': 1.}
+class Computes(Metric):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+    def update(self, pred, yb): pass
+    def compute(self): return self.value
+
+@pytest.mark.parametrize('metric', [vector_metric, none_metric, tuple_metric, dict_metric, Computes(None),
+                                    Computes(torch.ones(3)), Computes('much'), Computes({'a': 1})])
+@pytest.mark.parametrize('do', [lambda learn: learn.fit(1), lambda learn: learn.validate()],
+                         ids=['fit', 'validate'])
+def test_a_metric_that_is_not_one_number_is_named(metric, do):
+    with pytest.raises(TypeError, match='number') as e: do(learner(metrics=metric))
+    assert getattr(metric, '__name__', 'computes') in str(e.value)

@@ -9,11 +9,9 @@ import torch
 from torch import nn
 
 from exp.callbacks import Callback, Runner
-from exp.core import ListContainer, check_bool, check_int, check_real, load_state, set_seed
-from exp.specs import from_spec, to_spec
-from exp.transforms import ResizeFixed
-from exp.dataloader import BatchSampler, DataBunch, DataLoader, Dataset, Sampler, make_data
 from exp.checkpoints import Checkpoint
+from exp.core import ListContainer, check_bool, check_int, check_real, load_state, set_seed
+from exp.dataloader import BatchSampler, DataBunch, DataLoader, Dataset, Sampler, make_data
 from exp.hooks import ActivationStats
 from exp.learner import Learner
 from exp.losses import BinaryCrossEntropy, HuberLoss
@@ -24,6 +22,8 @@ from exp.precision import GradAccumulation
 from exp.progress import CSVLog, Progress
 from exp.schedules import (EarlyStopping, LRFinder, ParamScheduler, ReduceLROnPlateau, SaveBest, cos_1cycle,
                            get_hyper, set_hyper)
+from exp.specs import from_spec, to_spec
+from exp.transforms import ResizeFixed
 
 x, y = torch.randn(64, 4, generator=torch.Generator().manual_seed(1)), torch.arange(64) % 3
 def data(**more): return make_data(Dataset(x, y), Dataset(x[:20], y[:20]), bs=8, **more)
@@ -135,15 +135,15 @@ def test_flags_of_any_type_are_taken(flag, tmp_path):
 @pytest.mark.parametrize('value', [True, np.bool_(True), np.array(True), torch.tensor(True), 1.5,
                                    np.float64(2.), '3', None, [1], torch.tensor([1, 2])])
 def test_what_is_no_whole_number_is_refused(value):
-    with pytest.raises(TypeError, match='n should be'): check_int(n=value)
+    with pytest.raises(TypeError, match=r'\bn\b'): check_int(n=value)
 @pytest.mark.parametrize('value', [True, np.bool_(True), torch.tensor(True), '3', np.str_('3'), None, [1.],
                                    np.zeros(2)])
 def test_what_is_no_number_is_refused(value):
-    with pytest.raises(TypeError, match='n should be'): check_real(n=value)
+    with pytest.raises(TypeError, match=r'\bn\b'): check_real(n=value)
 @pytest.mark.parametrize('value',
                          [float('nan'), float('inf'), np.float32('nan'), 10**400, -1., torch.tensor(-1.)])
 def test_numbers_out_of_range_are_refused(value):
-    with pytest.raises(ValueError, match='n is'): check_real(n=value, least=0)
+    with pytest.raises(ValueError, match=r'\bn\b'): check_real(n=value, least=0)
 
 class Odd(Callback):
     "A callback whose state is NumPy's."
@@ -212,3 +212,10 @@ def test_hyper_parameters_are_floats_whatever_sets_them(opt_func):
         set_hyper(run.opt, 'wd', values)
         assert float(get_hyper(run.opt, 'wd')[0]) == pytest.approx(0.1)
     assert type(run.opt.param_groups[0]['lr']) is float
+
+@pytest.mark.parametrize('classes', [np.array(list('abc')), pd.Series(list('abc')),
+                                     pd.Categorical(list('abc')), tuple(np.array(list('abc'))), np.arange(3),
+                                     torch.arange(3)], ids=lambda c: type(c).__name__)
+def test_classes_and_their_number_are_of_pythons_types(classes):
+    data = DataBunch(DataLoader(Dataset(x, y), 8), classes=classes, c=np.int64(3))
+    assert type(data.c) is int and {type(c) for c in data.classes} <= {str, int} and len(data.classes) == 3

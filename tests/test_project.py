@@ -259,6 +259,24 @@ def test_the_top_level_is_complete():
                  '.gitignore .gitattributes .github/workflows/ci.yml .ci/run'.split()):
         assert (ROOT/name).exists(), name
 
+def test_each_module_has_its_file_of_tests():
+    modules = {p.stem for p in (ROOT/'exp').glob('[a-z]*.py')} - {'all'}
+    assert not {m for m in modules if not (ROOT/'tests'/f'test_{m}.py').is_file()}
+
+def test_each_public_name_occurs_in_a_test_file_of_its_module():
+    texts = {p.stem: p.read_text(encoding='utf-8') for p in (ROOT/'tests').glob('test_*.py')}
+    untested = []
+    for m in modules():
+        home = f'test_{m.__name__.removeprefix("exp.")}'
+        own = '\n'.join(text for stem, text in texts.items() if stem == home or stem.startswith(f'{home}_'))
+        untested += [f'{m.__name__}.{n}' for n in m.__all__ if not re.search(rf'\b{n}\b', own)]
+    assert not untested
+
+def test_no_test_hides_another_of_its_name():
+    for p in (ROOT/'tests').glob('*.py'):
+        names = re.findall(r'^def (test_\w+)', p.read_text(encoding='utf-8'), re.M)
+        assert len(names) == len(set(names)), p.name
+
 def test_no_file_but_ci_run_names_a_folder_outside():
     outside = '../' + 'shared'
     folders = [p for name in ('nbs', 'exp', 'tests', 'tools', 'examples', 'benchmarks')

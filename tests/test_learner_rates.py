@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from exp.callbacks import Callback, Runner
+from exp.checkpoints import Checkpoint
 from exp.core import listify
 from exp.dataloader import Dataset, make_data
-from exp.checkpoints import Checkpoint
 from exp.learner import Learner
 from exp.optimizers import adam_opt, sgd_opt
 from exp.progress import Progress
@@ -191,3 +191,6 @@ def test_numbers_of_numpy_become_pythons_where_they_are_set(values):
     set_hyper(opt, 'lr', values)
     assert [float(v) for v in get_hyper(opt, 'lr')] == [0.5, 1.]
     if not isinstance(values, torch.Tensor): assert {type(v) for v in get_hyper(opt, 'lr')} == {float}
+
+def test_a_wrong_decay_is_called_so():
+    with pytest.raises(TypeError, match='wd'): learner().fit(1, wd='a')

@@ -62,18 +62,18 @@ def test_a_mask_chooses_where_it_is_true(place, form):
 def test_the_length_of_a_loader_counts_what_a_mask_chooses(form):
     dl = DataLoader(Items(), 1, sampler=FORMS[form](MASK))
     assert len(dl) == 2 == len(list(dl))
-    with pytest.raises(ValueError, match='no batch'):
+    with pytest.raises(ValueError, match='batch'):
         DataLoader(Items(), 3, sampler=FORMS[form](MASK), drop_last=True)
 
 @forms
 @pytest.mark.parametrize('place', PLACES)
 def test_a_mask_of_another_length_is_refused(place, form):
-    with pytest.raises(IndexError, match='mask of 4'): PLACES[place](FORMS[form]([True, False, True, True]))
+    with pytest.raises(IndexError, match='mask'): PLACES[place](FORMS[form]([True, False, True, True]))
 
 @pytest.mark.parametrize('mixed', [[True, 2, 5], [3, False]])
 def test_a_mask_with_numbers_among_it_is_refused(mixed):
     for place in PLACES.values():
-        with pytest.raises((IndexError, TypeError)): place(mixed + [True]*(N - len(mixed)))
+        with pytest.raises(IndexError, match='mask'): place(mixed + [True]*(N - len(mixed)))
 
 @pytest.mark.parametrize('ds', [Dataset(torch.arange(N)), Dataset(list(range(N)))], ids=['tensor', 'list'])
 def test_a_mask_in_pytorchs_subset_is_not_taken_for_0_and_1(ds):
@@ -269,11 +269,12 @@ def test_what_is_set_later_holds_from_the_next_pass():
     dl.ds = Dataset(torch.arange(4))
     assert len(dl) == 1 and max(items(dl)) < 4
 
-@pytest.mark.parametrize('change', [dict(bs=0), dict(bs=2.5), dict(collate=3)])
-def test_what_makes_no_sense_is_refused_later_too(change):
+@pytest.mark.parametrize('change, error', [(dict(bs=0), ValueError), (dict(bs=2.5), TypeError),
+                                           (dict(collate=3), TypeError)])
+def test_what_makes_no_sense_is_refused_later_too(change, error):
     dl = DataLoader(Dataset(torch.arange(N)), 4)
     for k, v in change.items(): setattr(dl, k, v)
-    with pytest.raises((TypeError, ValueError)): list(dl)
+    with pytest.raises(error): list(dl)
 
 def test_samplers_are_not_replaced_without_effect():
     dl = DataLoader(Dataset(torch.arange(N)), 4)
@@ -327,7 +328,7 @@ def test_make_data_takes_pairs_of_items_and_labels(form):
     assert ([len(ds) for ds in (data.train_ds, data.valid_ds, data.test_ds)] == [12, 8, 4]
             and data.c is not None and data.test_ds.y is None)
     assert isinstance(data.train_ds, Dataset) and data.valid_ds.y.equal(y[12:])
-    with pytest.raises(ValueError, match='12, 8'): make_data((x[:12], y[12:]), None)
+    with pytest.raises(ValueError, match='length'): make_data((x[:12], y[12:]), None)
 
 WORDS = {'list': list('abca'), 'array': np.array(list('abca')), 'Series': pd.Series(list('abca')),
          'categories': pd.Series(list('abca'), dtype='category'),

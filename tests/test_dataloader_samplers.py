@@ -9,11 +9,10 @@ import torch
 import torch.utils.data as tud
 from torch import nn
 
-from exp.callbacks import Callback, Runner
-from exp.snapshots import set_epoch
+from exp.callbacks import Callback
+from exp.checkpoints import Checkpoint, CheckpointError
 from exp.core import generator_state, set_generator, set_seed
 from exp.dataloader import BatchSampler, DataLoader, Dataset, Rng, Sampler
-from exp.checkpoints import Checkpoint, CheckpointError
 from exp.learner import Learner
 from exp.progress import Progress
 from exp.workers import loader_generators
@@ -347,20 +346,3 @@ def test_generators_are_found_at_any_depth_and_once():
     looped = Deep(Holding(r))
     looped.parts = (looped, Holding(r))
     assert loader_generators(looped) == [r]
-
-@pytest.mark.parametrize('wrap',
-                         [lambda s: tud.DataLoader(Items(), BS, sampler=s),
-                          lambda s: tud.DataLoader(Items(), batch_sampler=tud.BatchSampler(s, BS, False)),
-                          lambda s: tud.DataLoader(Items(), batch_sampler=Batches(Deep(s))),
-                          lambda s: DataLoader(Items(), BS, sampler=s),
-                          lambda s: DataLoader(Items(), batch_sampler=Batches(Deep(s)))])
-def test_every_sampler_is_told_the_epoch(wrap):
-    sampler, epochs = replicas(), []
-    dl = wrap(sampler)
-    class Note(Callback):
-        def before_batch(self): epochs.append(sampler.epoch)
-    Runner((dl, None), nn.Linear(3, 3)).fit(3, cbs=Note())
-    assert epochs == [e for e in range(3) for _ in range(6)]
-    set_epoch(dl, 7)
-    list(dl)
-    assert sampler.epoch == 7

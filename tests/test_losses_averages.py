@@ -159,7 +159,7 @@ def test_the_weight_is_what_the_loss_divides_its_sum_by(name):
 SCRIPT = '''
 import sys, torch
 sys.path.insert(0, sys.argv[2])
-from test_averages import *
+from test_losses_averages import *
 from exp.core import save_state
 from exp.distributed import distributed, rank
 out = {}

@@ -69,7 +69,7 @@ def test_two_complex_numbers_differ_in_their_imaginary_part_too():
         test_close(torch.tensor([1 + 2j]), torch.tensor([1 + 3j]))
 
 def test_two_infinities_are_not_the_largest_gap():
-    with pytest.raises(AssertionError, match='difference: 1.0 at index .1'):
+    with pytest.raises(AssertionError, match=r'\(1,\)'):
         test_close(torch.tensor([math.inf, 1.]), torch.tensor([math.inf, 2.]))
 
 def test_frames_of_other_columns_are_not_equal():
