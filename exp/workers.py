@@ -54,7 +54,7 @@ class Workers:
         try: yield from engine
         except (Exception, KeyboardInterrupt) as e:   # they may be dead, or busy with what nobody wants
             engine.end()
-            if isinstance(e, ConnectionError) and not str(e).startswith('Caught'):   # not the data set's
+            if isinstance(e, (ConnectionError, EOFError)) and not str(e).startswith('Caught'):   # its own
                 raise RuntimeError('a DataLoader worker exited unexpectedly') from e
             raise
         finally:
