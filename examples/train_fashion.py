@@ -4,7 +4,8 @@
 
 The network is lesson 22's, trained for longer than a lesson has time for. With --held-out it learns from
 50,000 images and is judged on the other 10,000 of the training set: so settings are chosen. Without, it
-learns from 60,000 and is judged on the test images, which is for the final figure alone.
+learns from 60,000 and is judged on the test images, which is for the final figure alone. The line above
+reached 92.51 % (92.63, 92.57, 92.32); an epoch takes about half a minute on one core.
 """
 import argparse, statistics, time
 from functools import partial
@@ -20,14 +21,15 @@ from exp.learner import Learner
 from exp.metrics import accuracy
 from exp.optimizers import adam_opt
 
-def images_of(*splits):
-    "The images and labels of these splits in one data set."
-    x, y = (torch.cat(parts) for parts in zip(*map(fashion_mnist, splits)))
+def images_of(*splits, n=60_000):
+    "The first `n` images and labels of these splits in one data set."
+    x, y = (torch.cat(parts)[:n] for parts in zip(*map(fashion_mnist, splits)))
     return Dataset(standardize(x[:, None], 73., 90.), y.long())
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, what in (('epochs', 6, 'times through the training images'),
+                                ('images', 60_000, 'how many to learn from'),
                                 ('bs', 64, 'images in a batch'), ('width', 0.25, 'of the channels'),
                                 ('lr', 0.015, 'highest learning rate'), ('wd', 0.01, 'weight decay')):
         p.add_argument(f'--{name}', type=type(default), default=default, help=f'{what} (default: {default})')
@@ -36,7 +38,7 @@ def main():
     args = p.parse_args()
 
     parts = (['train'], ['valid']) if args.held_out else (['train', 'valid'], ['test'])
-    train, judge = (images_of(*splits) for splits in parts)
+    train, judge = images_of(*parts[0], n=args.images), images_of(*parts[1])
     results = []
     for seed in args.seed:
         set_seed(seed)

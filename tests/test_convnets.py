@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from exp.convnets import (Bottleneck, Inception, ResBlock, alexnet, googlenet, lenet, nin, nin_block, resnet,
-                          resnet18, resnet34, resnet50, scaled, vgg, vgg11, vgg13, vgg16, vgg19, vgg_block)
+from exp.convnets import (INCEPTIONS, Bottleneck, Inception, ResBlock, alexnet, googlenet, lenet, nin,
+                          nin_block, resnet, resnet18, resnet34, resnet50, scaled, vgg, vgg11, vgg13,
+                          vgg16, vgg19, vgg_block)
 from exp.convolutions import model_cost
 from exp.core import set_seed
 from exp.core import test_close as assert_close
@@ -314,3 +315,8 @@ def test_general_networks_have_the_depth_that_is_asked_for():
     assert [len(empty.layer1), len(empty.layer2)] == [0, 1]
     assert empty(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     assert count(vgg((1, 1, 1, 1, 1), 1, 10, 1/8)) < count(vgg11(1, 10, 1/8))
+
+def test_the_inception_blocks_have_the_papers_channels():
+    out = {stage: [n1 + n3[1] + n5[1] + pooled for n1, n3, n5, pooled in blocks]
+           for stage, blocks in INCEPTIONS.items()}
+    assert out == {3: [256, 480], 4: [512, 512, 512, 528, 832], 5: [832, 1024]}

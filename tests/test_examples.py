@@ -37,6 +37,13 @@ def test_mnist_trains_and_goes_on_from_its_checkpoint(tmp_path):
     again = run('train_mnist.py', '--epochs', 2, '--hidden', 20, '--checkpoint', file)
     assert again.stdout.splitlines()[-1] == whole.stdout.splitlines()[-1], again.stderr
 
+def test_fashion_trains_with_each_seed_and_ends_with_the_mean():
+    done = run('train_fashion.py', '--epochs', 1, '--images', 2_000, '--seed', 1, 2, '--held-out')
+    assert done.returncode == 0, done.stderr
+    *each, mean = (float(v) for v in re.findall(r'([\d.]+) %', done.stdout))
+    assert len(each) == 2 and abs(mean - sum(each)/2) < 0.02 and min(each) > 50
+    assert done.stdout.splitlines()[-1].endswith('of 10,000 valid images, mean of 2 seeds')
+
 SMALL = '--epochs', 1, '--size', 28, '--width', 0.1, '--bs', 64
 
 def results(path): return [json.loads(line) for line in path.read_text().splitlines()]

@@ -9,10 +9,11 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from exp.core import load_state, save_state
-from exp.optimizers import (AverageGrad, AverageSqrGrad, LateAverage, Optimizer, Stat, StepCount,
-                            adabound_opt, adafactor_opt, adam_opt, adam_step, descend, l2_reg, lamb_opt,
-                            lamb_step, lars_opt, lars_scale, lion_opt, momentum_step, nesterov_step,
-                            rmsprop_opt, sgd_opt, sgd_step, trust_ratio, weight_decay)
+from exp.optimizers import (AverageGrad, AverageSqrGrad, ColSqrGrad, LateAverage, Optimizer, RowSqrGrad,
+                            Stat, StepCount, adabound_opt, adabound_step, adafactor_opt, adafactor_scale,
+                            adam_opt, adam_step, descend, l2_reg, lamb_opt, lamb_step, lars_opt, lars_scale,
+                            lion_opt, momentum_step, nesterov_step, rmsprop_opt, sgd_opt, sgd_step,
+                            trust_ratio, weight_decay)
 from exp.schedules import get_hyper, set_hyper
 
 SHAPES = ((), (1,), (5,), (3, 4), (2, 3, 4), (2, 3, 2, 2), (2, 1, 3, 2, 2), (0,))
@@ -659,3 +660,26 @@ def test_defaults_of_steppers_go_before_those_of_stats():
     def own_step(ps, grad_avg, lr=0.5, mom=0.3): torch._foreach_add_(ps, grad_avg, alpha=-lr)
     opt = Optimizer(params(((2,),)), own_step, AverageGrad())
     assert (opt.param_groups[0]['lr'], opt.param_groups[0]['momentum']) == (0.5, 0.3)
+
+def test_rows_and_columns_average_mean_squares():
+    p, g = torch.zeros(2, 3), torch.arange(6.).view(2, 3)
+    for stat, dim in ((RowSqrGrad(), -1), (ColSqrGrad(), -2)):
+        kept = stat.init(p)
+        stat.update([kept], [g], 1)        # the first step takes all
+        torch.testing.assert_close(kept, g.square().mean(dim, keepdim=True))
+        stat.update([kept], [0*g], 4)      # the fourth 4**-0.8 of the way
+        torch.testing.assert_close(kept, g.square().mean(dim, keepdim=True)*(1 - 4**-0.8))
+
+def test_adafactors_update_is_as_long_as_the_rate_says():
+    p, g = torch.full((4, 5), 2.), torch.full((4, 5), 7.)
+    squares = [g.square().mean(dim, keepdim=True) for dim in (-1, -2)]
+    update, = adafactor_scale([p], [g], squares[:1], squares[1:], 1, lr=0.01)
+    torch.testing.assert_close(update, torch.full((4, 5), 0.01*2.))
+
+def test_adabounds_rates_are_adams_within_the_bounds():
+    p, avg, sqr = torch.zeros(3), torch.ones(3), torch.tensor([1e-8, 1., 1e8])
+    adabound_step([p], [avg], [sqr], 10**6, lr=1., final=2., gamma=1.)
+    torch.testing.assert_close(p, torch.full((3,), -2.), rtol=1e-5, atol=0)
+    q = torch.zeros(3)
+    adabound_step([q], [avg], [sqr], 1, lr=1., mom=0., sqr_mom=0., eps=0., final=1e9, gamma=1e-16)
+    torch.testing.assert_close(q, -avg/sqr.sqrt())
