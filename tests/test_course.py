@@ -218,6 +218,33 @@ def test_a_cell_of_an_earlier_version_is_not_the_learners(course):
         assert lab.update_lab() == [] and texts(mine)[1] == code
         mine.write_text(old)
 
+def test_a_lab_of_the_layout_before_is_brought_up_to_date_too(course):
+    "It has no marks of what was handed out, only the files, and the library in a folder exp."
+    lab, mine = tool(course), course/'_lab'/'nbs'/'00_first.ipynb'
+    lab.update_lab()
+    for marks in (course/'_lab'/'.given').rglob('*.seen'): marks.unlink()
+    (course/'_lab'/'exp').mkdir()
+    change(mine, 'c1', 'answer = 2')
+    (course/'nbs'/'00_first.ipynb').write_text(notebook('1 + 2', 'answer = None'))
+    lab.update_lab()
+    assert texts(mine)[1:] == ['1 + 2', 'answer = 2'] and not (course/'_lab'/'exp').exists()
+
+def test_a_text_that_the_learner_changed_stays_and_one_of_an_earlier_version_does_not(course):
+    lab, mine, handed_out = tool(course), course/'_lab'/'README.md', course/'README.md'
+    lab.update_lab()
+    old = mine.read_text()
+    handed_out.write_text(README + 'more\n')
+    lab.update_lab()
+    mine.write_text(old)
+    handed_out.write_text(README + 'still more\n')
+    assert lab.update_lab() == [] and mine.read_text().endswith('still more\n')
+    mine.write_text('my own')
+    handed_out.write_text(README)
+    for _ in range(2):   # said at each start, and kept once
+        (said,) = lab.update_lab()
+        assert 'README.md' in said and mine.read_text() == 'my own'
+    assert list((course/'_lab'/'before updates').iterdir()) == []
+
 def test_a_new_lesson_is_announced(course):
     lab = tool(course)
     assert lab.update_lab() == []

@@ -457,6 +457,11 @@ def merged(mine, seen, new):
     out += [c for c in own.values() if c['id'] not in ids]   # answers in cells that are no more
     return json.dumps({**new, 'cells': out}, sort_keys=True, indent=1, ensure_ascii=False) + '\n', told
 
+def versions(path):
+    "What a file is known by later: the marks of a notebook's cells, else a digest of the whole."
+    if path.suffix == '.ipynb': return list(marks(path.read_text(encoding='utf-8')))
+    return [hashlib.sha256(path.read_bytes()).hexdigest()]
+
 def in_lab(path):
     "Where the lab has a file of the checkout. A folder `exp` would be imported by notebooks beside it."
     name = path.relative_to(ROOT)
@@ -464,30 +469,35 @@ def in_lab(path):
 
 def update_lab():
     "Bring the lab's files up to date, and lose nothing of the learner's; returns what to tell the learner."
-    news, first = [], not GIVEN.exists()
+    news, first, earlier = [], not GIVEN.exists(), LAB/'before updates'
+    earlier.mkdir(parents=True, exist_ok=True)
+    if (LAB/'exp').exists(): (LAB/'exp').rename(earlier/'exp')   # of labs before `library`
     for path in handed_out():
-        name, new, notebook = in_lab(path), path.read_bytes(), path.suffix == '.ipynb'
-        mine, given, seen = LAB/name, GIVEN/name, GIVEN/f'{name}.seen'   # the last: marks of all versions
+        name, new = in_lab(path), path.read_bytes()
+        mine, given, seen = LAB/name, GIVEN/name, GIVEN/f'{name}.seen'   # the last: of all versions
         for folder in (mine.parent, given.parent): folder.mkdir(parents=True, exist_ok=True)
         if given.is_file() and given.read_bytes() == new and mine.exists(): continue
-        if notebook and not given.exists() and not first: news.append(f'{name.as_posix()} is new')
-        known = seen.read_text().splitlines() if seen.is_file() else []
-        if mine.exists() and given.is_file() and mine.read_bytes() != given.read_bytes():
-            kept = LAB/'before updates'/f'{time.strftime("%Y-%m-%d %H.%M.%S")} {mine.name}'
-            kept.parent.mkdir(exist_ok=True)
-            shutil.copyfile(mine, kept)
-            if not notebook: continue   # a script or text that the learner changed stays
+        called, notebook = name.as_posix(), path.suffix == '.ipynb'
+        if notebook and not given.exists() and not first: news.append(f'{called} is new')
+        known = versions(given) if given.is_file() else []   # of labs that have no file `seen` yet
+        if seen.is_file(): known = seen.read_text().splitlines()
+        changed = mine.exists() and given.is_file() and mine.read_bytes() != given.read_bytes()
+        if changed and not notebook and versions(mine)[0] not in known:
+            news.append(f'{called} has a new version; yours is changed and stays as it is')
+            continue
+        if changed and notebook:
             try: text, told = merged(mine.read_text(encoding='utf-8'), set(known), new)
             except (ValueError, KeyError):   # cut short, or from an editor that gives cells no ids
-                news.append(f'{name.as_posix()} has a new version; yours cannot be read and stays as it is')
+                news.append(f'{called} has a new version; yours cannot be read and stays as it is')
                 continue
+            shutil.copyfile(mine, earlier/f'{time.strftime("%Y-%m-%d %H.%M.%S")} {mine.name}')
             write(mine, text)
-            if told: news.append(f'{name.as_posix()} is brought up to date and keeps {told}')
+            if told: news.append(f'{called} is brought up to date and keeps {told}')
         else:
             mine.unlink(missing_ok=True)
             shutil.copyfile(path, mine)
             if name.parts[0] == 'library': mine.chmod(0o444)   # to read: what runs is the checkout's
-        if notebook: write(seen, '\n'.join(dict.fromkeys([*known, *marks(new)])))
+        write(seen, '\n'.join(dict.fromkeys([*known, *versions(path)])))
         shutil.copyfile(path, given)
     if not (LAB/'data').exists():
         try: (LAB/'data').symlink_to(ROOT/'data', target_is_directory=True)
