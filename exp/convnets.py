@@ -48,7 +48,7 @@ def lenet(
     ni: int = 3,         # channels of the input
     c: int = 1000,       # classes
     width: float = 1,    # multiplies the channels
-    act: Callable = nn.Sigmoid,    # act() makes the activation; published: sigmoid
+    act: Callable = nn.Sigmoid,    # act() makes the activation; in textbooks: sigmoid
     pool: Callable = nn.AvgPool2d, # pool(2) makes the pooling; published: the mean
     norm: Callable|None = None,    # norm(nf) makes a norm of maps and of vectors, before the activation
     padding: int = 2,    # of the first convolution; with 2 the last map is 5×5, with 0 it is 4×4
@@ -88,7 +88,7 @@ def alexnet(
     drop: float = 0.5,   # dropout between the linear layers
     small: bool = False, # for 28 to 64 pixels: a first kernel of 5×5 at stride 2, no pooling after it
 ) -> nn.Sequential:      # with the head from `avgpool` on
-    "AlexNet (Krizhevsky et al. 2012), as one processor would hold it; `small` or 65 pixels and more."
+    "AlexNet (Krizhevsky et al. 2012) for 65 pixels and more, in one piece; the paper's last map is 6×6."
     n1, n2, n3, n4, n5, hidden = (scaled(n, width) for n in (96, 256, 384, 384, 256, 4096))
     conv = partial(_conv, norm=norm)
     if small: stem = dict(conv1=conv(ni, n1, 5, 2))
@@ -220,41 +220,42 @@ def googlenet(
     small: bool = False, # for 28 to 64 pixels: a first kernel of 3×3 at stride 1, no pooling after it
 ) -> nn.Sequential:      # with the head from `avgpool` on
     "GoogLeNet (Szegedy et al. 2014, 1409.4842), without the helping classifiers and local normalisation."
-    n1, n2 = scaled(64, width), scaled(192, width)
+    def wide(*sizes): return [scaled(n, width) for n in sizes]
+    first, channels = wide(64, 192)
     conv, pool = partial(_conv, norm=norm), partial(nn.MaxPool2d, 3, 2, padding=1)
-    stem = [conv(ni, n1, 3)] if small else [conv(ni, n1, 7, 2), pool()]
-    stages = dict(stage1=nn.Sequential(*stem), stage2=nn.Sequential(conv(n1, n1, 1), conv(n1, n2, 3), pool()))
+    stem = [conv(ni, first, 3)] if small else [conv(ni, first, 7, 2), pool()]
+    stages = dict(stage1=nn.Sequential(*stem),
+                  stage2=nn.Sequential(conv(first, first, 1), conv(first, channels, 3), pool()))
     for stage, blocks in INCEPTIONS.items():
         parts = []
-        for sizes in blocks:
-            a, *bc, d = [tuple(scaled(n, width) for n in s) if isinstance(s, tuple) else scaled(s, width)
-                         for s in sizes]
-            parts.append(Inception(n2, a, *bc, d, norm))
-            n2 = a + sum(out for _, out in bc) + d
+        for n1, n3, n5, pooled in blocks:
+            (n1, pooled), n3, n5 = wide(n1, pooled), wide(*n3), wide(*n5)
+            parts.append(Inception(channels, n1, n3, n5, pooled, norm))
+            channels = n1 + n3[1] + n5[1] + pooled
         stages[f'stage{stage}'] = nn.Sequential(*parts, *([pool()] if stage < 5 else []))
     return _kaiming(nn.Sequential(OrderedDict(
         **stages, avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), drop=nn.Dropout(drop),
-        fc=nn.Linear(n2, c))))
+        fc=nn.Linear(channels, c))))
 
 # %% ../nbs/22_convnets.ipynb #22000041
-def _past(ni, nf, stride):
-    "What `x` meets on the way past a block that changes its shape; else nothing."
+def _short_cut(ni, nf, stride):
+    "What `x` meets on the short cut around a block that changes its shape; else nothing."
     if stride == 1 and ni == nf: return nn.Identity()
     return nn.Sequential(nn.Conv2d(ni, nf, 1, stride, bias=False), nn.BatchNorm2d(nf))
 
 @register
 class ResBlock(nn.Module):
-    "Two convolutions of 3×3 and a way past them (He et al. 2015, 1512.03385); names as torchvision's."
+    "Two convolutions of 3×3 and a short cut (He et al. 2015, 1512.03385); names as torchvision's."
     expansion = 1
     def __init__(self,
         ni: int,         # channels in
         nf: int,         # channels out
-        stride: int = 1, # of the first convolution, and of the way past
+        stride: int = 1, # of the first convolution, and of the short cut
     ):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(ni, nf, 3, stride, padding=1, bias=False), nn.BatchNorm2d(nf)
         self.conv2, self.bn2 = nn.Conv2d(nf, nf, 3, padding=1, bias=False), nn.BatchNorm2d(nf)
-        self.downsample = _past(ni, nf, stride)
+        self.downsample = _short_cut(ni, nf, stride)
 
     def forward(self, x):
         g = self.bn1(self.conv1(x)).relu()
@@ -264,19 +265,19 @@ class ResBlock(nn.Module):
 # %% ../nbs/22_convnets.ipynb #22000044
 @register
 class Bottleneck(nn.Module):
-    "Three convolutions, 3×3 between two of 1×1 on a quarter of the channels, and a way past them."
+    "Three convolutions, 3×3 between two of 1×1 on a quarter of the channels, and a short cut."
     expansion = 4
     def __init__(self,
         ni: int,         # channels in
         nf: int,         # channels out, four times those between
-        stride: int = 1, # of the 3×3 convolution, and of the way past
+        stride: int = 1, # of the 3×3 convolution, and of the short cut
     ):
         super().__init__()
         mid = nf//4
         self.conv1, self.bn1 = nn.Conv2d(ni, mid, 1, bias=False), nn.BatchNorm2d(mid)
         self.conv2, self.bn2 = nn.Conv2d(mid, mid, 3, stride, padding=1, bias=False), nn.BatchNorm2d(mid)
         self.conv3, self.bn3 = nn.Conv2d(mid, nf, 1, bias=False), nn.BatchNorm2d(nf)
-        self.downsample = _past(ni, nf, stride)
+        self.downsample = _short_cut(ni, nf, stride)
 
     def forward(self, x):
         g = self.bn1(self.conv1(x)).relu()

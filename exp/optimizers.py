@@ -6,7 +6,8 @@
 __all__ = ['sgd_step', 'weight_decay', 'l2_reg', 'Stat', 'AverageGrad', 'AverageSqrGrad', 'StepCount', 'momentum_step',
            'Optimizer', 'sgd_opt', 'nesterov_step', 'rms_scale', 'rmsprop_opt', 'adam_step', 'adam_opt', 'trust_ratio',
            'lars_scale', 'descend', 'lars_opt', 'lamb_step', 'lamb_opt', 'LateAverage', 'lion_step', 'lion_opt',
-           'RowSqrGrad', 'ColSqrGrad', 'adafactor_scale', 'adafactor_opt', 'adabound_step', 'adabound_opt']
+           'RowSqrGrad', 'ColSqrGrad', 'adafactor_scale', 'adafactor_opt', 'adabound_step', 'adabound_opt',
+           'orthogonalize', 'VectorSqrGrad', 'muon_step', 'muon_opt']
 
 # %% ../nbs/14_optimizers.ipynb #815a1b49
 import copy, inspect, math
@@ -27,7 +28,8 @@ def sgd_step(ps, grads, lr):
 
 # %% ../nbs/14_optimizers.ipynb #10679d7c
 def weight_decay(ps, lr, wd=0.):
-    "The weights themselves shrink, $p - lr·wd·p$ (Loshchilov & Hutter 2017, 1711.05101)."
+    """The weights themselves shrink, $p - lr·wd·p$ (after Loshchilov & Hutter 2017, 1711.05101, whose
+    decay follows the schedule, but not the size, of the rate)."""
     if wd: torch._foreach_mul_(ps, 1 - lr*wd)
 
 # %% ../nbs/14_optimizers.ipynb #a391036d
@@ -537,7 +539,8 @@ def adafactor_opt(
     wd: float = 0.,          # weight decay
 ) -> Optimizer:
     """Adafactor (Shazeer & Stern 2018, 1804.04235): sizes of gradients by rows and columns; the steps of
-    `torch.optim.Adafactor`. `ValueError` in the first step for complex parameters."""
+    `torch.optim.Adafactor` with `eps=(1e-15, 1e-3)`. `ValueError` in the first step for complex
+    parameters."""
     return Optimizer(params, [adafactor_scale, weight_decay, descend],
                      [StepCount(), RowSqrGrad(), ColSqrGrad(), AverageGrad()], lr=lr, mom=mom,
                      sqr_power=sqr_power, eps=eps, eps2=eps2, clip=clip, wd=wd)
@@ -569,3 +572,56 @@ def adabound_opt(
     return Optimizer(params, [weight_decay, adabound_step],
                      [AverageGrad(dampening=True), AverageSqrGrad(), StepCount()], lr=lr, mom=mom,
                      sqr_mom=sqr_mom, eps=eps, final=final, gamma=gamma, wd=wd)
+
+# %% ../nbs/14_optimizers.ipynb #14ad0122
+def orthogonalize(
+    m,               # of two dimensions or more, of which the first counts as rows, all others as columns
+    rounds: int = 5, # of the polynomial
+):                   # of m's shape, in bfloat16
+    r"""$m = U\,\mathrm{diag}(\sigma)\,V^T$ as about $UV^T$: singular values from 0.7 to 1.2, but for the
+    smallest (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+    x = m.flatten(1).bfloat16()
+    tall = x.shape[0] > x.shape[1]
+    if tall: x = x.T
+    x = x/x.norm().clamp(min=1e-7)
+    for _ in range(rounds):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.775, alpha=2.0315), x, beta=3.4445)
+    return (x.T if tall else x).reshape(m.shape)
+
+# %% ../nbs/14_optimizers.ipynb #14ad0126
+class VectorSqrGrad(AverageSqrGrad):
+    "`sqr_avg` for vectors and single numbers; nothing for what has two dimensions or more."
+    def init(self, p):
+        "Zeros, or an empty tensor."
+        if p.is_complex(): raise ValueError('Muon takes no complex parameters; use their view_as_real')
+        return torch.zeros_like(p) if p.ndim < 2 else p.new_zeros(0)
+
+    def update(self, sqr_avg, grads, sqr_mom=0.99):
+        "One step of the average, for vectors."
+        vectors = [(s, g) for s, g in zip(sqr_avg, grads) if g.ndim < 2]
+        if vectors: super().update(*map(list, zip(*vectors)), sqr_mom)
+
+def muon_step(ps, grads, grad_avg, sqr_avg, step, lr, mom=0.95, sqr_mom=0.99, eps=1e-5):
+    r"""For matrices, $p - 0.2\sqrt{\max(n,m)}·lr·UV^T$, where $U\,\mathrm{diag}(\sigma)\,V^T$ is
+    $mom·a + (1-mom)·g$ (Jordan et al. 2024); for vectors, Adam's step."""
+    vectors = [(p, a, s) for p, a, s in zip(ps, grad_avg, sqr_avg) if p.ndim < 2]
+    if vectors: adam_step(*map(list, zip(*vectors)), step, lr, mom, sqr_mom, eps)
+    for p, g, a in zip(ps, grads, grad_avg):
+        if p.ndim < 2 or not p.numel(): continue
+        far = 0.2*max(len(p), p[0].numel())**0.5
+        p.add_(orthogonalize(g.lerp(a, mom)), alpha=-lr*far)
+
+def muon_opt(
+    params,                # as for `Optimizer`
+    lr: float,             # learning rate, as for Adam or somewhat higher
+    mom: float = 0.95,     # weight of the past in the average of gradients
+    sqr_mom: float = 0.99, # in the average of squares, of vectors
+    eps: float = 1e-5,     # bounds the division, of vectors
+    wd: float = 0.,        # weight decay
+) -> Optimizer:
+    """Muon (Jordan et al. 2024) for what has two dimensions or more, AdamW for the rest: the steps of
+    `torch.optim.Muon` with `adjust_lr_fn='match_rms_adamw'`. `ValueError` for complex parameters."""
+    return Optimizer(params, [weight_decay, muon_step],
+                     [AverageGrad(dampening=True), VectorSqrGrad(), StepCount()], lr=lr, mom=mom,
+                     sqr_mom=sqr_mom, eps=eps, wd=wd)

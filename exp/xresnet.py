@@ -67,7 +67,7 @@ class XResBlock(nn.Module):
         expansion: int = 1,       # 1: two 3×3 layers; more: 1×1, 3×3, 1×1, a bottleneck
         act: Callable = nn.ReLU,  # act() makes the activations
         se: int|None = None,      # reduction of a `SqueezeExcite` at the branch's end; None: none
-        blur: bool = False,       # shrink by `BlurPool`?
+        blur: bool = False,       # shrink by `BlurPool`, not by strides and means?
     ):
         super().__init__()
         conv = partial(conv_layer, stride=1, norm=nn.BatchNorm2d, act=act, act_first=False)
@@ -92,7 +92,7 @@ def xresnet_stem(
     stride: int = 4,          # how many times smaller it makes the image: 4, 2 (no pooling) or 1 (no strides)
     *,
     act: Callable = nn.ReLU,  # act() makes the activations
-    blur: bool = False,       # shrink the maximum by `BlurPool`?
+    blur: bool = False,       # the maximum shrinks by `BlurPool`; the first layer keeps its stride
 ) -> nn.Sequential:
     "The start of an `XResNet`: 3×3 layers where ResNet has one of 7×7, then a maximum over 3×3 pixels."
     check_choice((1, 2, 4), stride=stride)
@@ -119,7 +119,7 @@ class XResNet(nn.Sequential):
         stem_stride: int = 4,     # how many times smaller the stem makes the image: 4, 2 or 1
         act: Callable = nn.ReLU,  # act() makes the activations; `nn.Mish`, `nn.SiLU`, …
         se: int|None = None,      # reduction of squeeze-and-excite in each block, as 16; None: none
-        blur: bool = False,       # shrink the maps by `BlurPool`?
+        blur: bool = False,       # shrink the maps by `BlurPool`, all but the first layer's?
     ):
         if len(layers) != len(widths):
             raise ValueError(f'layers has {len(layers)} stages and widths {len(widths)}; give one for each')

@@ -154,7 +154,7 @@ def test_signals_keep_their_size_at_the_start(make):
 
 # ---- blocks
 
-def test_a_residual_block_keeps_the_shape_or_changes_it_by_the_way_past():
+def test_a_residual_block_keeps_the_shape_or_changes_it_by_its_short_cut():
     x = torch.rand(4, 3, 6, 6)
     assert ResBlock(3, 3)(x).shape == (4, 3, 6, 6)
     half = ResBlock(3, 6, 2)

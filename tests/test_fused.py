@@ -84,7 +84,7 @@ def graphs(make, scheduled, steps=20):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name, way', [w for w in WAYS if w[0] in ('sgd', 'adamw', 'lamb', 'lion',
-                                                                   'adafactor', 'adabound')])
+                                                                   'adafactor', 'adabound', 'muon')])
 def test_a_compiled_step_is_compiled_at_most_twice_and_is_the_same(name, way, monkeypatch):
     n, ps = graphs(way_of(name, way), scheduled=True)
     monkeypatch.setattr(torch, 'compile', lambda f, backend: f)

@@ -9,18 +9,19 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from exp.core import load_state, save_state
-from exp.optimizers import (AverageGrad, AverageSqrGrad, ColSqrGrad, LateAverage, Optimizer, RowSqrGrad,
-                            Stat, StepCount, adabound_opt, adabound_step, adafactor_opt, adafactor_scale,
-                            adam_opt, adam_step, descend, l2_reg, lamb_opt, lamb_step, lars_opt, lars_scale,
-                            lion_opt, momentum_step, nesterov_step, rmsprop_opt, sgd_opt, sgd_step,
-                            trust_ratio, weight_decay)
+from exp.optimizers import (AverageGrad, AverageSqrGrad, ColSqrGrad, LateAverage, Optimizer, RowSqrGrad, Stat,
+                            StepCount, VectorSqrGrad, adabound_opt, adabound_step, adafactor_opt,
+                            adafactor_scale, adam_opt, adam_step, descend, l2_reg, lamb_opt, lamb_step,
+                            lars_opt, lars_scale, lion_opt, momentum_step, muon_opt, muon_step, nesterov_step,
+                            orthogonalize, rmsprop_opt, sgd_opt, sgd_step, trust_ratio, weight_decay)
 from exp.schedules import get_hyper, set_hyper
 
 SHAPES = ((), (1,), (5,), (3, 4), (2, 3, 4), (2, 3, 2, 2), (2, 1, 3, 2, 2), (0,))
 READY = dict(sgd=partial(sgd_opt, mom=0.9), plain=sgd_opt, nesterov=partial(sgd_opt, mom=0.9, nesterov=True),
              rmsprop=rmsprop_opt, rmsprop_mom=partial(rmsprop_opt, mom=0.9),
              adamw=adam_opt, adam=partial(adam_opt, decouple_wd=False), lars=lars_opt, lamb=lamb_opt,
-             lion=lion_opt, adafactor=adafactor_opt, adabound=adabound_opt)
+             lion=lion_opt, adafactor=adafactor_opt, adabound=adabound_opt,
+             muon=muon_opt)
 FUSABLE = ('sgd', 'plain', 'nesterov', 'adamw', 'adam', 'lamb')
 
 def params(shapes=SHAPES, dtype=torch.float64, seed=0):
@@ -110,7 +111,24 @@ class PaperAdafactor(Paper):     # 1804.04235, algorithms 4 and 5, with an avera
         x *= 1 - lr*wd
         x -= a
 
-PAPERS = dict(lars=PaperLARS, lamb=PaperLAMB, lion=PaperLion, adabound=PaperAdaBound)
+class TheirMuon:
+    "PyTorch's Muon for what has two dimensions or more, flattened, and its AdamW for the rest."
+    def __init__(self, groups, lr, wd=0.):
+        self.pairs, opts = [], []
+        for g in groups:
+            mine = [(p, nn.Parameter(p.detach().flatten(1) if p.ndim > 1 else p.detach()))
+                    for p in g['params'] if p.numel()]
+            how = dict(lr=g.get('lr', lr), weight_decay=g.get('weight_decay', wd))
+            matrices, vectors = ([q for _, q in mine if (q.ndim > 1) == two] for two in (True, False))
+            if matrices: opts.append(T.Muon(matrices, adjust_lr_fn='match_rms_adamw', **how))
+            if vectors: opts.append(T.AdamW(vectors, betas=(0.95, 0.99), eps=1e-5, **how))
+            self.pairs += mine
+        self.opts = opts
+    def step(self):
+        for p, q in self.pairs: q.grad = None if p.grad is None else p.grad.reshape(q.shape)
+        for opt in self.opts: opt.step()
+
+PAPERS = dict(lars=PaperLARS, lamb=PaperLAMB, lion=PaperLion, adabound=PaperAdaBound, muon=TheirMuon)
 
 @pytest.mark.slow
 @pytest.mark.parametrize('wd', (0., 0.1))
@@ -222,6 +240,43 @@ def test_adabounds_bounds_are_the_papers(hypers):
     sizes = 1e-6, 1e-3, 1., 100.     # below, between and above the bounds
     for p, q in zip(*both(partial(adabound_opt, **hypers), paper, size=lambda step: sizes[step % 4])):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
+
+@settings(max_examples=40, deadline=None)
+@given(shapes=st.lists(st.lists(st.integers(1, 6), max_size=5), min_size=1, max_size=5),
+       wd=st.sampled_from((0., 0.1)), size=st.sampled_from((1e-9, 1e-4, 1., 1e3)))
+def test_muon_equals_pytorchs_for_any_shapes(shapes, wd, size):
+    ours, theirs = partial(muon_opt, wd=wd), partial(TheirMuon, wd=wd)
+    for p, q in zip(*both(ours, theirs, shapes, lambda step: size)):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-5)
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from((1e-6, 1., 1e6)))
+def test_orthogonalized_a_matrix_keeps_its_directions(n, m, size):
+    g = torch.Generator().manual_seed(n*41 + m)
+    x = torch.randn(n, m, generator=g)
+    u, s, v = torch.linalg.svd(x, full_matrices=False)
+    got = (u.T @ orthogonalize(size*x).float() @ v.T).diagonal()
+    large = s > 0.03*s.max()
+    assert (got[large] > 0.5).all() and (got < 1.35).all()
+
+def test_muon_moves_matrices_by_its_own_step_and_vectors_by_adams():
+    ps, gs = params(((3, 5), (4,))), params(((3, 5), (4,)), seed=1)
+    ps, gs = ([p.detach() for p in ts] for ts in (ps, gs))
+    before, avgs, sqrs = [p.clone() for p in ps], [g/2 for g in gs], [gs[0].new_zeros(0), gs[1]**2]
+    muon_step(ps, gs, avgs, sqrs, 3, lr=0.1, mom=0.9)
+    adam_step(after := [before[1].clone()], avgs[1:], sqrs[1:], 3, 0.1, 0.9)
+    torch.testing.assert_close(ps[1], after[0])
+    step = orthogonalize(0.1*gs[0] + 0.9*avgs[0]).double()*0.1*0.2*5**0.5
+    torch.testing.assert_close(ps[0], before[0] - step, rtol=1e-6, atol=1e-6)
+
+def test_muon_keeps_squares_of_vectors_only_and_refuses_complex_parameters():
+    stat = VectorSqrGrad()
+    assert stat.init(torch.ones(3, 4)).numel() == 0 and stat.init(torch.ones(3)).numel() == 3
+    p, q = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3, dtype=torch.complex64))
+    opt = muon_opt([p, q], 0.01)
+    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    with pytest.raises(ValueError, match='complex'): opt.step()
+    assert (p == 1).all()
 
 def test_adabound_ends_as_momentum_at_one_rate_for_all():
     ps, qs = params(((3, 4),)), params(((3, 4),))

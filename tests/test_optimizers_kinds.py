@@ -9,14 +9,15 @@ from torch import nn
 
 from exp.core import load_state, save_state
 from exp.optimizers import (AverageGrad, Optimizer, Stat, adabound_opt, adafactor_opt, adam_opt, lamb_opt,
-                            lars_opt, lion_opt, momentum_step, rmsprop_opt, sgd_opt)
+                            lars_opt, lion_opt, momentum_step, muon_opt, rmsprop_opt, sgd_opt)
 
 T = torch.optim
 OURS = dict(plain=sgd_opt, sgd=partial(sgd_opt, mom=0.9), nesterov=partial(sgd_opt, mom=0.9, nesterov=True),
             rmsprop=rmsprop_opt, rmsprop_mom=partial(rmsprop_opt, mom=0.9),
             adamw=adam_opt, adam=partial(adam_opt, decouple_wd=False),
             adam_small_eps=partial(adam_opt, eps=1e-10), lars=lars_opt, lamb=lamb_opt, lion=lion_opt,
-            adafactor=adafactor_opt, adafactor_mom=partial(adafactor_opt, mom=0.9), adabound=adabound_opt)
+            adafactor=adafactor_opt, adafactor_mom=partial(adafactor_opt, mom=0.9), adabound=adabound_opt,
+            muon=muon_opt)
 FUSABLE = 'plain', 'sgd', 'nesterov', 'adamw', 'adam', 'adam_small_eps', 'lamb'
 SAME = dict(betas=(0.9, 0.99), eps=1e-5)
 THEIRS = dict(plain=T.SGD, sgd=partial(T.SGD, momentum=0.9),
