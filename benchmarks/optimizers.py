@@ -10,7 +10,7 @@ import argparse, importlib, runpy, statistics, time
 import torch
 from torch import nn
 
-from exp.optimizers import adam_opt, lamb_opt, lion_opt, sgd_opt
+from exp.optimizers import adam_opt, lamb_opt, lion_opt, muon_opt, sgd_opt
 
 LR, WD = 1e-6, 0.01
 
@@ -31,6 +31,12 @@ def params(shapes):
     ps = [nn.Parameter(torch.randn(s, generator=g)) for s in shapes]
     for p in ps: p.grad = torch.randn(p.shape, generator=g)
     return ps
+
+def matrices(ps):
+    "What has two dimensions or more, as two: torch's Muon takes nothing else."
+    flat = [nn.Parameter(p.detach().flatten(1)) for p in ps if p.ndim > 1]
+    for q, p in zip(flat, (p for p in ps if p.ndim > 1)): q.grad = p.grad.flatten(1)
+    return flat
 
 def floor(n, bytes_each):
     "As many bytes moved by a multiplication in place, which reads 4 and writes 4 for each number."
@@ -53,6 +59,11 @@ def contest(kind, timm):
             'torch AdamW foreach=True': lambda ps: T.AdamW(ps, lr=LR, weight_decay=WD, foreach=True),
         'exp adam_opt': lambda ps: adam_opt(ps, LR, wd=WD),
             'exp adam_opt, fuse()': lambda ps: adam_opt(ps, LR, wd=WD).fuse()}
+    if kind == 'Muon':
+        return 20, {
+        'torch Muon, matrices alone': lambda ps: T.Muon(matrices(ps), lr=LR, weight_decay=WD,
+                                                        adjust_lr_fn='match_rms_adamw'),
+        'exp muon_opt': lambda ps: muon_opt(ps, LR, wd=WD)}
     lamb = ({} if timm is None else {
         "timm Lamb": lambda ps: timm.Lamb(ps, lr=LR, weight_decay=WD),
         'timm Lamb, no clipping': lambda ps: timm.Lamb(ps, lr=LR, weight_decay=WD, max_grad_norm=None)})
@@ -98,7 +109,7 @@ def main(threads=2, clock=time.perf_counter, rounds=30, stub=None):
     timm = find_timm(stub)
     print(f'{torch.get_num_threads()} threads, torch {torch.__version__}; '
           f'{"wall clock" if clock is time.perf_counter else "processor time"}')
-    for kind in ('SGD with momentum', 'AdamW', 'LAMB'):
+    for kind in ('SGD with momentum', 'AdamW', 'LAMB', 'Muon'):
         for title, shapes in SETS.items(): compare(kind, title, shapes, timm, rounds, clock)
 
 if __name__ == '__main__':

@@ -70,7 +70,7 @@ def arguments():
     add('epochs', 5, 'times through the training images')
     add('bs', 64, 'images in a batch, over all processes')
     add('opt', 'muon', 'the optimizer', choices=list(OPTS))
-    add('lr', 5e-3, 'highest learning rate of the cycle')
+    add('lr', 1e-2, 'highest learning rate of the cycle')
     add('pct_start', 0.25, 'share of the training in which it rises')
     add('wd', 0.05, 'weight decay, not of biases and norms')
     add('smoothing', 0.1, 'of labels')
