@@ -7,8 +7,10 @@
 Ten classes, 9,469 training and 3,925 validation images. The result is printed, and a line with it and all
 settings is added to the file --results. The defaults are for two CPU cores: three quarters of the channels,
 images of 64 pixels in the first epoch, then of 96 and of 128, Muon and one cycle. Network, optimizer and rate
-were chosen on 1,500 images held out of the training set; --holdout 1500 judges other settings so. The
-validation images are for the result alone.
+were chosen on 1,500 images held out of the training set (--holdout 1500 judges other settings so), width,
+batch and sizes by the time that they take. The validation images are for the result alone. The first line
+above, with --seed 42, 43 and 44, reached 85.09 % (84.71, 85.35, 85.20) in 9 to 10 minutes each, on two cores
+of a processor that computes in bf16.
 """
 import argparse, json, time
 from functools import partial

@@ -176,6 +176,7 @@ def change(path, id, source):
 def texts(path): return [''.join(c['source']) for c in json.loads(path.read_text())['cells']]
 
 def test_the_lab_has_what_a_learner_needs_and_writes_nowhere_else(course):
+    (course/'nbs'/'_02_not_finished.ipynb').write_text(notebook('1'))
     before = {p: p.read_bytes() for p in course.rglob('*') if p.is_file()}
     tool(course).update_lab()
     for name in ('nbs/00_first.ipynb', 'nbs/solutions/00_first_solutions.ipynb', 'README.md'):
@@ -183,6 +184,7 @@ def test_the_lab_has_what_a_learner_needs_and_writes_nowhere_else(course):
     # not as `exp`, which a notebook beside it would import in place of the checkout's
     assert (course/'_lab'/'library'/'core.py').read_bytes() == (course/'exp'/'core.py').read_bytes()
     assert not (course/'_lab'/'exp').exists()
+    assert not list((course/'_lab').rglob('_02_*'))
     assert {p: p.read_bytes() for p in before} == before
     assert '/_lab/' in (ROOT/'.gitignore').read_text()
 

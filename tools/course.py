@@ -424,7 +424,8 @@ GIVEN = LAB/'.given'   # the files as they were handed out: what differs from th
 
 def handed_out():
     "The files of the checkout that the lab has copies of."
-    yield from (p for p in NBS.rglob('*') if p.is_file() and '.ipynb_checkpoints' not in p.parts)
+    yield from (p for p in NBS.rglob('*') if p.is_file() and '.ipynb_checkpoints' not in p.parts
+                and not p.name.startswith('_'))   # lessons that are not finished
     for folder in ('exp', 'examples'): yield from (ROOT/folder).rglob('*.py')
     yield from (ROOT/name for name in ('README.md', 'RESULTS.md', 'settings.ini') if (ROOT/name).is_file())
 
