@@ -472,7 +472,9 @@ class AvgStats(Callback):
     def before_epoch(self):
         self._start, self._left_out = time.perf_counter(), set()
         for metrics in self.metrics.values():
-            for m in metrics.values(): m.reset()
+            for m in metrics.values():
+                m.reset()
+                if hasattr(m, 'follow'): m.follow(self.loss_func)
         if self._begun is None: return
         begun, self._begun = self._begun, None   # of a state that was loaded
         self._start -= begun['seconds']

@@ -421,7 +421,9 @@ class _Evaluation(Callback):
     order = 40
     def __init__(self, stats): self.metrics = copy.deepcopy(stats.metrics['valid'])
     def before_fit(self):
-        for m in self.metrics.values(): m.reset()
+        for m in self.metrics.values():
+            m.reset()
+            if hasattr(m, 'follow'): m.follow(self.loss_func)
     def after_pred(self): self.run.need_targets()
     def after_loss(self):
         for m in self.metrics.values(): m.update(self.pred, self.yb)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from .core import camel2snake, check_choice, first_size, patch
-from .losses import SquaredLoss, check_same_shape, item_means
+from .losses import SquaredLoss, check_same_shape, item_means, loss_attr
 
 # %% ../nbs/04b_metrics.ipynb #616ddca2
 def _right(pred, yb, dim=1):
@@ -51,6 +51,7 @@ def binary_accuracy(
     return _right_sides(pred, yb, thresh).float().mean()
 
 binary_accuracy.per_item = lambda pred, yb: item_means(_right_sides(pred, yb).float())
+binary_accuracy.follows = 'thresh'   # the loss's, unless it is given
 
 # %% ../nbs/04b_metrics.ipynb #b2513ee1
 def _device(tensors):
@@ -165,7 +166,7 @@ class MeanMetric(Metric):
         count: Callable | None = None,   # of yb: the weight of a batch; None: its number of items
     ):
         super().__init__()
-        self.func, self.count = func, count or first_size
+        self.func, self.count, self._followed = func, count or first_size, {}
         self._batches = []   # (mean, weight) of those not yet added up
         self.train = getattr(func, 'train', True) is not False
         self.add_state('total', 0., 'sum')
@@ -187,8 +188,16 @@ class MeanMetric(Metric):
 
     def update(self, pred, yb):
         "Add a batch."
-        self._batches.append((one_number(self.func(pred, yb), self.name), self.count(yb)))
+        value = self.func(pred, yb, **self._followed)
+        self._batches.append((one_number(value, self.name), self.count(yb)))
         if len(self._batches) == 64: self._add_up()
+
+    def follow(self, loss_func):
+        "Take from the loss the argument that the function's `follows` names, unless it is given."
+        name = getattr(getattr(self.func, 'func', self.func), 'follows', None)   # func: a partial's
+        if name is None or name in getattr(self.func, 'keywords', ()): return
+        value = loss_attr(loss_func, name)
+        self._followed = {} if value is None else {name: value}
 
     def _add_up(self):
         (means, weights), self._batches = zip(*self._batches), []

@@ -128,6 +128,11 @@ def read_table(path, sep=',', text=()):
         return pd.to_numeric(bare.where(bare.isin(given))) if plain and column.name not in text else column
     return df.assign(**{name: numbers(df[name]) for name in df.columns})
 
+def is_delimiter(path, sep):
+    "Does `sep` stand between labels? So it does where a table's first line has commas, and no `sep`."
+    first = read_text(path).split('\n')[0]
+    return ',' in first and sep not in first
+
 def table_column(df, col, holes=False):
     "The column of a table by its name, else its number. `ValueError` if it is not there, or has holes."
     if df is None:
@@ -146,6 +151,10 @@ def table_column(df, col, holes=False):
     return found
 
 # %% ../nbs/13d_sources.ipynb #c81a8b89
+def split_tags(cell, sep):
+    "The labels in a text, each once; none of them empty."
+    return list(dict.fromkeys(tag.strip() for tag in cell.split(sep) if tag.strip()))
+
 def cell_labels(df, col, sep=None):
     """The label of each row; with `sep`, the list of those in its cell, each once; of a list of columns a
     tuple."""
@@ -154,7 +163,7 @@ def cell_labels(df, col, sep=None):
     if sep is None: return table_column(df, col).tolist()
     column = table_column(df, col, holes=True)
     cells = ['' if empty else str(cell) for cell, empty in zip(column, column.isna())]
-    return [list(dict.fromkeys(tag.strip() for tag in cell.split(sep) if tag.strip())) for cell in cells]
+    return [split_tags(cell, sep) for cell in cells]
 
 # %% ../nbs/13d_sources.ipynb #2dbfd352
 def label_finder(names, labels, root):

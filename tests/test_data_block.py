@@ -206,7 +206,7 @@ def test_several_columns_and_several_labels_in_a_cell(folder):
     points = split().label_from_df(df, label_col=['a', 'b'], label_cls=FloatList)
     assert (points.c == 2 and torch.equal(points.train.y.get(3), torch.tensor([0.5, 3.]))
             and isinstance(points.train.loss_func, SquaredLoss))
-    many = split().label_from_df(df, label_col='tags', label_sep=' ', label_cls=LabelList)
+    many = split().label_from_df(df, label_col='tags', label_delim=' ', label_cls=LabelList)
     assert many.train.y.items[2] == ['x', 'y', 'z']
 
 def test_floats_become_a_regression_and_their_default_loss(folder):

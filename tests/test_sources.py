@@ -240,14 +240,14 @@ def test_a_files_name_is_the_text_that_stands_there(tmp_path, name):
 def test_tags_are_never_empty_and_an_empty_cell_has_none(tmp_path, cell, tags, sep):
     csv_of(tmp_path, [cell.replace(' ', sep), 'z'])
     split = lambda: ImageList.from_folder(tmp_path).split_none()
-    assert split().label_from_csv(label_sep=sep, label_cls=LabelList).train.y.items == [tags, ['z']]
+    assert split().label_from_csv(label_delim=sep, label_cls=LabelList).train.y.items == [tags, ['z']]
     df = pd.read_csv(tmp_path/'labels.csv', dtype=str)
-    assert split().label_from_df(df, label_sep=sep, label_cls=LabelList).train.y.items[1] == ['z']
+    assert split().label_from_df(df, label_delim=sep, label_cls=LabelList).train.y.items[1] == ['z']
     df = pd.DataFrame({'name': ['0.png', '1.png'],
                        'label': [None if not tags else cell.replace(' ', sep), 'z']})
-    assert split().label_from_df(df, label_sep=sep, label_cls=LabelList).train.y.items == [tags, ['z']]
+    assert split().label_from_df(df, label_delim=sep, label_cls=LabelList).train.y.items == [tags, ['z']]
     assert (ImageList.from_df(df, tmp_path).split_none()
-            .label_from_df('label', label_sep=sep, label_cls=LabelList).train.y.items == [tags, ['z']])
+            .label_from_df('label', label_delim=sep, label_cls=LabelList).train.y.items == [tags, ['z']])
 
 @pytest.mark.parametrize('names', [['x/a.png', 'y/a.png'], ['a.png', 'y/a.png'], ['x/y/a.png', 'x/a.png']])
 def test_two_files_of_one_name_do_not_share_a_row(tmp_path, names):
