@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WEATHER', 'GROUND', 'draw_tags', 'smooth_noise', 'aerial_scene', 'aerial_standin', 'MultiCategoryProcessor',
-           'MultiCategoryList', 'accuracy_thresh', 'fbeta', 'choose_thresh', 'tag_table', 'tags_from_columns',
-           'kaggle_file']
+           'MultiCategoryList', 'accuracy_thresh', 'fbeta', 'NormMomentum', 'choose_thresh', 'tag_table',
+           'tags_from_columns', 'kaggle_file']
 
 # %% ../nbs/25_multilabel.ipynb #25000002
 import shutil, subprocess
@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter
+from torch import nn
 
+from .callbacks import Callback
 from .core import check_real, user_path
 from .data_block import CategoryProcessor, LabelList, SplitData
 from .losses import BinaryCrossEntropy, check_same_shape
@@ -291,7 +293,22 @@ def fbeta(
 
 fbeta.follows = 'thresh'
 
-# %% ../nbs/25_multilabel.ipynb #25000033
+# %% ../nbs/25_multilabel.ipynb #25000032
+class NormMomentum(Callback):
+    "Lets the running statistics of PyTorch's batch norms move faster, or slower, while a fit lasts."
+    def __init__(self,
+        momentum: float = 0.1,   # the share that a batch has in them
+    ): self.momentum = check_real(momentum=momentum, least=0, most=1)
+
+    def before_fit(self):
+        norms = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
+        self._before = [(m, m.momentum) for m in self.model.modules() if isinstance(m, norms)]
+        for m, _ in self._before: m.momentum = self.momentum
+
+    def after_fit(self):
+        for m, momentum in self._before: m.momentum = momentum
+
+# %% ../nbs/25_multilabel.ipynb #25000035
 def choose_thresh(
     probs,                    # probabilities, n×c, of items that were not trained on
     yb,                       # their targets, n×c
@@ -304,7 +321,7 @@ def choose_thresh(
     best = [t for t, score in zip(candidates, scores) if score == max(scores)]
     return best[len(best)//2]
 
-# %% ../nbs/25_multilabel.ipynb #25000044
+# %% ../nbs/25_multilabel.ipynb #25000046
 def tag_table(
     probs,                # probabilities, n×c
     yb,                   # targets, n×c
@@ -321,7 +338,7 @@ def tag_table(
                               'F1': 2*found/(n_there + n_said)}, index=list(classes))
     return table.sort_values('there', ascending=False, kind='stable')
 
-# %% ../nbs/25_multilabel.ipynb #25000057
+# %% ../nbs/25_multilabel.ipynb #25000059
 def tags_from_columns(
     df,    # a table
     cols,  # names of columns of 0 and 1, or false and true
@@ -332,7 +349,7 @@ def tags_from_columns(
         raise ValueError('a column has other values than 0 and 1; leave it out, or compare it with a number')
     return [[col for col, yes in zip(cols, row) if yes] for row in values]
 
-# %% ../nbs/25_multilabel.ipynb #2500005c
+# %% ../nbs/25_multilabel.ipynb #2500005e
 def _run(command, competition=''):
     "Run a client. Its well-known failures become errors that say what to do."
     if shutil.which(command[0]) is None:

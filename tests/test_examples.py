@@ -67,3 +67,31 @@ def test_imagenette_trains_with_two_processes(tmp_path):
                before=('-m', 'torch.distributed.run', '--nproc-per-node', 2), EXP_DATA=str(tmp_path/'cache'))
     assert done.returncode == 0, done.stderr
     assert [r['processes'] for r in results(tmp_path/'results.jsonl')] == [2]
+
+def test_multilabel_trains_on_the_stand_in_and_exports(tmp_path):
+    done = run('train_multilabel.py', '--epochs', 1, '--size', 32, '--bs', 32, '--out', tmp_path,
+               EXP_DATA=str(tmp_path/'cache'))
+    assert done.returncode == 0, done.stderr
+    said = re.search(r'F2 ([\d.]+) on 200 pictures \(stand-in\)', done.stdout)
+    assert float(said[1]) > 0.5 and (tmp_path/'model.pth').is_file() and (tmp_path/'tags.pth').is_file()
+
+def test_multilabel_trains_on_a_folder_of_one_s_own(tmp_path):
+    import numpy as np
+    from PIL import Image
+    (tmp_path/'my pictures').mkdir()
+    rng, rows = np.random.default_rng(0), ['id;what;by']
+    for i in range(20):
+        tags = [t for k, t in enumerate(('red sky', 'Wasser')) if i >> k & 1]
+        pixels = rng.integers(0, 90, (40, 50 + i, 3)).astype(np.uint8)
+        if 'red sky' in tags: pixels[:20, :, 0] += 150
+        Image.fromarray(pixels).save(tmp_path/'my pictures'/f'{i}.png')
+        rows.append(f'{i};{" | ".join(tags)};me')
+    (tmp_path/'odd.csv').write_text('\n'.join(rows), encoding='utf-8')
+    done = run('train_multilabel.py', tmp_path, '--csv', 'odd.csv', '--sep', ';', '--delim', '|', '--folder',
+               'my pictures', '--suffix', '.png', '--label-col', 'what', '--epochs', 1, '--size', 32,
+               '--bs', 8, '--scratch', '--upright', '--out', tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'red sky' in done.stdout and 'on 4 pictures (own pictures)' in done.stdout
+    from exp.inference import load_predictor
+    answer = load_predictor(tmp_path/'tags.pth').predict(tmp_path/'my pictures'/'3.png')
+    assert set(answer.label) <= {'red sky', 'Wasser'}

@@ -15,16 +15,16 @@ from torch import nn
 
 from exp.batch_transforms import get_transforms
 from exp.callbacks import Callback
-from exp.core import test_close as assert_close, test_eq as assert_eq
+from exp.core import test_close as assert_close
 from exp.data_block import CategoryList, FloatList, ImageList
-from exp.dataloader import make_data
 from exp.inference import load_learner, load_predictor
 from exp.learner import Learner
 from exp.losses import BinaryCrossEntropy
 from exp.metrics import MeanMetric, binary_accuracy
 from exp.mixup import CutMix, MixUp
-from exp.multilabel import (GROUND, WEATHER, MultiCategoryList, MultiCategoryProcessor, accuracy_thresh,
-                            aerial_scene, aerial_standin, choose_thresh, draw_tags, fbeta, kaggle_file,
+from exp.multilabel import (GROUND, WEATHER, MultiCategoryList, MultiCategoryProcessor, NormMomentum,
+                            accuracy_thresh, aerial_scene, aerial_standin,
+                            choose_thresh, draw_tags, fbeta, kaggle_file,
                             smooth_noise, tag_table, tags_from_columns)
 from exp.transfer import create_cnn
 from exp.xresnet import XResNet
@@ -83,7 +83,8 @@ def by_file(folder):
 def test_every_way_to_label_gives_the_same_targets(folder, label):
     got, right = label(folder), labeled(folder)
     assert got.classes == right.classes
-    for a, b in ((got.train, right.train), (got.valid, right.valid)): assert torch.equal(a.y.column(), b.y.column())
+    for a, b in ((got.train, right.train), (got.valid, right.valid)):
+        assert torch.equal(a.y.column(), b.y.column())
 
 @pytest.mark.parametrize('delim', [' ', ';', '|', ', '])
 def test_delimiters_with_odd_spaces_and_columns_that_are_quoted(folder, delim):
@@ -169,14 +170,16 @@ def fbeta_by_loops(said, there, beta, zero_division):
             scores.append((1 + beta**2)*P*R/(beta**2*P + R))
     return sum(scores)/len(scores)
 
-cases = st.tuples(st.integers(1, 30), st.integers(1, 9), st.integers(0, 10**6), st.sampled_from([0.1, 0.5, 0.9]),
-                  st.sampled_from([0.5, 1., 2.]), st.sampled_from([0.2, 0.5, 0.8]))
+cases = st.tuples(st.integers(1, 30), st.integers(1, 9), st.integers(0, 10**6),
+                  st.sampled_from([0.1, 0.5, 0.9]), st.sampled_from([0.5, 1., 2.]),
+                  st.sampled_from([0.2, 0.5, 0.8]))
 
 def case(n, c, seed, share):
     g = torch.Generator().manual_seed(seed)
     return torch.randn(n, c, generator=g)*2, (torch.rand(n, c, generator=g) < share)
 
-@given(cases, st.sampled_from([torch.float32, torch.float64, torch.bool, torch.int64]), st.sampled_from([0., 1.]))
+@given(cases, st.sampled_from([torch.float32, torch.float64, torch.bool, torch.int64]),
+       st.sampled_from([0., 1.]))
 @settings(max_examples=100, deadline=None)
 def test_fbeta_is_scikit_learns_formula(given_case, dtype, zero_division):
     n, c, seed, share, beta, thresh = given_case
@@ -199,7 +202,8 @@ def test_fbeta_equals_scikit_learn_and_torchmetrics(beta, seed):
         right = sk.fbeta_score(there.numpy(), said.numpy(), beta=beta, average='samples', zero_division=zero)
         if zero and (there.any(1) != said.any(1)).any(): continue   # there it counts P or R as 1
         assert_close(fbeta(pred, there, 0.3, beta, zero_division=zero).item(), right, 1e-5)
-    theirs = tm.binary_fbeta_score(pred.sigmoid(), there.int(), beta, 0.3, multidim_average='samplewise').mean()
+    theirs = tm.binary_fbeta_score(pred.sigmoid(), there.int(), beta, 0.3,
+                                   multidim_average='samplewise').mean()
     assert_close(fbeta(pred, there, 0.3, beta), theirs, 1e-5)
 
 @given(cases)
@@ -305,8 +309,8 @@ def test_a_partial_has_its_own_threshold_or_follows_without_one(learn):
     assert_close(told['binary_accuracy'], binary_accuracy(pred, y, 0.2), 1e-5)
 
 def test_a_prediction_has_names_yes_or_no_and_probabilities(learn, folder):
-    for given in (folder/'3.png', (folder/'3.png').read_bytes(), Image.open(folder/'3.png')):
-        label, target, probs = learn.predict(given)
+    for item in (folder/'3.png', (folder/'3.png').read_bytes(), Image.open(folder/'3.png')):
+        label, target, probs = learn.predict(item)
         assert isinstance(label, list) and target.dtype == torch.bool and probs.shape == (3,)
         assert label == [c for c, yes in zip(learn.data.classes, probs > 0.5) if yes]
     a, b = learn.predictor().predict(folder/'3.png'), learn.predict(folder/'3.png')
@@ -369,7 +373,7 @@ def test_mixing_trains_on_the_loss_of_mixed_targets(folder, mixer):
     assert 'valid_fbeta' in learn.history[-1] and 'train_fbeta' not in learn.history[-1]
 
 def test_resume_goes_on_with_tags(folder):
-        whole, parts = [], []
+    whole, parts = [], []
     for rows, stops in ((whole, (2,)), (parts, (1, 1))):
         torch.manual_seed(0)
         learn = Learner(data_of(folder), tiny_net(), metrics=fbeta, path=folder)
@@ -472,4 +476,28 @@ def test_what_kaggle_refuses_is_said_with_its_remedy(client, how, error, word):
     with pytest.raises(error, match=word): client(how, 'labels.csv')
 
 def test_a_client_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match='pip'): kaggle_file('a', 'b.csv', tmp_path, ('no_such_client',))
+    with pytest.raises(FileNotFoundError, match='pip'):
+        kaggle_file('a', 'b.csv', tmp_path, ('no_such_client',))
+
+# ---- norms in a fit
+
+def test_norms_move_by_another_momentum_while_a_fit_lasts_and_export_as_before(folder):
+    def means(cbs):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.01), nn.AdaptiveAvgPool2d(1),
+                            nn.Flatten(), nn.Linear(4, 3))
+        learn = Learner(data_of(folder), net, cbs=cbs, path=folder)
+        with learn.quiet(): learn.fit(1, lr=0.)
+        assert learn.model[1].momentum == 0.01
+        load_predictor(learn.export(folder/'n.pth'))   # which reads only what it can make again
+        return learn.model[1].running_mean.clone()
+    slow, fast = means(None), means(NormMomentum(0.1))
+    n = -(-24//8)   # batches
+    assert_close(slow/(1 - 0.99**n), fast/(1 - 0.9**n), 0.05)
+
+def test_a_momentum_is_restored_after_an_error(folder):
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3*16*16, momentum=0.2), nn.Linear(3*16*16, 7))
+    learn = Learner(data_of(folder), net, cbs=NormMomentum(0.5))
+    with learn.quiet(), pytest.raises(ValueError): learn.fit(1)
+    assert net[1].momentum == 0.2
+    with pytest.raises(ValueError, match='momentum'): NormMomentum(1.5)
