@@ -489,7 +489,8 @@ def test_norms_move_by_another_momentum_while_a_fit_lasts_and_export_as_before(f
         learn = Learner(data_of(folder), net, cbs=cbs, path=folder)
         with learn.quiet(): learn.fit(1, lr=0.)
         assert learn.model[1].momentum == 0.01
-        load_predictor(learn.export(folder/'n.pth'))   # which reads only what it can make again
+        file = learn.export(folder.parent/f'{folder.name}.pth')
+        load_predictor(file)   # which reads only what it can make again
         return learn.model[1].running_mean.clone()
     slow, fast = means(None), means(NormMomentum(0.1))
     n = -(-24//8)   # batches

@@ -62,17 +62,16 @@ def _check_25_2(answer):
 def _check_25_3(answer):
     g = torch.Generator().manual_seed(25)
     cases = [torch.rand(n, generator=g)**power for n in (1, 5, 17) for power in (1, 4)]
-    for probs in [*cases, torch.tensor([0., 0., 0.]), torch.tensor([1., 0., 1.])]:
-        first = probs.sort(descending=True).values.cumsum(0)
-        scores = [0., *(5*first/(4*probs.sum() + torch.arange(1, len(probs) + 1))).tolist()]
-        right, got = scores.index(max(scores)), answer(probs.clone())
-        if isinstance(got, torch.Tensor) and got.numel() == 1: got = got.item()
-        if got == right: continue
-        said = ', '.join(f'{p:.2f}' for p in probs[:6].tolist())
-        if not any(probs): return f'where no tag can be there, none should be named, not {got}'
-        if got == right - 1: return f'for {said} it is {got}, one too few: is k = 0 counted?'
-        if got == (probs > 0.5).sum():
-            return f'for {said} it is {got}, as with a threshold of 0.5; {right} is right'
-        plain = 5*probs.cumsum(0)/(4*probs.sum() + torch.arange(1, len(probs) + 1))
-        if got == plain.argmax() + 1: return f'for {said} it is {got}: begin with the most probable'
-        return f'for {said} it is {got}; {right} is right'
+    cases += [torch.tensor([0., 0., 0.]), torch.tensor([1., 0., 1.])]
+    def best(first, total):
+        scores = 5*first/(4*total + torch.arange(1, len(first) + 1))
+        return torch.cat([torch.zeros(1), scores.nan_to_num()]).argmax().item()
+    right = [best(probs.sort(descending=True).values.cumsum(0), probs.sum()) for probs in cases]
+    got = [int(answer(probs.clone())) for probs in cases]
+    if got == right: return
+    if got == [k - 1 for k in right]: return 'always one too few: it is a place, not a number'
+    if got == [(probs > 0.5).sum() for probs in cases]: return 'this is a threshold of 0.5'
+    if got == [best(probs.cumsum(0), probs.sum()) for probs in cases]: return 'begin with the most probable'
+    probs, k, n = next(case for case in zip(cases, right, got) if case[1] != case[2])
+    said = ', '.join(f'{p:.2f}' for p in probs[:6].tolist())
+    return f'for {said} it is {n}; {k} is right'
