@@ -338,7 +338,7 @@ def tag_table(
                               'F1': 2*found/(n_there + n_said)}, index=list(classes))
     return table.sort_values('there', ascending=False, kind='stable')
 
-# %% ../nbs/25_multilabel.ipynb #25000059
+# %% ../nbs/25_multilabel.ipynb #2500005b
 def tags_from_columns(
     df,    # a table
     cols,  # names of columns of 0 and 1, or false and true
@@ -349,7 +349,7 @@ def tags_from_columns(
         raise ValueError('a column has other values than 0 and 1; leave it out, or compare it with a number')
     return [[col for col, yes in zip(cols, row) if yes] for row in values]
 
-# %% ../nbs/25_multilabel.ipynb #2500005e
+# %% ../nbs/25_multilabel.ipynb #25000060
 def _run(command, competition=''):
     "Run a client. Its well-known failures become errors that say what to do."
     if shutil.which(command[0]) is None:

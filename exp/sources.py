@@ -130,6 +130,7 @@ def read_table(path, sep=',', text=()):
 
 def is_delimiter(path, sep):
     "Does `sep` stand between labels? So it does where a table's first line has commas, and no `sep`."
+    if sep == ',': return False
     first = read_text(path).split('\n')[0]
     return ',' in first and sep not in first
 

@@ -351,3 +351,23 @@ class Computes(Metric):
 def test_a_metric_that_is_not_one_number_is_named(metric, do):
     with pytest.raises(TypeError, match='number') as e: do(learner(metrics=metric))
     assert getattr(metric, '__name__', 'computes') in str(e.value)
+
+# what a metric takes from the loss
+
+@pytest.mark.parametrize('loss, thresh', [(BinaryCrossEntropy(thresh=0.2), 0.2),
+                                          (nn.BCEWithLogitsLoss(), 0.5),
+                                          (F.binary_cross_entropy_with_logits, 0.5), (SquaredLoss(), 0.5)])
+def test_a_threshold_is_the_losss_unless_it_is_given(loss, thresh):
+    pred, yb = draw((40,), torch.float32, 0), torch.arange(40) % 2
+    for func, right in ((binary_accuracy, thresh), (functools.partial(binary_accuracy, thresh=0.7), 0.7),
+                        (functools.partial(binary_accuracy), thresh)):
+        metric = MeanMetric(func)
+        metric.follow(loss)
+        metric.update(pred, yb)
+        close(metric.compute(), binary_accuracy(pred, yb, right))
+
+def test_a_function_that_follows_nothing_gets_nothing():
+    metric = MeanMetric(accuracy)
+    metric.follow(BinaryCrossEntropy(thresh=0.2))
+    metric.update(torch.eye(3), torch.arange(3))
+    close(metric.compute(), 1.)
