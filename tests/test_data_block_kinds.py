@@ -91,14 +91,14 @@ def same_with_workers(make):
 # ---- several labels
 
 @register
-class MultiCategoryProcessor(CategoryProcessor):
+class ManyProcessor(CategoryProcessor):
     def learn(self, items): super().learn([tag for tags in items for tag in tags])
-    def process(self, item): return [super(MultiCategoryProcessor, self).process(tag) for tag in item]
+    def process(self, item): return [super(ManyProcessor, self).process(tag) for tag in item]
     def decode(self, item): return [self.classes[i] for i in item]
 
 @register
-class MultiCategoryList(LabelList):
-    kind, processors = 'multi-category', (MultiCategoryProcessor,)
+class ManyList(LabelList):
+    kind, processors = 'multi-category', (ManyProcessor,)
     classes = property(lambda self: self.processors[0].classes)
     c = property(lambda self: len(self.classes))
     def open(self, item): return F.one_hot(torch.tensor(item), self.c).sum(0).float()
@@ -108,7 +108,7 @@ class MultiCategoryList(LabelList):
 def tags(path): return [['red'], ['red', 'green'], ['red', 'green', 'blue']][int(path.stem) % 3]
 
 def multi(scenes, workers=0):
-    return split(scenes).label_from_func(tags, MultiCategoryList).transform(size=16).databunch(
+    return split(scenes).label_from_func(tags, ManyList).transform(size=16).databunch(
         bs=6, num_workers=workers, seed=1)
 
 def test_several_labels_for_an_item(scenes, tmp_path):
@@ -123,7 +123,7 @@ def test_several_labels_for_an_item(scenes, tmp_path):
     assert (LabeledData.from_state(load_state(tmp_path/'s')).y.decode(torch.tensor([1., 0., 1.]))
             == ['blue', 'red'])
     with pytest.raises(ValueError, match="'pink'"):
-        split(scenes).label_from_func(lambda p: ['pink'] if p.stem == '20' else ['red'], MultiCategoryList)
+        split(scenes).label_from_func(lambda p: ['pink'] if p.stem == '20' else ['red'], ManyList)
 
 def test_several_labels_from_two_processes(scenes): same_with_workers(lambda n: multi(scenes, n))
 
