@@ -7,7 +7,10 @@ The CSV file in the folder has a line for each picture: its name and its labels,
 the columns --name-col and --label-col. A cell without labels is a picture with none. A fifth of the pictures
 is held out; on them the threshold is chosen, and F2 and each label's precision and recall are printed. The
 model is saved as model.pth in the folder --out and exported as tags.pth, for
-`exp.inference.load_predictor('tags.pth').predict('a.jpg')`.
+
+    import exp.multilabel, exp.transfer   # they know what is in the file
+    from exp.inference import load_predictor
+    load_predictor('tags.pth').predict('a.jpg').label
 """
 import argparse
 from pathlib import Path

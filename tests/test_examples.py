@@ -92,6 +92,7 @@ def test_multilabel_trains_on_a_folder_of_one_s_own(tmp_path):
                '--bs', 8, '--scratch', '--upright', '--out', tmp_path)
     assert done.returncode == 0, done.stderr
     assert 'red sky' in done.stdout and 'on 4 pictures (own pictures)' in done.stdout
+    import exp.multilabel, exp.transfer   # noqa: E401, F401
     from exp.inference import load_predictor
     answer = load_predictor(tmp_path/'tags.pth').predict(tmp_path/'my pictures'/'3.png')
     assert set(answer.label) <= {'red sky', 'Wasser'}
