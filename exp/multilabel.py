@@ -375,8 +375,9 @@ def kaggle_file(
     folder = user_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _run([*client, 'competitions', 'download', '-c', competition, '-f', file, '-p', folder], competition)
-    got = next(p for p in (folder/file, folder/f'{file}.zip') if p.is_file())   # the client may zip it
-    while got.suffix in ('.7z', '.zip', '.tar', '.gz', '.tgz'):
+    got = folder/file if (folder/file).is_file() else folder/f'{file}.zip'   # the client may zip it
+    if not got.is_file(): raise FileNotFoundError(f'the client brought no {file}; is that its name there?')
+    while got.suffix in ('.7z', '.zip', '.tar', '.tgz') or got.name.endswith('.tar.gz'):
         if got.suffix == '.7z': _run([*seven_zip, 'x', got, f'-o{folder}', '-y'])
         else: shutil.unpack_archive(got, folder, **({'filter': 'data'} if got.suffix != '.zip' else {}))
         got, old = folder/got.stem, got

@@ -435,10 +435,14 @@ how, folder, file = sys.argv[1], pathlib.Path(sys.argv[-1]), sys.argv[sys.argv.i
 if how == 'rules': sys.exit('403 - Forbidden - Permission "competitions.participate" was denied')
 if how == 'token': sys.exit('OSError: Could not find kaggle.json. Make sure it is located in ~/.kaggle')
 if how == 'odd': sys.exit('the moon is full')
+if how == 'nothing': sys.exit()
 inside = folder/'inside'
 (inside/'train').mkdir(parents=True)
 (inside/'train'/'a.txt').write_text('here')
 if how == 'plain': (folder/file).write_text('image_name,tags')
+elif how == 'zipped':
+    import zipfile
+    with zipfile.ZipFile(folder/f'{file}.zip', 'w') as z: z.writestr(file, 'image_name,tags')
 else:
     kind = 'zip' if how == 'zip' else 'gztar' if how == 'gztar' else 'tar'
     made = pathlib.Path(shutil.make_archive(str(folder/'made'), kind, inside))
@@ -465,6 +469,11 @@ def client(tmp_path):
 def test_an_archive_of_kaggle_is_unpacked(client, how, file):
     folder = client(how, file)
     assert (folder/'train'/'a.txt').read_text() == 'here' and [p.name for p in folder.iterdir()] == ['train']
+
+def test_a_table_that_kaggle_zipped_is_unpacked_and_one_that_did_not_come_is_an_error(client, tmp_path):
+    assert (client('zipped', 'labels.csv')/'labels.csv').read_text() == 'image_name,tags'
+    assert [p.name for p in (tmp_path/'got').iterdir()] == ['labels.csv']
+    with pytest.raises(FileNotFoundError, match='its name'): client('nothing', 'other.csv')
 
 def test_a_plain_file_of_kaggle_stays_as_it_is(client):
     assert (client('plain', 'labels.csv')/'labels.csv').read_text() == 'image_name,tags'
