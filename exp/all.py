@@ -49,6 +49,7 @@ from .distributed import *
 from .convolutions import *
 from .convnets import *
 from .xresnet import *
+from .transfer import *
 
 # %% ../nbs/99_all.ipynb #49e65c34
 _modules = (core, specs, datasets, downloads, standins, tensors, losses, metrics, workers, dataloader,

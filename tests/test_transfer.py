@@ -23,7 +23,7 @@ from exp.learner import Learner
 from exp.metrics import accuracy
 from exp.transfer import (LITE0, PUBLISHED, InvertedResidual, Published, SameConv2d, adapt_first_conv,
                           cnn_groups, count_maps, create_body, create_cnn, create_head, efficientnet_lite0,
-                          imagenet_stats, load_published, published_for, weights_file)
+                          first_conv, imagenet_stats, load_published, published_for, weights_file)
 from exp.transforms import Normalize
 from exp.xresnet import XResNet, xresnet18, xresnet34, xresnet50, xresnet101, xresnet152
 
@@ -262,6 +262,10 @@ def test_a_part_that_occurs_twice_stays_twice():
 def test_a_classifier_before_the_pooling_is_no_part_of_the_body():
     body = create_body(narrow(nin))
     assert_eq([m.out_channels for m in body.modules() if isinstance(m, nn.Conv2d)][-1], 384//16)
+
+def test_the_first_convolution_is_found_however_deep():
+    conv = nn.Conv2d(3, 4, 3)
+    assert first_conv(nn.Sequential(nn.Identity(), nn.Sequential(conv, nn.Conv2d(4, 4, 3)))) is conv
 
 def test_colours_reach_a_body_that_was_made_for_grey_images():
     body, x = create_body(tiny_net(ni=1), 3).eval(), torch.randn(2, 3, 16, 16)
