@@ -10,7 +10,7 @@ from . import (core, specs, datasets, downloads, standins, tensors, losses, metr
                  regularization, callbacks, faults, snapshots, schedules, hooks, layers, norms, lsuv, sources,
                  image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints,
                  inference, augmentation, batch_transforms, mixup, precision, convolutions,
-                 convnets, xresnet)
+                 convnets, xresnet, transfer)
 from . import distributed as _distributed   # a function has the same name
 from .core import *
 from .specs import *
@@ -56,5 +56,5 @@ _modules = (core, specs, datasets, downloads, standins, tensors, losses, metrics
             regularization, callbacks, faults, snapshots, schedules, hooks, layers, norms, lsuv, sources,
             image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints,
             inference, augmentation, batch_transforms, mixup, precision, _distributed, convolutions,
-            convnets, xresnet)
+            convnets, xresnet, transfer)
 __all__ = [name for module in _modules for name in module.__all__]

@@ -41,9 +41,9 @@ class SameConv2d(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, self.stride, [m//2 for m in more], groups=self.groups)
 
 def _layer(ni, nf, ks=1, stride=1, groups=1, act=nn.ReLU6):
-    "A convolution, a norm with the published eps and momentum, and an activation."
+    "A convolution, a norm with the published eps, and an activation."
     parts = OrderedDict(conv=SameConv2d(ni, nf, ks, stride, groups=groups, bias=False),
-                        norm=nn.BatchNorm2d(nf, eps=1e-3, momentum=0.01))
+                        norm=nn.BatchNorm2d(nf, eps=1e-3))
     if act: parts['act'] = act()
     return nn.Sequential(parts)
 
