@@ -22,8 +22,8 @@ from exp.core import set_seed
 from exp.data_block import ImageList
 from exp.downloads import DataUnavailable, URLs, data_kind, untar_data
 from exp.losses import BinaryCrossEntropy
-from exp.multilabel import (MultiCategoryList, NormMomentum, aerial_standin, choose_thresh, fbeta,
-                            tag_table)
+from exp.multilabel import MultiCategoryList, choose_thresh, fbeta, tag_table
+from exp.scenes import aerial_standin
 from exp.sources import cell_labels, read_table
 from exp.transfer import PUBLISHED, create_cnn, efficientnet_lite0, weights_file
 import exp.checkpoints   # noqa: F401 (gives the learner save)
@@ -74,10 +74,12 @@ def main():
     pretrained = not args.scratch
     if pretrained:
         try: weights_file(PUBLISHED[efficientnet_lite0])
-        except DataUnavailable as e: pretrained = print(f'{e}\nIt goes on from scratch.')
+        except DataUnavailable as e:
+            print(f'{e}\nIt goes on from scratch.')
+            pretrained = False
     if not pretrained: data.normalize()
-    learn = create_cnn(data, efficientnet_lite0, metrics=fbeta, pretrained=bool(pretrained),
-                       cbs=NormMomentum(), path=args.out)
+    learn = create_cnn(data, efficientnet_lite0, metrics=fbeta, pretrained=pretrained,
+                       path=args.out)
     learn.model.to(memory_format=torch.channels_last)
     if pretrained: learn.fine_tune(args.epochs, args.lr)
     else: learn.fit_one_cycle(args.epochs + 1, args.lr)

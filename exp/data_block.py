@@ -469,6 +469,10 @@ def _label(self: SplitData, labels_of, label, label_cls, classes, other):
         if cls is None:
             real = any(isinstance(o, (float, np.floating)) for o in labels)
             cls = FloatList if real and all(isinstance(o, Real) for o in labels) else CategoryList
+        def yes_no(v): return isinstance(v, (Real, np.bool_)) and v in (0, 1)
+        if label_cls is None and labels and all(isinstance(o, tuple) and all(map(yes_no, o)) for o in labels):
+            raise ValueError(f'{labels[0]} is no class; a column of 0 and 1 for each label becomes lists of '
+                             'names by tags_from_columns of exp.multilabel')
         if label_cls is None and any(isinstance(o, (list, set)) for o in labels):
             cls = self.many_labels
             if cls is None:

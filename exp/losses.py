@@ -180,9 +180,20 @@ class BinaryCrossEntropy(Loss):
     def __init__(self,
         reduction: str = 'mean', # as in `Loss`
         thresh: float = 0.5,     # `decode` says yes above this probability
+        pos_weight=None,         # by what the loss of a yes is multiplied: a number, or one for each class
     ):
         super().__init__(reduction)
         self.thresh = check_real(thresh=thresh, least=0, most=1)
+        self.pos_weight = pos_weight if pos_weight is None else torch.as_tensor(pos_weight).tolist()
+
+    @property
+    def _spec_args(self):
+        "What it was made with, or what was set since."
+        arguments = inspect.signature(type(self)).parameters
+        return {**self._made, **{k: v for k, v in vars(self).items() if k in arguments}}
+
+    @_spec_args.setter
+    def _spec_args(self, made): self._made = made
 
     def elements(self, pred, yb):
         """−log of the probability given to the truth.
@@ -193,7 +204,9 @@ class BinaryCrossEntropy(Loss):
             raise ValueError(f'BinaryCrossEntropy: targets run from {yb.min():g} to {yb.max():g}; '
                              'they should lie from 0 to 1')
         wide = widen(pred)
-        return F.binary_cross_entropy_with_logits(wide, yb.to(wide.dtype), reduction='none')
+        weight = None if self.pos_weight is None else torch.tensor(self.pos_weight).to(wide)
+        return F.binary_cross_entropy_with_logits(wide, yb.to(wide.dtype), reduction='none',
+                                                  pos_weight=weight)
 
     def activation(self, pred):
         "A probability for each logit."

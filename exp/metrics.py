@@ -9,6 +9,7 @@ __all__ = ['accuracy', 'binary_accuracy', 'Metric', 'Rmse', 'MeanMetric', 'as_me
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 
 from .core import camel2snake, check_choice, first_size, patch
 from .losses import SquaredLoss, check_same_shape, item_means, loss_attr
@@ -193,10 +194,17 @@ class MeanMetric(Metric):
         if len(self._batches) == 64: self._add_up()
 
     def follow(self, loss_func):
-        "Take from the loss the argument that the function's `follows` names, unless it is given."
-        name = getattr(getattr(self.func, 'func', self.func), 'follows', None)   # func: a partial's
-        if name is None or name in getattr(self.func, 'keywords', ()): return
-        value = loss_attr(loss_func, name)
+        """Take the argument that the function's `follows` names from a loss that decodes, unless it is given.
+        `ValueError` for PyTorch's loss of probabilities where the function takes logits."""
+        func, given = getattr(self.func, 'func', self.func), getattr(self.func, 'keywords', {})   # if partial
+        name, loss = getattr(func, 'follows', None), getattr(loss_func, 'func', loss_func)
+        if name is None: return
+        of_probs = loss is F.binary_cross_entropy or isinstance(loss, torch.nn.BCELoss)
+        if of_probs and given.get('sigmoid', True):
+            raise ValueError(f'{self.name} takes logits, but this loss probabilities; leave the sigmoid out '
+                             'of the model, and take BinaryCrossEntropy()')
+        if name in given: return
+        value = loss_attr(loss_func, name) if hasattr(loss_func, 'decode') else None
         self._followed = {} if value is None else {name: value}
 
     def _add_up(self):

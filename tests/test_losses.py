@@ -1,6 +1,7 @@
 "Losses of lesson 04: parity with PyTorch, reductions, bad input."
 import copy, functools, json, math, pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -243,11 +244,26 @@ def test_item_losses_refuses_a_loss_without_reduction():
         item_losses(lambda pred, yb: 0, torch.zeros(1), torch.zeros(1))
 
 @pytest.mark.parametrize('loss', [SquaredLoss(), AbsoluteLoss('sum'), HuberLoss(0.5),
-                                  CrossEntropy(ignore_index=255, dim=-1), BinaryCrossEntropy(thresh=0.3)])
+                                  CrossEntropy(ignore_index=255, dim=-1), BinaryCrossEntropy(thresh=0.3),
+                                  BinaryCrossEntropy(pos_weight=torch.tensor([1., 2.5]))])
 def test_losses_survive_specs_copies_and_pickles(loss):
     for again in (from_spec(json.loads(json.dumps(to_spec(loss)))), copy.deepcopy(loss),
                   pickle.loads(pickle.dumps(loss))):
         assert type(again) is type(loss) and repr(again) == repr(loss)
+
+@pytest.mark.parametrize('weight', [3, [1., 2., 0.5], np.array([1., 2., 0.5]), torch.tensor([1, 2, 4])])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_weights_of_a_yes_are_torchs(weight, dtype):
+    pred, yb = draw((5, 3), dtype, 0), draw((5, 3), dtype, 1).sigmoid()
+    right = nn.BCEWithLogitsLoss(pos_weight=torch.as_tensor(weight, dtype=torch.float32))
+    ours = BinaryCrossEntropy(pos_weight=weight)
+    close(ours(pred, yb), right(pred.float(), yb.float()), 1e-3)
+    close(item_losses(ours, pred.float(), yb.float()), item_losses(right, pred.float(), yb.float()))
+
+def test_a_threshold_that_was_set_later_is_in_the_spec():
+    loss = BinaryCrossEntropy('sum')
+    loss.thresh = 0.2
+    assert repr(from_spec(to_spec(loss))) == repr(loss)
 
 # Bad input that used to pass in silence, or to fail with an obscure error
 

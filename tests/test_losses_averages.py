@@ -70,6 +70,7 @@ LOSSES = {
     'mse': (nn.MSELoss(), NUMBERS),
     'huber': (HuberLoss(0.5), NUMBERS),
     'binary': (BinaryCrossEntropy(), (NUMBERS > 0).float()),
+    'binary, ours, weighted': (BinaryCrossEntropy(pos_weight=WEIGHTS), (NUMBERS > 0).float()),
     'binary, weighted': (nn.BCEWithLogitsLoss(pos_weight=WEIGHTS), (NUMBERS > 0).float()),
 }
 def model():

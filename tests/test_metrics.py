@@ -366,6 +366,20 @@ def test_a_threshold_is_the_losss_unless_it_is_given(loss, thresh):
         metric.update(pred, yb)
         close(metric.compute(), binary_accuracy(pred, yb, right))
 
+def test_a_threshold_counts_only_where_the_loss_decodes_by_it():
+    pred, yb = draw((40,), torch.float32, 0), torch.arange(40) % 2
+    loss = nn.BCEWithLogitsLoss()
+    loss.thresh = 0.1
+    metric = MeanMetric(binary_accuracy)
+    metric.follow(loss)
+    metric.update(pred, yb)
+    close(metric.compute(), binary_accuracy(pred, yb, 0.5))
+
+@pytest.mark.parametrize('loss', [nn.BCELoss(), F.binary_cross_entropy])
+def test_a_loss_of_probabilities_and_a_metric_of_logits_are_an_error(loss):
+    with pytest.raises(ValueError, match='probabilities'): MeanMetric(binary_accuracy).follow(loss)
+    MeanMetric(accuracy).follow(loss)
+
 def test_a_function_that_follows_nothing_gets_nothing():
     metric = MeanMetric(accuracy)
     metric.follow(BinaryCrossEntropy(thresh=0.2))
