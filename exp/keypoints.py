@@ -534,7 +534,7 @@ def create_heatmaps(
     learn.model.head = heatmap_head(learn.model.head.fc.in_features, learn.data.c//2, ups, width)
     return learn
 
-# %% ../nbs/27_keypoints.ipynb #2700005d
+# %% ../nbs/27_keypoints.ipynb #2700005a
 @patch
 def answer(self: PointsList, y, item, ds):
     "In pixels of the item's own image, whatever was cut off or turned on its way into the batch."
