@@ -248,6 +248,7 @@ def test_workers_and_caches_give_the_same_points(faces, cache, workers):
 
 # ---- losses
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**31))
 def test_the_loss_is_the_mean_square_over_what_is_there(n, k, seed):
     g = torch.Generator().manual_seed(seed)
@@ -271,6 +272,7 @@ def test_another_number_of_points_is_refused():
     with pytest.raises(ValueError, match='distances'):
         pixel_distances(torch.zeros(2, 6), torch.zeros(2, 4, 2), 9)
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(2, 9), st.integers(2, 9), st.integers(0, 2**31))
 def test_the_heatmap_loss_is_a_cross_entropy_with_bells(n, k, h, w, seed):
     g = torch.Generator().manual_seed(seed)
@@ -290,6 +292,7 @@ def test_the_heatmap_loss_is_a_cross_entropy_with_bells(n, k, h, w, seed):
     loss.backward()
     assert maps.grad.isfinite().all() and (maps.grad[0, 0] == 0).all()
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.floats(-1, 1), st.floats(0.3, 3))
 def test_a_bell_sums_to_one_and_is_highest_near_its_place(n, x, sigma):
     bell = gaussian_cells(torch.tensor(x), n, sigma)
@@ -335,6 +338,7 @@ def test_each_step_up_doubles_the_map(ups):
 
 # ---- metrics
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**31))
 def test_the_error_is_the_mean_distance_in_pixels(n, k, seed):
     g = torch.Generator().manual_seed(seed)
