@@ -76,8 +76,8 @@ def main():
     learn = create_heatmaps(data, lite0() if pretrained else small, pretrained=pretrained,
                             ups=1 if pretrained else 2, metrics=[PixelError(size), PCK(0.05, size)])
     start = time.perf_counter()
-    if pretrained: learn.fine_tune(args.epochs, args.lr)
-    else: learn.fit_one_cycle(args.epochs, args.lr)
+    learn.unfreeze()   # the head is deep, so all learn from the start, a pretrained body at smaller rates
+    learn.fit_one_cycle(args.epochs, slice(args.lr/10, args.lr) if pretrained else args.lr)
     reached = learn.validate()
     path = learn.export(args.export.absolute())
     kind = 'stand-in' if args.folder is None else 'yours'
