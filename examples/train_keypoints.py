@@ -6,13 +6,14 @@
 The table has a row for each picture: its path from the folder, then columns such as snout_x and snout_y, in
 pixels from the left upper corner; an empty cell is a point that cannot be seen. DeepLabCut's tables are read
 as well. Held out are the last fifth of the folders with pictures or, where there is one folder, the last
-fifth of its files by name: neighbours of a video do not go to both sides. --valid names folders instead.
+fifth of its files, by name with numbers by size: neighbours of a video do not go to both sides. --valid
+names folders instead. A table beside its pictures may name them from a folder above, as DeepLabCut does.
 Points whose names say left and right change places where a picture is mirrored.
 
 Without a folder it draws mice seen from above, a stand-in. The second line above trains a small network on
 them from scratch. Otherwise the body is EfficientNet-Lite0 up to its fifth stage, with published weights.
 """
-import argparse, tempfile, time
+import argparse, re, tempfile, time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -32,14 +33,18 @@ def lite0():
     parts = list(load_published(efficientnet_lite0).named_children())[:6]
     return nn.Sequential(OrderedDict([*parts, ('avgpool', nn.AdaptiveAvgPool2d(1))]))
 
+def in_order(path):
+    "A key to sort by: frame2 comes before frame10."
+    return [int(part) if part.isdigit() else part for part in re.split(r'([0-9]+)', str(path))]
+
 def held_out(files, names):
     "The files in folders of these names; without names those of the last folders, or the last of all files."
-    folders = sorted({f.parent for f in files})
+    folders = sorted({f.parent for f in files}, key=in_order)
     if names: return {f for f in files if f.parent.name in names}
     if len(folders) > 1:
         last = set(folders[-max(1, len(folders)//5):])
         return {f for f in files if f.parent in last}
-    return set(sorted(files)[-max(1, len(files)//5):])
+    return set(sorted(files, key=in_order)[-max(1, len(files)//5):])
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,7 +63,8 @@ def main():
 
     set_seed(args.seed)
     folder = args.folder or mice_standin(tempfile.mkdtemp(), args.animals)
-    points = read_points(folder/args.table, folder)
+    table = (folder/args.table).absolute()
+    points = read_points(table, None if table.parent == folder.absolute() else folder)
     files = ImageList.from_folder(folder).filter(points.__contains__)
     if not len(files): p.error(f'{folder/args.table} has no row for any picture in {folder}')
     valid = held_out(files.items, args.valid)

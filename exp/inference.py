@@ -198,7 +198,7 @@ def answers(self: Predictor, pred, items):
 def label_of(self: Predictor, item, target):
     "The answer for an item in the user's terms."
     y_list = getattr(self.item_data, 'y', None)
-    return self.in_words(target) if y_list is None else y_list.answer(target, item, self.item_data)
+    return self.in_words(target) if y_list is None else y_list.answer(target, item, self.data)
 
 @patch
 def in_words(self: Predictor, target):

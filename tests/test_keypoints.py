@@ -24,7 +24,7 @@ from exp.dataloader import make_data
 from exp.inference import load_learner, load_predictor
 from exp.keypoints import (PCK, HeatmapLoss, MirrorMean, PixelError, PointsList, PointsLoss,
                            PointsProcessor, PointsTable, create_heatmaps, gaussian_cells, heatmap_head,
-                           mice_standin, mirror_pairs, pixel_distances, pixel_error, read_points,
+                           map_places, mice_standin, mirror_pairs, pixel_distances, pixel_error, read_points,
                            soft_argmax, to_pixels, to_unit)
 from exp.learner import Learner
 from exp.mixup import CutMix, MixUp
@@ -136,7 +136,9 @@ def test_an_error_names_the_item(faces):
     (['snout', 'leftear', 'rightear', 'tail'], [('leftear', 'rightear')]),
     (['L_eye', 'R_eye', 'collar'], [('L_eye', 'R_eye')]),
     (['Right Hand', 'Left Hand'], [('Right Hand', 'Left Hand')]),
-    (['eye.l', 'eye.r', 'lower'], [('eye.l', 'eye.r')]), (['left_only', 'nose'], []), (['0', '1'], [])])
+    (['eye.l', 'eye.r', 'lower'], [('eye.l', 'eye.r')]), (['earL', 'earR', 'earLobe'], [('earL', 'earR')]),
+    (['REar', 'LEar', 'Roof'], [('REar', 'LEar')]), (['LEFT', 'RIGHT'], [('LEFT', 'RIGHT')]),
+    (['left_only', 'nose'], []), (['0', '1'], [])])
 def test_left_and_right_are_found_in_names(names, pairs): assert_eq(mirror_pairs(names), pairs)
 
 def test_pairs_can_be_given_and_have_to_be_names():
@@ -144,7 +146,23 @@ def test_pairs_can_be_given_and_have_to_be_names():
     proc.learn([])
     assert_eq(proc.pairs, [('a', 'b')])
     with pytest.raises(ValueError, match='c'): PointsProcessor(names=['a'], pairs=[('a', 'c')]).learn([])
+    with pytest.raises(ValueError, match='twice'):
+        PointsProcessor(names=['a', 'b', 'c'], pairs=[('a', 'b'), ('b', 'c')]).learn([])
     assert PointsProcessor(names=['left', 'right'], pairs=()).pairs == []
+
+def test_a_flat_row_of_triples_is_read_where_names_are_known_and_else_refused():
+    row = [1, 2, 2, 3, 4, 0]
+    proc = PointsProcessor(names=['a', 'b'])
+    proc.learn([row])
+    assert proc.process(row)[0].tolist() == [1, 2] and np.isnan(proc.process(row)[1]).all()
+    for learnt in (row, [1, 2, 3, 4]):   # two points without names: a row of six may be three
+        with pytest.raises(ValueError, match='names'):
+            proc = PointsProcessor()
+            proc.learn([learnt])
+            proc.process(row)
+    proc = PointsProcessor(names=['a', 'b', 'c'])
+    proc.learn([row])
+    assert_eq(proc.process(row).tolist(), [[1, 2], [2, 3], [4, 0]])
 
 # ---- tables
 
@@ -179,6 +197,14 @@ def test_three_rows_of_headers_are_read(tmp_path, paths):
     assert table.names == ['snout', 'tail']
     assert_eq(table(tmp_path/'labeled-data'/'m1'/'a.png'), {'snout': (1.5, 2), 'tail': (3, 4)})
     assert_eq(table(tmp_path/'labeled-data'/'m1'/'b.png'), {'snout': (5, 6), 'tail': None})
+
+def test_a_table_beside_its_pictures_finds_the_folder_that_its_names_start_from(tmp_path):
+    folder = tmp_path/'labeled-data'/'m1'
+    folder.mkdir(parents=True)
+    Image.new('RGB', (8, 8)).save(folder/'a.png')
+    (folder/'p.csv').write_text('file,nose_x,nose_y\nlabeled-data/m1/a.png,1,2\n')
+    table = read_points(folder/'p.csv')
+    assert folder/'a.png' in table and table(folder/'a.png') == {'nose': (1, 2)}
 
 def test_a_table_without_points_or_with_a_file_twice_is_refused(tmp_path):
     with pytest.raises(ValueError, match='nose_x'):
@@ -328,6 +354,21 @@ def test_far_weight_pulls_the_mean_of_all_cells_and_not_that_of_the_window():
     assert_close(soft_argmax(maps, 1)[0, 0], right, 1e-5)
     assert (soft_argmax(maps, None)[0, 0] > right + 0.1).all()
 
+@settings(deadline=None)
+@given(st.integers(2, 30), st.integers(2, 30), st.floats(0.4, 1.), st.integers(0, 2**31))
+def test_a_perfect_map_means_its_place_up_to_the_edge(h, w, sigma, seed):
+    p = 2*torch.rand(4, 3, 2, generator=torch.Generator().manual_seed(seed)) - 1
+    p[0, 0], p[0, 1] = 1., -1.
+    x, y = gaussian_cells(p[..., 0], w, sigma), gaussian_cells(p[..., 1], h, sigma)
+    maps = (y[..., :, None]*x[..., None, :]).clamp_min(1e-30).log()
+    cells = to_pixels(map_places(maps, sigma), (h, w)) - to_pixels(p, (h, w))
+    assert cells.abs().max() < 0.1
+    assert_close(HeatmapLoss(sigma).decode(maps), map_places(maps, sigma))
+
+def test_a_mean_over_maps_of_no_number_is_none():
+    maps = torch.full((1, 1, 4, 4), NAN)
+    assert map_places(maps).isnan().all()
+
 def test_half_precision_is_widened():
     assert soft_argmax(torch.zeros(1, 1, 4, 4, dtype=torch.bfloat16)).dtype == torch.float32
 
@@ -379,9 +420,18 @@ def test_pck_counts_what_is_near_enough():
     assert math.isnan(of(PCK(0.2, 100, between=(0, 2))))
     assert PCK(0.1, 9).name == 'pck' and PixelError(9).name == 'pixel_error'
 
+def test_a_prediction_that_is_no_number_is_wrong_and_not_left_out():
+    yb = torch.tensor([[[0., 0.], [0.5, 0.], [NAN, NAN]]])
+    pred = torch.tensor([[[0., 0.], [NAN, NAN], [0., 0.]]])
+    assert math.isnan(pixel_error(pred, yb, 10))
+    for metric, right in (PixelError(10), NAN), (PCK(0.1, 10), 0.5), (PCK(0.1, 10, between=(0, 1)), 0.5):
+        metric.update(pred, yb)
+        assert_close(metric.compute(), torch.tensor(right)) if right == right else None
+        assert math.isnan(metric.compute()) == (right != right)
+
 def test_points_maps_and_rows_are_measured_alike():
     maps, yb = torch.randn(3, 4, 6, 6), torch.rand(3, 4, 2)
-    p = soft_argmax(maps)
+    p = map_places(maps)
     right = torch.linalg.vector_norm(25*(p - yb), dim=-1)
     for pred in (maps, p, p.flatten(1)): assert_close(pixel_distances(pred, yb, 50), right, 1e-4)
 
@@ -431,6 +481,15 @@ def test_an_answer_is_in_pixels_of_the_users_picture(faces, tfms):
     other = labeled(faces, turned, label).transform(tfms, size=(32, 48)).databunch(bs=4, seed=1)
     again = Learner(other, Oracle(), loss_func=HeatmapLoss()).predict(faces/'14.png').label
     for name, right in said.items(): assert math.dist(again[name][::-1], right) < 1e-4
+
+def test_answers_are_refused_where_batches_of_validation_move(faces):
+    moving = labeled(faces).transform([RandomFlip()], size=(32, 48)).databunch(bs=4)
+    still = labeled(faces).transform(([RandomFlip()], []), size=(32, 48)).databunch(bs=4)
+    for data, refused in (moving, True), (still, False):
+        learn = create_cnn(data, arch, pretrained=False)
+        if not refused: assert learn.predict(faces/'00.png').label.keys() == COLOURS.keys()
+        else:
+            with pytest.raises(ValueError, match="training's"): learn.predict(faces/'00.png')
 
 def test_points_without_names_come_as_a_list(faces):
     data = labeled(faces, label=lambda p: [(5, 6), (7, 8)]).transform(size=16).databunch(bs=4)
@@ -496,8 +555,8 @@ def test_the_mean_over_the_mirror_moves_points_back():
             return torch.cat([x.where(left, -1e4), x.where(~left, -1e4)], 1)
     x = torch.zeros(1, 1, 4, 8)
     x[0, 0, 1, 2] = x[0, 0, 3, 7] = 1e4
-    right = torch.tensor([[[-3/8, -1/4], [7/8, 3/4]]])
-    assert_close(soft_argmax(Halves()(x)), right)
+    right = map_places(Halves()(x))
+    assert_close(right[:, 0], torch.tensor([[-3/8, -1/4]]), 0.02)
     assert_close(MirrorMean(Halves(), [1, 0])(x), right)
     assert not torch.allclose(MirrorMean(Halves(), [0, 1])(x), right, atol=0.1)
 

@@ -44,7 +44,7 @@ def _check_27_2(answer):
             return 'the answer has another shape than the points'
         if near(got, p*side/2 + middle, 1e-3): continue
         if near(got, (p + 1)/2*torch.tensor([w, h]), 1e-3):
-            return 'that is right for a pressed picture; this one has bars'
+            return 'that is right for a squashed picture; this one has bars'
         if near(got, (p + 1)/2*side, 1e-3):
             return f'those are pixels of the square; where does a picture of {h}×{w} begin in it?'
         turned = p.flip(-1)*side/2 + middle.flip(-1), p*side/2 + middle.flip(-1)
