@@ -35,7 +35,7 @@ def lite0():
 
 def in_order(path):
     "A key to sort by: frame2 comes before frame10."
-    return [int(part) if part.isdigit() else part for part in re.split(r'([0-9]+)', str(path))]
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split('([0-9]+)', str(path)))]
 
 def held_out(files, names):
     "The files in folders of these names; without names those of the last folders, or the last of all files."
