@@ -63,6 +63,9 @@ class ItemList(ListContainer):
     def relate(self, obj, x):
         "A target `obj` in terms of its opened item: points in parts of the image."
         return obj
+    def moved(self, obj, draw):
+        "A target after a transform's rule, which has drawn `draw`: points that left the image are missing."
+        return obj
     def default_tfms(self, size):
         "What `transform` adds unless it is given one of its role."
         return []
@@ -357,6 +360,9 @@ class LabelList(ItemList):
     def decode(self, y):
         "One target, as batches have it, in the user's terms."
         return y
+    def answer(self, y, item, data):
+        "What `predict` says of an item, for a target as batches of `data` have it: points in its own pixels."
+        return self.decode(y)
 
 # %% ../nbs/13_data_block.ipynb #1bc765d5
 @register

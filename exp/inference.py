@@ -69,7 +69,7 @@ class Predictor:
         xb = to_device(self.prepare(items), self.device)
         with torch.no_grad():
             xb, _ = self.data.transform_batch(xb, None, train=False, items=range(len(items)))
-            return self.answers(self.respond(xb), len(items))
+            return self.answers(self.respond(xb), items)
 
     def respond(self, xb):
         "What the model says of a batch: the place for a predictor that generates."
@@ -188,11 +188,17 @@ def prepare(self: Predictor, items):
 
 # %% ../nbs/16c_inference.ipynb #9021db50
 @patch
-def answers(self: Predictor, pred, n):
-    "A `Prediction` for each of the `n` items that `pred` is of."
-    parts, pred = loss_parts(self.loss_func), to_cpu(pred)
+def answers(self: Predictor, pred, items):
+    "A `Prediction` for each of the items that `pred` is of."
+    parts, pred, n = loss_parts(self.loss_func), to_cpu(pred), len(items)
     targets, probs = first_rows(parts.decode(pred), n), first_rows(parts.activation(pred), n)
-    return [Prediction(self.in_words(t), t, p) for t, p in zip(targets, probs)]
+    return [Prediction(self.label_of(item, t), t, p) for item, t, p in zip(items, targets, probs)]
+
+@patch
+def label_of(self: Predictor, item, target):
+    "The answer for an item in the user's terms."
+    y_list = getattr(self.item_data, 'y', None)
+    return self.in_words(target) if y_list is None else y_list.answer(target, item, self.data)
 
 @patch
 def in_words(self: Predictor, target):
@@ -248,7 +254,7 @@ def predict_batch(self: Learner,
     if self._is_still(): return own.predict_batch(items)
     collect = _Collect(own, preds=lambda run: run.pred)
     with self.asking(): self.look([Batch((own.prepare(items), None), range(len(items)))], collect)
-    return own.answers(collect.kept['preds'][0], len(items))
+    return own.answers(collect.kept['preds'][0], items)
 
 @patch
 def _is_still(self: Learner):

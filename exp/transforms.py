@@ -184,7 +184,7 @@ def through(self: LabeledData, x, y, start, stop, rng=None):
     for place in range(start, stop):
         t, (x_kind, y_kind) = self.tfms[place], rules[place]
         draw = t.draw(x, rng.at(place) if t.random else None)
-        if y_kind is not None: y = t.apply(y_kind, y, draw)
+        if y_kind is not None: y = self.y.moved(t.apply(y_kind, y, draw), draw)
         x = t.apply(x_kind, x, draw)
     return x, y
 
@@ -263,13 +263,15 @@ class Normalize(Transform):
 class OnBatch:
     "A transform of batches, with its place among them, as `DataBunch.transform_batch` calls it."
     on = 'batch'
-    def __init__(self, tfm, place, x_kind='image', y_kind=None):
+    def __init__(self, tfm, place, x_kind='image', y_kind=None, y_list=None):
         self.tfm, self.order, self.place = tfm, tfm.order, place
-        self.x_kind, self.y_kind = x_kind, y_kind
+        self.x_kind, self.y_kind, self.y_list = x_kind, y_kind, y_list   # a list of targets, without any
 
     def __call__(self, xb, yb, ctx):
         draw = self.tfm.draw(xb, self.rngs(xb, ctx) if self.tfm.random else None)
-        if yb is not None and self.y_kind is not None: yb = self.tfm.apply(self.y_kind, yb, draw)
+        if yb is not None and self.y_kind is not None:
+            yb = self.tfm.apply(self.y_kind, yb, draw)
+            if self.y_list is not None: yb = self.y_list.moved(yb, draw)
         return self.tfm.apply(self.x_kind, xb, draw), yb
 
     def rngs(self, xb, ctx):
@@ -317,7 +319,8 @@ def transform(self: SplitData,
         self.tfms, of_batches = arranged(mine, self.train.x.default_tfms(size))
         found = self._like(self.train)
         rules = found.flow_from(of_batches, found.flow().ends).rules
-        self.batch_tfms.append([OnBatch(t, place, *kinds)
+        y_list = None if found.y is None else found.y.new([])
+        self.batch_tfms.append([OnBatch(t, place, *kinds, y_list)
                                 for place, (t, kinds) in enumerate(zip(of_batches, rules))])
         for name in names: setattr(self, name, self._like(getattr(self, name)))
     return self

@@ -190,7 +190,7 @@ def test_masks_are_cached_with_their_images(scenes):
 # ---- points
 
 @register
-class PointsList(FloatList):
+class PlainPoints(FloatList):
     kind, spatial = 'points', True
     def open(self, item): return torch.tensor(item, dtype=torch.float32)
     # pixels to -1…1, align_corners=False
@@ -206,7 +206,7 @@ def centre(root):
     return lambda p: [[(b[0] + b[2] - 1)/2, (b[1] + b[3] - 1)/2] for b in boxes[p.name][-1:]]
 
 def points(scenes, tfms=None, tfm_y=True, workers=0, size=(H, W)):
-    return split(scenes).label_from_func(centre(scenes), PointsList).transform(
+    return split(scenes).label_from_func(centre(scenes), PlainPoints).transform(
         tfms, size=size, tfm_y=tfm_y).databunch(bs=18, num_workers=workers, seed=1)
 
 def value_at(xb, p): return F.grid_sample(xb, p[:, :, None], mode='nearest', align_corners=False)[:, :, 0, 0]
@@ -240,7 +240,7 @@ def test_points_of_a_turned_photograph_are_those_of_the_upright_image(tmp_path, 
     exif[0x0112] = 6
     for i in range(4): im.save(tmp_path/f'{i}{ending}', exif=exif)
     data = ImageList.from_folder(tmp_path).split_by_func(lambda p: p.stem > '1').label_from_func(lambda p: [
-        [32.5, 51.5]], PointsList).transform(size=(60, 40), tfm_y=True, cache=cache).databunch(bs=2, seed=1)
+        [32.5, 51.5]], PlainPoints).transform(size=(60, 40), tfm_y=True, cache=cache).databunch(bs=2, seed=1)
     for xb, yb in (*data.train_dl, *data.valid_dl):
         assert (xb.shape[2:] == (60, 40)
                 and torch.allclose(yb, torch.tensor([66/40 - 1, 104/60 - 1]).expand_as(yb), atol=1e-6))

@@ -2,7 +2,9 @@
 import json, os, re, subprocess, sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.launch
 
@@ -96,3 +98,24 @@ def test_multilabel_trains_on_a_folder_of_one_s_own(tmp_path):
     from exp.inference import load_predictor
     answer = load_predictor(tmp_path/'tags.pth').predict(tmp_path/'my pictures'/'3.png')
     assert set(answer.label) <= {'red sky', 'Wasser'}
+
+def test_keypoints_learns_from_the_stand_in_and_exports(tmp_path):
+    done = run('train_keypoints.py', '--arch', 'small', '--size', 48, '--epochs', 1, '--animals', 10,
+               '--export', tmp_path/'mice.pth')
+    assert done.returncode == 0, done.stderr
+    assert '40 pictures to learn from, 10 held out; points: snout, left_ear' in done.stdout, done.stdout
+    assert re.search(r'[\d.]+ px of 48 on 10 pictures \(stand-in\)', done.stdout)
+    assert (tmp_path/'mice.pth').is_file()
+
+def test_keypoints_learns_from_a_folder_of_ones_own(tmp_path):
+    rows = ['file,nose_x,nose_y,left_eye_x,left_eye_y']
+    for i in range(20):
+        pixels = np.random.default_rng(i).integers(0, 255, (40, 60, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path/f'{i:02}.png')
+        rows.append(f'{i:02}.png,{10 + i},20,,' if i % 3 else f'{i:02}.png,{10 + i},20,30,5')
+    (tmp_path/'table.csv').write_text('\n'.join(rows))
+    done = run('train_keypoints.py', tmp_path, '--table', 'table.csv', '--arch', 'small', '--size', 32, 48,
+               '--epochs', 1, '--bs', 4, '--export', tmp_path/'mine.pth')
+    assert done.returncode == 0, done.stderr
+    assert '16 pictures to learn from, 4 held out; points: nose, left_eye' in done.stdout, done.stdout
+    assert '(yours)' in done.stdout and (tmp_path/'mine.pth').is_file()
