@@ -1,5 +1,5 @@
-"""A U-Net stands on any body, for any number of channels and any size of image, odd ones too; it starts without
-a pattern, trains in three groups, and survives copies, files and several threads."""
+"""A U-Net stands on any body, for any number of channels and any size of image, odd ones too; it starts
+without a pattern, trains in three groups, and survives copies, files and several threads."""
 import copy, functools, threading
 
 import numpy as np
@@ -183,7 +183,8 @@ def test_what_cannot_be_is_said(what):
     if what == 'shape': data, how, word = make_data((x[:, 0], y), None, bs=4), {}, 'c×h×w'
     if what == 'classes': data, how, word = make_data((x, y), None, bs=4), {}, 'c='
     if what == 'small': data, how, word = tiny_data(size=(16, 16)), dict(arch=alexnet), 'too small'
-    with pytest.raises(ValueError, match=word): create_unet(data, **{'arch': tiny_net, 'pretrained': False, **how})
+    how = {'arch': tiny_net, 'pretrained': False, **how}
+    with pytest.raises(ValueError, match=word): create_unet(data, **how)
 
 # ---- copies, files, threads
 
