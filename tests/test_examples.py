@@ -69,7 +69,8 @@ def test_imagenette_trains_with_two_processes(tmp_path):
     assert [r['processes'] for r in results(tmp_path/'results.jsonl')] == [2]
 
 def test_segmentation_trains_on_streets_and_on_a_folder_and_exports(tmp_path):
-    small = '--epochs', 1, 1, '--size', 32, 48, '--arch', 'resnet18', '--scratch', '--export', tmp_path/'a.pth'
+    small = ('--epochs', 1, 1, '--size', 32, 48, '--arch', 'resnet18', '--scratch', '--export',
+             tmp_path/'a.pth')
     done = run('train_segmentation.py', *small, '--images', 24, '--opt', 'adam')
     assert done.returncode == 0, done.stderr
     assert re.search(r'[\d.]+ % of the pixels right, mean IoU [\d.]+, on 4 validation images', done.stdout)
