@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STREET', 'street_scene', 'write_streets', 'code_colours', 'full_palette', 'code_number', 'MaskProcessor', 'open_mask',
-           'image_of_codes', 'codes_of_colours', 'MaskList', 'numbers_in', 'ConfusionMetric', 'MeanIoU', 'Dice',
+           'image_of_codes', 'codes_of_colours', 'numbers_in', 'MaskList', 'ConfusionMetric', 'MeanIoU', 'Dice',
            'PixelAccuracy', 'WeightedCrossEntropy', 'FocalLoss', 'DiceLoss']
 
 # %% ../nbs/26_segmentation.ipynb #26000002
@@ -50,7 +50,6 @@ def _sign(rng, canvas, x, foot, size):
     if rng.rand() < 0.6: canvas.put('ellipse', [(x - r, top - r), (x + r, top + r)], colour, 'sign')
     else: canvas.put('polygon', [(x, top - r), (x - r, top + r), (x + r, top + r)], colour, 'sign')
 
-# %% ../nbs/26_segmentation.ipynb #26000009
 def _tree(rng, canvas, x, foot, size):
     high, leaves = size*rng.uniform(0.7, 1.2), np.array([rng.uniform(30, 190), rng.uniform(70, 150), 40])
     canvas.put('rectangle', [(x - 0.05*size, foot - high), (x + 0.05*size, foot)], (80, 55, 35), 'tree')
@@ -70,7 +69,7 @@ def _car(rng, canvas, x, foot, size):
         r = 0.16*size
         canvas.put('ellipse', [(wheel - r, foot - 2*r), (wheel + r, foot)], (30,)*3, 'car')
 
-# %% ../nbs/26_segmentation.ipynb #2600000b
+# %% ../nbs/26_segmentation.ipynb #2600000a
 def _noise(rng, h, w, grain):
     "Smooth random numbers about 0, h×w×1, in spots of `grain` pixels."
     few = rng.normal(0, 1, (h//grain + 2, w//grain + 2)).astype(np.float32)
@@ -97,7 +96,7 @@ def _houses(rng, canvas, h, w, horizon):
                     canvas.put('rectangle', [(left, high), (left + step/2, high + 0.7*step)], glass)
         x += wide*rng.uniform(0.8, 1.3)
 
-# %% ../nbs/26_segmentation.ipynb #2600000c
+# %% ../nbs/26_segmentation.ipynb #2600000b
 def _road(rng, canvas, h, w, horizon):
     "Draws a road. Returns a function of the depth, 0 far and 1 near: (its middle, half of its width)."
     (far, near), half = rng.uniform((0.35, 0.3), (0.65, 0.7))*w, rng.uniform((0.02, 0.3), (0.08, 0.6))*w
@@ -110,7 +109,7 @@ def _road(rng, canvas, h, w, horizon):
         canvas.put('polygon', [(x, horizon + (h - horizon)*y) for x, y in line], (230, 225, 200))
     return at
 
-# %% ../nbs/26_segmentation.ipynb #2600000e
+# %% ../nbs/26_segmentation.ipynb #2600000d
 # size near to us, and how many at most
 _THINGS = (_tree, 0.75, 4), (_car, 0.4, 4), (_person, 0.5, 4), (_sign, 0.5, 3)
 
@@ -132,7 +131,6 @@ def street_scene(
         draw(rng, canvas, x, horizon + (h - horizon)*s, tall*h*(0.2 + 0.8*s))
     return _lit(rng, canvas, size)
 
-# %% ../nbs/26_segmentation.ipynb #2600000f
 def _lit(rng, canvas, size):
     pixels, mask = np.asarray(canvas.image, np.float32), np.asarray(canvas.mask)
     for code, grain, strength in ('road', 3, 8), ('building', 5, 7), ('tree', 4, 22):
@@ -147,7 +145,7 @@ def _lit(rng, canvas, size):
     mask[border] = 255
     return image, mask
 
-# %% ../nbs/26_segmentation.ipynb #26000011
+# %% ../nbs/26_segmentation.ipynb #2600000f
 def write_streets(
     folder,           # made if it is not there
     n: int = 240,     # images
@@ -183,7 +181,7 @@ def full_palette(colours):
     "256 colours as PIL wants them, white after those given: PNG would cut off the bits of higher numbers."
     return [v for c in [*colours, *[(255,)*3]*256][:256] for v in c]
 
-# %% ../nbs/26_segmentation.ipynb #2600001b
+# %% ../nbs/26_segmentation.ipynb #26000019
 def code_number(
     codes, # names of classes
     code,  # a name, or a number
@@ -213,7 +211,7 @@ class MaskProcessor(Processor):
         if self.classes is None:
             raise ValueError('masks need codes, the names of their numbers: partial(MaskList, codes=[…])')
 
-# %% ../nbs/26_segmentation.ipynb #2600001d
+# %% ../nbs/26_segmentation.ipynb #2600001b
 def open_mask(
     item,         # a path, bytes, a PIL image; an array or tensor of whole numbers, h×w
     path='.',     # the folder that file names start from
@@ -231,7 +229,7 @@ def open_mask(
         raise ValueError(f'it is in colour (mode {im.mode}); give colours=[…], one for each code')
     return image_of_codes(codes_of_colours(a[..., :3], colours))
 
-# %% ../nbs/26_segmentation.ipynb #2600001e
+# %% ../nbs/26_segmentation.ipynb #2600001c
 def image_of_codes(
     a, # whole numbers, h×w
 ) -> Image.Image:
@@ -254,7 +252,14 @@ def codes_of_colours(
         raise ValueError(f'the colour {tuple(a[odd][0].tolist())} is no code\'s')
     return place
 
-# %% ../nbs/26_segmentation.ipynb #26000020
+# %% ../nbs/26_segmentation.ipynb #2600001e
+def numbers_in(
+    m, # a PIL image of numbers
+) -> list:
+    "Which numbers occur in a mask."
+    if m.mode in ('L', 'P'): return [i for i, n in enumerate(m.histogram()) if n]
+    return np.unique(np.asarray(m)).tolist()
+
 @register
 class MaskList(LabelList):
     "A class for each pixel, int64: files of numbers or with a palette, images, arrays."
@@ -294,36 +299,7 @@ class MaskList(LabelList):
             raise error from None
         return m
 
-# %% ../nbs/26_segmentation.ipynb #26000021
-def numbers_in(
-    m, # a PIL image of numbers
-) -> list:
-    "Which numbers occur in a mask."
-    if m.mode in ('L', 'P'): return [i for i, n in enumerate(m.histogram()) if n]
-    return np.unique(np.asarray(m)).tolist()
-
-# %% ../nbs/26_segmentation.ipynb #26000022
-@patch
-def relate(self: MaskList, mask, x):
-    "`ValueError` for a mask of another shape than its image."
-    (w, h), (width, height) = mask.size, getattr(x, 'size', mask.size)
-    if abs(w*height/(h*width) - 1) > 0.02:
-        raise ValueError(f'the mask is {w}×{h} pixels, and its image {width}×{height}; they should show the '
-                         'same')
-    return mask
-
-@patch
-def counts(self: MaskList):
-    "How many pixels the masks have of each code, as a column of pandas; without codes, of each number."
-    import pandas as pd
-    total = {}
-    for item in self.items:
-        numbers, n = np.unique(np.asarray(open_mask(item, self.path, self.codes.colours)), return_counts=True)
-        for i, k in zip(numbers.tolist(), n.tolist()): total[i] = total.get(i, 0) + k
-    if self.classes is None: return pd.Series(total).sort_index()
-    return pd.Series({code: total.get(i, 0) for i, code in enumerate(self.classes)})
-
-# %% ../nbs/26_segmentation.ipynb #26000024
+# %% ../nbs/26_segmentation.ipynb #26000020
 @patch
 def palette(self: MaskList):
     "A colour for each code: those given, or ours."
@@ -365,7 +341,28 @@ def legend(self: MaskList, fig):
     fig.legend(handles=patches, loc='center left', bbox_to_anchor=(1, 0.5), fontsize=9,
                ncols=1 + (len(patches) - 1)//16)
 
-# %% ../nbs/26_segmentation.ipynb #2600003e
+# %% ../nbs/26_segmentation.ipynb #26000034
+@patch
+def relate(self: MaskList, mask, x):
+    "`ValueError` for a mask of another shape than its image."
+    (w, h), (width, height) = mask.size, getattr(x, 'size', mask.size)
+    if abs(w*height/(h*width) - 1) > 0.02:
+        raise ValueError(f'the mask is {w}×{h} pixels, and its image {width}×{height}; they should show the '
+                         'same')
+    return mask
+
+@patch
+def counts(self: MaskList):
+    "How many pixels the masks have of each code, as a column of pandas; without codes, of each number."
+    import pandas as pd
+    total = {}
+    for item in self.items:
+        numbers, n = np.unique(np.asarray(open_mask(item, self.path, self.codes.colours)), return_counts=True)
+        for i, k in zip(numbers.tolist(), n.tolist()): total[i] = total.get(i, 0) + k
+    if self.classes is None: return pd.Series(total).sort_index()
+    return pd.Series({code: total.get(i, 0) for i, code in enumerate(self.classes)})
+
+# %% ../nbs/26_segmentation.ipynb #2600003b
 class ConfusionMetric(Metric):
     """A metric of the pixels that count, by class: counts of (truth, prediction), added up over all batches.
 
@@ -405,7 +402,7 @@ class ConfusionMetric(Metric):
         "The mean over the classes that occurred."
         return self.per_class().mean()
 
-# %% ../nbs/26_segmentation.ipynb #2600003f
+# %% ../nbs/26_segmentation.ipynb #2600003c
 class MeanIoU(ConfusionMetric):
     "Intersection over union of truth and prediction of each class, averaged over classes."
     name = 'mean_iou'
@@ -422,7 +419,7 @@ class PixelAccuracy(ConfusionMetric):
         "Over all pixels that count."
         return self.counts.diagonal().sum().double()/self.counts.sum()
 
-# %% ../nbs/26_segmentation.ipynb #26000052
+# %% ../nbs/26_segmentation.ipynb #2600004f
 @register
 class WeightedCrossEntropy(CrossEntropy):
     "Cross-entropy in which each class has a weight, as `nn.CrossEntropyLoss`: means are over the weights."
@@ -467,7 +464,7 @@ class FocalLoss(WeightedCrossEntropy):
         ce = CrossEntropy.elements(self, pred, yb)
         return self.weighed((1 - (-ce).exp())**self.gamma*ce, yb)
 
-# %% ../nbs/26_segmentation.ipynb #26000053
+# %% ../nbs/26_segmentation.ipynb #26000050
 @register
 class DiceLoss(Loss):
     """1 − dice of the probabilities, a mean over the classes that occur in an item (Milletari et al. 2016,
