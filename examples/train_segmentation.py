@@ -5,7 +5,8 @@
 
 FOLDER holds `images`, `masks` and `codes.txt`, a name in each line, in the order of the numbers in the masks.
 A mask has its image's name, with --suffix before the ending, and is a PNG: grey or with a palette, a number
-for each pixel. `valid.txt`, where there is one, names the images to judge by; else a fifth is drawn.
+for each pixel; or black and white, with two codes and --black-white. `valid.txt`, where there is one, names
+the images for validation; else a fifth is drawn.
 Images of half the size come first, then those of the whole size, with the same weights.
 """
 import argparse, importlib.util, json, tempfile, time
@@ -31,6 +32,7 @@ def arguments():
     p.add_argument('--masks', default='masks', help='the name of the folder with masks')
     p.add_argument('--suffix', default='', help="between a mask's name and its ending, as _P")
     p.add_argument('--void', help='name or number of what does not count (drawn streets: 255)')
+    p.add_argument('--black-white', action='store_true', help='two codes, 0 and 255 in the masks')
     p.add_argument('--arch', choices=ARCHS, default='efficientnet_lite0')
     p.add_argument('--scratch', action='store_true', help='without published weights')
     p.add_argument('--size', type=int, nargs=2, default=(96, 128), metavar=('HEIGHT', 'WIDTH'))
@@ -52,7 +54,8 @@ def bunch(args, folder, codes, void, size):
              else items.split_random(seed=args.seed))
     def mask_of(p): return folder/args.masks/f'{p.stem}{args.suffix}.png'
     tfms = get_transforms(max_rotate=0, max_warp=0, max_zoom=1.3)
-    return (split.label_from_func(mask_of, partial(MaskList, codes=codes, void=void))
+    colours = [(0, 0, 0), (255, 255, 255)] if args.black_white else None
+    return (split.label_from_func(mask_of, partial(MaskList, codes=codes, void=void, colours=colours))
             .transform(tfms, size=size, cache=True).databunch(bs=args.bs))
 
 def class_weights(masks, balance):

@@ -9,13 +9,13 @@ __all__ = ['STREET', 'street_scene', 'write_streets', 'code_colours', 'full_pale
 
 # %% ../nbs/26_segmentation.ipynb #26000002
 import os
+from numbers import Integral
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from .core import check_real, patch, user_path
+from .core import check_real, patch, user_path, widen
 from .data_block import LabelList, Processor
 from .image_cache import ImageError, open_image
 from .losses import CrossEntropy, Loss
@@ -173,7 +173,8 @@ def code_colours(
     "Colours that can be told apart, as far as `n` allows."
     from matplotlib import colormaps
     from matplotlib.colors import hsv_to_rgb
-    if n <= 20: table = [colormaps['tab10' if n <= 10 else 'tab20'](i)[:3] for i in range(n)]
+    if n <= 10: table = [colormaps['tab10'](i)[:3] for i in (0, 1, 2, 3, 4, 5, 8, 9, 6, 7)[:n]]   # pink late
+    elif n <= 20: table = [colormaps['tab20'](i)[:3] for i in range(n)]
     else: table = [hsv_to_rgb((i*0.618 % 1, 0.9 - 0.2*(i % 3), 1 - 0.25*(i % 4))).tolist() for i in range(n)]
     return [tuple(round(255*v) for v in c) for c in table]
 
@@ -197,7 +198,7 @@ class MaskProcessor(Processor):
     def __init__(self,
         codes=None,   # names of the classes, in the order of their numbers
         void=None,    # of pixels that do not count: a code's name, or a number, also one that is no code's
-        colours=None, # (red, green, blue) of each code: for masks in colour, and for drawing
+        colours=None, # (red, green, blue) of each code: for masks in colour or grey, and for drawing
     ):
         self.classes = None if codes is None else [str(code) for code in codes]
         self.void = None if void is None else code_number(self.classes or (), void)
@@ -215,12 +216,17 @@ class MaskProcessor(Processor):
 def open_mask(
     item,         # a path, bytes, a PIL image; an array or tensor of whole numbers, h×w
     path='.',     # the folder that file names start from
-    colours=None, # (red, green, blue) of each number, for images in colour
+    colours=None, # (red, green, blue) of each number, for images in colour, or in black and white
 ):                # a PIL image with a number for each pixel
-    "The numbers in a mask: as they are, the places in a palette, or those of its colours."
+    """The numbers in a mask: as they are, the places in a palette, or those of its colours.
+
+    A palette, or greys, whose colours are all among `colours` stand for those."""
     if isinstance(item, (np.ndarray, torch.Tensor)): return image_of_codes(np.asarray(item))
     im = open_image(item, path)
     a = np.asarray(im)
+    if colours is not None and (im.mode == 'P' or im.mode == 'L' and all(len(set(c)) == 1 for c in colours)):
+        try: return image_of_codes(codes_of_colours(np.asarray(im.convert('RGB')), colours))
+        except ValueError: pass   # others than the codes' colours: its numbers are the codes
     if im.mode in ('L', 'P', 'I', 'I;16'): return im
     if im.mode in ('1', 'F'): return image_of_codes(a)
     if im.mode in ('LA', 'PA') or colours is None and (a[..., :3] == a[..., :1]).all():
@@ -289,9 +295,13 @@ class MaskList(LabelList):
         "A PIL image of numbers. `ImageError` names a file with others than codes."
         try:
             m = open_mask(item, self.path, self.codes.colours)
-            if odd := sorted(set(numbers_in(m)) - set(range(self.c)) - {self.codes.void}):
+            numbers = numbers_in(m)
+            if odd := sorted(set(numbers) - set(range(self.c)) - {self.codes.void}):
+                remedy = 'give all codes, or void=… for what does not count'
+                if odd == [255] and self.c == 2 and 1 not in numbers:
+                    remedy = 'for black and white give colours=[(0, 0, 0), (255, 255, 255)]'
                 raise ValueError(f'it holds {", ".join(map(str, odd[:5]))}, and there are codes for 0 to '
-                                 f'{self.c - 1}; give all codes, or void=… for what does not count')
+                                 f'{self.c - 1}; {remedy}')
         except (ImageError, FileNotFoundError): raise
         except ValueError as e:
             error = ImageError(f'the mask {self.name_of(item)}: {e}')
@@ -329,7 +339,7 @@ def show(self: MaskList, obj, ax, title=None):
     known = (y >= 0) & (y < self.c) & (y != (-1 if self.codes.void is None else self.codes.void))
     colours = np.array(self.palette())/255
     ax.imshow(np.dstack([colours[np.where(known, y, 0)], np.where(known, 0.6, 0)]))
-    if title: ax.set_title(title, fontsize=8, parse_math=False)
+    if title: ax.set_title(title, fontsize=9, parse_math=False)
     ax.axis('off')
 
 @patch
@@ -373,17 +383,18 @@ class ConfusionMetric(Metric):
         void=None,   # of pixels that do not count: names or numbers of codes, one or several
     ):
         super().__init__()
-        self.codes = list(map(str, range(codes))) if isinstance(codes, int) else list(map(str, codes))
-        given = [] if void is None else [void] if isinstance(void, (str, int)) else list(void)
+        self.codes = list(map(str, range(codes))) if isinstance(codes, Integral) else list(map(str, codes))
+        given = [] if void is None else [void] if isinstance(void, (str, Integral)) else list(void)
         self.void = [code_number(self.codes, v) for v in given]
         self.add_state('counts', torch.zeros(len(self.codes), len(self.codes), dtype=torch.int64), 'sum')
 
     def update(self, pred, yb):
         "Scores n×classes×…, and numbers n×…; `ValueError` for another number of classes."
         c = len(self.codes)
-        if pred.shape[1] != c or pred.shape[2:] != yb.shape[1:]:
+        if pred.shape[1] != c or pred[:, 0].shape != yb.shape:
             raise ValueError(f'{self.name} of {c} codes needs predictions n×{c}×h×w and targets n×h×w, not '
                              f'{tuple(pred.shape)} and {tuple(yb.shape)}')
+        yb = yb.long()   # of bytes, yb*c would not fit
         counts = (yb >= 0) & (yb < c)
         for v in self.void: counts &= yb != v
         place = (yb*c + pred.argmax(1)).where(counts, c*c).flatten()   # c·c: what does not count
@@ -393,7 +404,7 @@ class ConfusionMetric(Metric):
     def per_class(self):
         "A value for each class that counts, as a column of pandas; NaN for one that never occurred."
         import pandas as pd
-        counts = self.counts.double().cpu()
+        counts = self.counts.cpu().double()
         values = self.by_class(counts.diagonal(), counts.sum(1), counts.sum(0))
         return pd.Series({code: v for i, (code, v) in enumerate(zip(self.codes, values.tolist()))
                           if i not in self.void}, name=self.name)
@@ -417,7 +428,8 @@ class PixelAccuracy(ConfusionMetric):
     def by_class(self, right, truth, said): return right/truth
     def compute(self):
         "Over all pixels that count."
-        return self.counts.diagonal().sum().double()/self.counts.sum()
+        counts = self.counts.cpu().double()
+        return counts.diagonal().sum()/counts.sum()
 
 # %% ../nbs/26_segmentation.ipynb #2600004f
 @register
@@ -434,11 +446,15 @@ class WeightedCrossEntropy(CrossEntropy):
 
     def elements(self, pred, yb):
         "The cross-entropy of each target, times its class's weight."
-        return self.weighed(super().elements(pred, yb), yb)
+        return self.weighed(super().elements(pred, yb), pred, yb)
 
-    def weighed(self, values, yb):
+    def weighed(self, values, pred, yb):
         "`values` times the weights of their targets' classes."
-        return values if self.weight is None else values*self.mask(yb)
+        if self.weight is None: return values
+        if len(self.weight) != pred.shape[self.dim]:
+            raise ValueError(f'{len(self.weight)} weights for {pred.shape[self.dim]} classes; give one for '
+                             'each')
+        return values*self.mask(yb)
 
     def mask(self, yb):
         "What each target counts."
@@ -462,7 +478,8 @@ class FocalLoss(WeightedCrossEntropy):
     def elements(self, pred, yb):
         "The focal loss of each target."
         ce = CrossEntropy.elements(self, pred, yb)
-        return self.weighed((1 - (-ce).exp())**self.gamma*ce, yb)
+        wrong = (-torch.expm1(-ce)).clamp(min=1e-8)   # 1 − p; at 0, a root would have no slope
+        return self.weighed(wrong**self.gamma*ce, pred, yb)
 
 # %% ../nbs/26_segmentation.ipynb #26000050
 @register
@@ -481,13 +498,18 @@ class DiceLoss(Loss):
         return values if self.reduction == 'none' else getattr(values, self.reduction)()
 
     def items(self, pred, yb):
-        "One number for each item."
+        "One number for each item. `ValueError` for targets of another shape."
+        if pred[:, 0].shape != yb.shape:
+            raise ValueError(f'DiceLoss needs predictions n×classes×… and targets n×…, not '
+                             f'{tuple(pred.shape)} and {tuple(yb.shape)}')
         yb = yb.flatten(1).long()
         counts = yb == yb if self.ignore_index is None else yb != self.ignore_index
-        p = self.activation(pred).flatten(2)*counts[:, None]
-        truth = F.one_hot(yb.where(counts, 0), pred.shape[1]).mT*counts[:, None]
-        both, sizes, there = (p*truth).sum(2), p.sum(2) + truth.sum(2), truth.any(2)
-        return ((1 - 2*both/sizes.clamp(min=1e-9))*there).sum(1)/there.sum(1).clamp(min=1)
+        y, p = yb.where(counts, 0), self.activation(widen(pred)).flatten(2)*counts[:, None]
+        none = p.new_zeros(p.shape[:2])   # items × classes
+        both = none.scatter_add(1, y, p.gather(1, y[:, None])[:, 0])
+        truth = none.scatter_add(1, y, counts.to(p.dtype))
+        dice = 2*both/(p.sum(2) + truth).clamp(min=1e-9)
+        return ((1 - dice)*(truth > 0)).sum(1)/(truth > 0).sum(1).clamp(min=1)
 
     def count(self, yb): return len(yb)
     activation, decode = staticmethod(CrossEntropy().activation), staticmethod(CrossEntropy().decode)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from .dataloader import as_bunch
-from .hooks import Hooks
 from .layers import conv_layer, init_cnn
 from .learner import Learner
 from .specs import register
@@ -32,13 +31,17 @@ def find_halvings(
     body: nn.Module,
     ni: int = 3,     # channels of its images
 ) -> list:           # of (place among `layers_of(body)`, channels that go in, how many times smaller it gets)
-    "The layers that make the map smaller, found by a run on an image without numbers."
-    body, found = copy.deepcopy(body).to('meta').eval(), []
-    layers = layers_of(body)
-    def look(hook, layer, inp, outp):
-        scale = round(inp[0].shape[-1]/outp.shape[-1])
-        if scale > 1: found.append((layers.index(layer), inp[0].shape[1], scale))
-    with Hooks(layers, look): body(torch.empty(1, ni, 512, 512, device='meta'))
+    """The layers that make the map smaller, found by a run on an image without numbers.
+
+    `ValueError` where rows and columns do not become fewer alike."""
+    found, x = [], torch.empty(1, ni, 512, 512, device='meta')
+    for place, layer in enumerate(layers_of(copy.deepcopy(body).to('meta').eval())):
+        before, x = x, layer(x)
+        rows, columns = (round(a/b) for a, b in zip(before.shape[-2:], x.shape[-2:]))
+        if rows != columns:
+            raise ValueError(f'layer {place}, {type(layer).__name__}, leaves one of {rows} rows and one of '
+                             f'{columns} columns; a U-Net needs the same stride for both')
+        if rows > 1: found.append((place, before.shape[1], rows))
     return found
 
 # %% ../nbs/26b_unet.ipynb #26b0000c
@@ -111,7 +114,8 @@ class WayUp(nn.Module):
 class Unet(nn.Module):
     """A body, and a way back up to its image's size with copies across (Ronneberger et al. 2015, 1505.04597).
 
-    What goes into each layer that makes the map smaller is kept for the way up. `ValueError` if none does."""
+    What goes into each layer that makes the map smaller is kept for the way up. `ValueError` if none does, or
+    one by more than 4 at once. The layers run one by one: a hook on the body itself is not called."""
     def __init__(self,
         body: nn.Module, # nested `nn.Sequential`s
         c: int,          # channels that come out: classes, or 3 for a picture
@@ -120,9 +124,9 @@ class Unet(nn.Module):
         super().__init__()
         ni = next(m for m in body.modules() if isinstance(m, nn.Conv2d)).in_channels
         found = find_halvings(body, ni)
-        if not found:
-            raise ValueError('no layer of this body makes the map smaller; its parts should follow each '
-                             'other in nn.Sequential')
+        if not found or max(scale for *_, scale in found) > 4:
+            raise ValueError('no layer of this body makes the map 2 to 4 times smaller, or one makes it much '
+                             'smaller at once; its parts should follow each other in nn.Sequential')
         self.body, self.places = body, [place for place, _, _ in found]
         copies = [(channels, scale) for _, channels, scale in found]
         self.head = WayUp(count_maps(body, (ni, 512, 512)), copies, c, width)
@@ -149,6 +153,8 @@ def create_unet(
     """A learner of a `Unet` on an architecture's body, in three layer groups: the body's halves, the way up.
 
     Images of a `databunch()` that are not normalised yet get the statistics of the published weights."""
+    if isinstance(arch, nn.Module) and not pretrained:
+        raise ValueError('pretrained=False with a trained network; give the function that makes it')
     data = as_bunch(data, 'train_dl')
     shape, c = tuple(data.one_batch()[0].shape[1:]), data.c if c is None else c
     if len(shape) != 3: raise ValueError(f'these items have shape {shape}; create_unet takes images of c×h×w')

@@ -81,6 +81,17 @@ def test_segmentation_trains_on_streets_and_on_a_folder_and_exports(tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'on 2 validation images' in done.stdout and (tmp_path/'a.pth').is_file()
 
+def test_segmentation_takes_masks_in_black_and_white(tmp_path):
+    from PIL import Image
+    from exp.segmentation import write_streets
+    folder = write_streets(tmp_path/'own', 12, 2, (32, 48))
+    (folder/'codes.txt').write_text('other\nroad\n')
+    for p in (folder/'masks').iterdir(): Image.open(p).point(lambda i: 255*(i == 1), 'L').save(p)
+    done = run('train_segmentation.py', folder, '--black-white', '--epochs', 0, 1, '--size', 32, 48, '--arch',
+               'resnet18', '--scratch', '--export', tmp_path/'a.pth')
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'road +[\d.]+', done.stdout)
+
 def test_segmentation_names_a_number_that_is_no_code(tmp_path):
     from exp.segmentation import write_streets
     done = run('train_segmentation.py', write_streets(tmp_path/'own', 12, 2, (32, 48)), '--scratch')

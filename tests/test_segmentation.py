@@ -129,6 +129,31 @@ def test_a_mask_in_colours_needs_the_colours_of_its_codes(tmp_path):
     masks = MaskList(['m.png'], tmp_path, codes=CODES, colours=[(1, 2, 3), *COLOURS[1:]])
     with pytest.raises(ImageError, match=r'\(0, 0, 0\)'): masks.get(0)
 
+def test_black_and_white_masks_need_colours_and_say_so(tmp_path):
+    m = np.array([[0, 255], [255, 0]], np.uint8)
+    Image.fromarray(m).save(tmp_path/'m.png')
+    with pytest.raises(ImageError, match=r'm\.png.*255.*colours=\[\(0, 0, 0\), \(255, 255, 255\)\]'):
+        MaskList(['m.png'], tmp_path, codes=['no', 'yes']).get(0)
+    for colours, right in ((((0,)*3, (255,)*3), m > 0), (((255,)*3, (0,)*3), m == 0)):
+        masks = MaskList(['m.png', m.copy()//255], tmp_path, codes=['no', 'yes'], colours=colours)
+        assert_eq(np.asarray(masks.get(0)).astype(int), right.astype(int))
+        assert_eq(masks.get(1).mode, 'L')
+    numbers = Image.fromarray(np.array([[0, 1]], np.uint8))   # colours for drawing only
+    masks = MaskList([numbers], codes=['no', 'yes'], colours=[(0,)*3, (255,)*3])
+    assert_eq(np.asarray(masks.get(0)).astype(int), np.array([[0, 1]]))
+
+def test_a_palette_with_the_colours_of_the_codes_stands_for_them_in_any_order(tmp_path):
+    rgb = Image.fromarray(np.array(COLOURS, np.uint8)[NUMBERS])
+    for im in (rgb.quantize(), rgb.convert('P', palette=Image.Palette.ADAPTIVE)):
+        im.save(tmp_path/'m.png')
+        assert Image.open(tmp_path/'m.png').mode == 'P'
+        masks = MaskList(['m.png'], tmp_path, codes=CODES, colours=COLOURS)
+        assert_eq(np.asarray(masks.get(0)).astype(int), NUMBERS)
+        assert_eq(masks.counts().tolist(), [2, 2, 2])
+    save_mask(NUMBERS.astype(np.uint8), tmp_path/'m.png')   # other colours: its numbers are the codes
+    masks = MaskList(['m.png'], tmp_path, codes=CODES, colours=[(1, 2, 3), *COLOURS[1:]])
+    assert_eq(np.asarray(masks.get(0)).astype(int), NUMBERS)
+
 @pytest.mark.parametrize('item', [NUMBERS + 0.5, np.zeros((2, 3, 3), int), np.zeros(4, int)])
 def test_an_array_that_is_no_mask_is_refused(item):
     with pytest.raises(ValueError, match='mask'): image_of_codes(item)
@@ -284,6 +309,16 @@ def test_several_codes_may_be_left_out():
     metric.update(pred, y)
     assert_close(metric.compute(), ((pred.argmax(1) == y) & (y == 1)).sum()/(y == 1).sum(), 1e-7)
 
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_targets_of_any_whole_numbers_count_the_same(dtype):
+    pred, y = random_case(1, c=40)
+    for cls in (MeanIoU, Dice, PixelAccuracy):
+        found, right = cls(np.int64(40), np.int64(3)), cls(40, 3)
+        found.update(pred, y.to(dtype))
+        right.update(pred, y)
+        assert_eq(found.counts, right.counts)
+        assert_eq(float(found.compute()), float(right.compute()))
+
 def test_a_metric_counts_over_ranks_and_types():
     pred, y = random_case(2)
     whole, parts = MeanIoU(4), [MeanIoU(4), MeanIoU(4)]
@@ -295,7 +330,7 @@ def test_a_metric_counts_over_ranks_and_types():
     assert isinstance(whole, ConfusionMetric) and whole._how == {'counts': 'sum'}
 
 @pytest.mark.parametrize('pred,y', [((2, 3, 4, 4), (2, 4, 4)), ((2, 4, 4, 4), (2, 4, 5)),
-                                    ((2, 4), (2, 4, 4))])
+                                    ((2, 4), (2, 4, 4)), ((4, 4, 5, 5), (1, 5, 5))])
 def test_a_metric_refuses_other_shapes(pred, y):
     pred, y = torch.zeros(pred), torch.zeros(y).long()
     with pytest.raises(ValueError, match='4 codes'): MeanIoU(4).update(pred, y)
@@ -328,6 +363,23 @@ def test_focal_loss_is_its_formula_and_forgives_what_is_right():
     assert_close(FocalLoss(2.)(pred, y), (-(1 - p)**2*p.log()).mean(), 1e-5)
     sure = F.one_hot(y, 4).movedim(-1, 1)*5.
     assert FocalLoss(2.)(sure, y) < CrossEntropy()(sure, y)/100
+
+def test_focal_loss_has_slopes_where_the_network_is_sure():
+    for gamma in (0.5, 1., 2.):
+        pred = torch.tensor([[40., 0.], [200., 0.]], requires_grad=True)
+        FocalLoss(gamma)(pred, torch.tensor([0, 0])).backward()
+        assert bool(pred.grad.isfinite().all())
+
+@pytest.mark.parametrize('loss', [FocalLoss(), DiceLoss(), WeightedCrossEntropy([1., 2., 3.])], ids=str)
+def test_scores_in_half_precision_cost_what_they_cost_in_full(loss):
+    pred, y = (torch.randn(2, 3, 64, 64)*10).half(), torch.randint(3, (2, 64, 64))
+    assert_close(loss(pred, y).float(), loss(pred.float(), y), 1e-4)
+
+def test_losses_refuse_other_shapes_and_other_numbers_of_weights():
+    pred, y = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+    for loss in (WeightedCrossEntropy([1.]*9), FocalLoss(2., [1.]*9)):
+        with pytest.raises(ValueError, match='9 weights for 3 classes'): loss(pred, y)
+    with pytest.raises(ValueError, match='DiceLoss'): DiceLoss()(pred, y[:, :2])
 
 @pytest.mark.parametrize('void', [None, 255])
 def test_dice_loss_is_its_formula(void):

@@ -85,6 +85,26 @@ def test_every_size_comes_back_as_it_went_in(h, w):
 def test_a_body_that_never_shrinks_or_is_no_sequential_is_refused():
     with pytest.raises(ValueError, match='Sequential'): Unet(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)), 2)
 
+class Own(nn.Module):
+    "A body with a forward of its own, in which its layers cannot be found."
+    def __init__(self):
+        super().__init__()
+        self.layers = create_body(resnet18_narrow)
+    def forward(self, x): return self.layers(x)
+
+resnet18_narrow = narrow(resnet18)
+
+def test_a_body_whose_layers_cannot_be_found_or_shrink_one_side_alone_is_refused():
+    with pytest.raises(ValueError, match='Sequential'): Unet(Own(), 2)
+    tall = nn.Sequential(nn.Conv2d(3, 4, 3, (2, 1), 1))
+    with pytest.raises(ValueError, match='layer 0, Conv2d.*2 rows.*1 columns'): Unet(tall, 2)
+
+def test_one_layer_may_be_used_twice():
+    pool = nn.MaxPool2d(2)
+    body = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), pool, nn.Conv2d(4, 6, 3, 1, 1), pool)
+    assert_eq(find_halvings(body), [(1, 4, 2), (3, 6, 2)])
+    assert_eq(tuple(Unet(body, 2, 4)(torch.randn(2, 3, 13, 18)).shape), (2, 2, 13, 18))
+
 @pytest.mark.parametrize('size', [(5, 7), (4, 9), (6, 6), (1, 1)])
 def test_a_map_is_fitted_by_cutting_or_repeating_its_end(size):
     x = torch.randn(2, 3, 5, 7)
@@ -177,12 +197,13 @@ def test_images_are_normalised_for_published_weights_and_pictures_as_targets_are
     assert any(isinstance(getattr(t, 'tfm', None), Normalize) for t in learn.data.batch_tfms[1])
     assert not any(isinstance(getattr(t, 'tfm', None), Normalize) for t in data.batch_tfms[1])
 
-@pytest.mark.parametrize('what', ['shape', 'classes', 'small'])
+@pytest.mark.parametrize('what', ['shape', 'classes', 'small', 'trained'])
 def test_what_cannot_be_is_said(what):
     x, y = tensors()
     if what == 'shape': data, how, word = make_data((x[:, 0], y), None, bs=4), {}, 'c×h×w'
     if what == 'classes': data, how, word = make_data((x, y), None, bs=4), {}, 'c='
     if what == 'small': data, how, word = tiny_data(size=(16, 16)), dict(arch=alexnet), 'too small'
+    if what == 'trained': data, how, word = tiny_data(), dict(arch=tiny_net()), 'pretrained=False'
     how = {'arch': tiny_net, 'pretrained': False, **how}
     with pytest.raises(ValueError, match=word): create_unet(data, **how)
 
