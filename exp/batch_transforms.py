@@ -411,6 +411,20 @@ def get_transforms(
               (max_lighting, RandomContrast(max_lighting, p=p_lighting))]
     return [t for yes, t in wanted if yes] + listify(xtra_tfms), []
 
+# %% ../nbs/17b_batch_transforms.ipynb #26000170
+@patch
+def mirrored(self: Learner, dl, keep):
+    "The mean of what `keep` makes of predictions for images and for their mirror images, and the targets."
+    before = self.data
+    (preds, targets), self.data = self.collected(dl, keep), copy.copy(before)
+    flip = lambda xb, yb, ctx: (xb.flip(-1), yb)
+    flip.on, flip.order = 'batch', math.inf
+    back = lambda pred: (pred if keep is None else keep(pred)).flip(-1)
+    try:
+        self.data.batch_tfms = ([], [*before.batch_tfms[1], flip])
+        return (preds + self.collected(dl, back)[0])/2, targets
+    finally: self.data = before
+
 # %% ../nbs/17b_batch_transforms.ipynb #d09cdfda
 @patch
 def tta(self: Learner,
@@ -422,14 +436,17 @@ def tta(self: Learner,
     act: bool = True,
 ):                      # (predictions, targets), tensors on the CPU
     """Test-time augmentation: predictions of a set as it is, and as training's random transforms show it,
-    averaged."""
+    averaged.
+
+    Where targets are masks or pictures, it is the mean over an image and its mirror image, mirrored back."""
     n, before = check_int(n=n, least=1), self.data
     keep = loss_parts(self.loss_func).activation if act else None
     with self.asking(dl) as dl:
         if not isinstance(dl, DataLoader): raise TypeError("tta needs exp's DataLoader")
-        if getattr(getattr(dl.ds, 'y', None), 'spatial', False):
+        dl, y = self.in_order(dl), getattr(dl.ds, 'y', None)
+        if getattr(y, 'spatial', False):
+            if y.kind in ('mask', 'image'): return self.mirrored(dl, keep)
             raise ValueError('these targets move with their images; means are not right, use get_preds')
-        dl = self.in_order(dl)
         batches = [list(as_ints(rows)) for rows in dl.plan()]   # the same for all passes
         how = dict(batch_sampler=batches, collate=dl.collate, num_workers=dl.num_workers)
         (preds, targets), total = self.collected(DataLoader(dl.ds, seed=dl.seed, **how), keep), 0.

@@ -78,6 +78,7 @@ class ItemList(ListContainer):
         ax.text(0.5, 0.5, self.text(obj), ha='center', va='center', wrap=True, fontsize=8, parse_math=False)
         ax.set_title(title or '', fontsize=8, parse_math=False)
         ax.axis('off')
+    def legend(self, fig): "What a figure of items needs once: the meaning of its colours."
 
 # %% ../nbs/13_data_block.ipynb #5b752f2a
 @patch

@@ -299,6 +299,7 @@ def _show_batch(self: Learner, batch, n, imsize, notes=None):
             x_list.show(x, ax, title=f'{truth}\n{words} {note}'.rstrip())
             if y is not None: ax.title.set_color('C2' if truth == words else 'C3')
     fig.tight_layout()
+    if beside: y_list.legend(fig)
 
 # %% ../nbs/16c_inference.ipynb #5a5f4ae2
 @patch

@@ -25,7 +25,9 @@ def item_means(values, mask=None):
     "One number for each item: the mean over the other dimensions, where `mask` is true if there is one."
     if values.ndim < 2: return values
     other = tuple(range(1, values.ndim))
-    return values.mean(other) if mask is None else values.sum(other)/mask.sum(other).clamp(min=1)
+    if mask is None: return values.mean(other)
+    count = mask.sum(other)
+    return values.sum(other)/count.where(count > 0, 1)
 
 # %% ../nbs/04_linear_models.ipynb #68979912
 class Loss:
@@ -42,7 +44,7 @@ class Loss:
         raise NotImplementedError(f'{type(self).__name__} should define elements(pred, yb)')
 
     def mask(self, yb):
-        "Which targets count: None for all of them, or a tensor of true and false."
+        "Which targets count: None for all of them, or a tensor of true and false, or of weights."
 
     def count(self, yb):
         "How many targets count: the weight of a batch's mean."
@@ -55,7 +57,9 @@ class Loss:
         if self.reduction == 'sum': return values.sum()
         mask = self.mask(yb)
         if self.reduction == 'none': return item_means(values, mask)
-        return values.mean() if mask is None else values.sum()/mask.sum().clamp(min=1)
+        if mask is None: return values.mean()
+        count = mask.sum()
+        return values.sum()/count.where(count > 0, 1)
 
     def activation(self, pred):
         "What the model's output stands for."

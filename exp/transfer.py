@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LITE0', 'imagenet_stats', 'PUBLISHED', 'SameConv2d', 'InvertedResidual', 'efficientnet_lite0', 'Published',
            'weights_file', 'published_for', 'load_published', 'first_conv', 'adapt_first_conv', 'create_body',
-           'count_maps', 'create_head', 'cnn_groups', 'create_cnn']
+           'count_maps', 'create_head', 'cnn_groups', 'stats_for', 'normalised', 'create_cnn']
 
 # %% ../nbs/24_transfer.ipynb #24000002
 import copy, http.client, importlib.util, warnings
@@ -274,14 +274,20 @@ def cnn_groups(
     return [parts[:half], parts[half:], model.head]
 
 # %% ../nbs/24_transfer.ipynb #24000049
-def _stats_for(stats, ni):
+def stats_for(
+    stats,   # (mean, std) for three channels
+    ni: int, # channels of the images
+):
     "Mean and std for `ni` channels: the first three have their own, all others the mean of the three."
     def fit(values):
         own = values if ni >= 3 else []
         return [*own, *[sum(values)/3]*(ni - len(own))]
     return tuple(map(fit, stats))
 
-def _normalised(data, stats):
+def normalised(
+    data,  # a `DataBunch`
+    stats, # (mean, std)
+):
     "`data` with the statistics of the weights; as it is if it is normalised already, or holds no images."
     own = [t.tfm for t in data.batch_tfms[1] if isinstance(getattr(t, 'tfm', None), Normalize)]
     if own and (own[0].mean, own[0].std) != stats:
@@ -316,7 +322,7 @@ def create_cnn(
     body = create_body(arch, shape[0], pretrained)
     model = nn.Sequential(OrderedDict(body=body, head=create_head(count_maps(body, shape), c, drop)))
     if pretrained and not isinstance(arch, nn.Module):
-        data = _normalised(data, _stats_for(published_for(arch).stats, shape[0]))
+        data = normalised(data, stats_for(published_for(arch).stats, shape[0]))
     learn = Learner(data, model, loss_func=loss_func, opt_func=opt_func, lr=lr, wd=wd, splitter=cnn_groups,
                     metrics=metrics, cbs=cbs, path=path)
     if pretrained: learn.freeze()

@@ -432,6 +432,7 @@ def show_batch(self: DataBunch,
         ds.x.show(x, ax, title=None if drawn else ds.y.text(y))
         if drawn and y is not None: ds.y.show(y, ax)
     fig.tight_layout()
+    if ds.y is not None: ds.y.legend(fig)
 
 # %% ../nbs/13c_transforms.ipynb #17f6fce8
 @patch

@@ -297,9 +297,10 @@ def test_tta_refuses_a_model_of_several_predictions():
 def test_tta_refuses_arguments_that_make_no_sense(arguments, error, match):
     with pytest.raises(error, match=match): small(augmented()).tta(**arguments)
 
-def test_tta_refuses_targets_that_lie_on_the_image_and_loaders_of_others(scenes):
+def test_tta_refuses_points_and_loaders_of_others(scenes):
     data = masks(scenes, get_transforms(), size=(24, 24))
     learn = Learner(data, nn.Conv2d(3, 4, 1), loss_func=nn.CrossEntropyLoss(), cbs=[Progress(False)])
+    for ds in (data.train_ds, data.valid_ds): ds.y.kind = 'points'
     with pytest.raises(ValueError, match='move'): learn.tta()
     x, y = noise(12, 3, 24, 24), torch.arange(12) % 2
     theirs = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 6)

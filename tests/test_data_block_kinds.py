@@ -129,7 +129,7 @@ def test_several_labels_from_two_processes(scenes): same_with_workers(lambda n: 
 
 # ---- masks
 
-@register
+@register(name='SceneMaskList')
 class MaskList(LabelList):
     kind, spatial = 'mask', True
     classes = ['nothing', 'one', 'two', 'three']

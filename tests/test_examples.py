@@ -119,3 +119,32 @@ def test_keypoints_learns_from_a_folder_of_ones_own(tmp_path):
     assert done.returncode == 0, done.stderr
     assert '16 pictures to learn from, 4 held out; points: nose, left_eye' in done.stdout, done.stdout
     assert '(yours)' in done.stdout and (tmp_path/'mine.pth').is_file()
+
+def test_segmentation_trains_on_streets_and_on_a_folder_and_exports(tmp_path):
+    small = ('--epochs', 1, 1, '--size', 32, 48, '--arch', 'resnet18', '--scratch', '--export',
+             tmp_path/'a.pth')
+    done = run('train_segmentation.py', *small, '--images', 24, '--opt', 'adam')
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'[\d.]+ % of the pixels right, mean IoU [\d.]+, on 4 validation images', done.stdout)
+    from exp.segmentation import write_streets
+    folder = write_streets(tmp_path/'own', 12, 2, (32, 48))
+    (folder/'valid.txt').unlink()
+    done = run('train_segmentation.py', folder, *small, '--void', 255, '--balance', 0, '--half')
+    assert done.returncode == 0, done.stderr
+    assert 'on 2 validation images' in done.stdout and (tmp_path/'a.pth').is_file()
+
+def test_segmentation_takes_masks_in_black_and_white(tmp_path):
+    from PIL import Image
+    from exp.segmentation import write_streets
+    folder = write_streets(tmp_path/'own', 12, 2, (32, 48))
+    (folder/'codes.txt').write_text('other\nroad\n')
+    for p in (folder/'masks').iterdir(): Image.open(p).point(lambda i: 255*(i == 1), 'L').save(p)
+    done = run('train_segmentation.py', folder, '--black-white', '--epochs', 0, 1, '--size', 32, 48, '--arch',
+               'resnet18', '--scratch', '--export', tmp_path/'a.pth')
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'road +[\d.]+', done.stdout)
+
+def test_segmentation_names_a_number_that_is_no_code(tmp_path):
+    from exp.segmentation import write_streets
+    done = run('train_segmentation.py', write_streets(tmp_path/'own', 12, 2, (32, 48)), '--scratch')
+    assert done.returncode == 1 and '255' in done.stderr and 'void' in done.stderr

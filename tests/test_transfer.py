@@ -23,7 +23,7 @@ from exp.learner import Learner
 from exp.metrics import accuracy
 from exp.transfer import (LITE0, PUBLISHED, InvertedResidual, Published, SameConv2d, adapt_first_conv,
                           cnn_groups, count_maps, create_body, create_cnn, create_head, efficientnet_lite0,
-                          first_conv, imagenet_stats, load_published, published_for, weights_file)
+                          first_conv, imagenet_stats, load_published, published_for, stats_for, weights_file)
 from exp.transforms import Normalize
 from exp.xresnet import XResNet, xresnet18, xresnet34, xresnet50, xresnet101, xresnet152
 
@@ -509,3 +509,8 @@ def test_another_loader_is_told():
     ds = Dataset(*tensors())
     data = DataBunch(torch.utils.data.DataLoader(ds, 5))
     with pytest.raises(TypeError, match='DataLoader'): create_cnn(data, tiny_net(), c=4).precompute()
+
+def test_statistics_fit_any_number_of_channels():
+    stats = [1., 2., 3.], [4., 5., 6.]
+    assert_eq([stats_for(stats, ni) for ni in (1, 3, 4)],
+              [([2.], [5.]), stats, ([1., 2., 3., 2.], [4., 5., 6., 5.])])
