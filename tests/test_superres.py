@@ -1,5 +1,5 @@
-"""Pictures are made of pictures: what is measured equals torchmetrics and a plain formula, the damage is as
-it is said to be and only where there is a target, and a restorer trains, resumes, predicts and is exported."""
+"""Pictures are made of pictures: measures equal torchmetrics' and a plain formula, damage is as it is said
+to be and only where there is a target, and a restorer trains, resumes, predicts and is exported."""
 from functools import partial
 
 import numpy as np
