@@ -19,7 +19,7 @@ from .learner import Learner
 from .specs import register
 from .transfer import cnn_groups, count_maps, create_body, normalised, published_for, stats_for
 
-# %% ../nbs/26b_unet.ipynb #26b00004
+# %% ../nbs/26b_unet.ipynb #26b00005
 def layers_of(
     body: nn.Module,
 ) -> list:
@@ -27,7 +27,7 @@ def layers_of(
     if type(body).forward is not nn.Sequential.forward: return [body]
     return [layer for part in body for layer in layers_of(part)]
 
-# %% ../nbs/26b_unet.ipynb #26b00005
+# %% ../nbs/26b_unet.ipynb #26b00008
 def find_halvings(
     body: nn.Module,
     ni: int = 3,     # channels of its images
@@ -41,7 +41,7 @@ def find_halvings(
     with Hooks(layers, look): body(torch.empty(1, ni, 512, 512, device='meta'))
     return found
 
-# %% ../nbs/26b_unet.ipynb #26b00006
+# %% ../nbs/26b_unet.ipynb #26b0000c
 def icnr_(
     conv: nn.Conv2d, # in front of `nn.PixelShuffle(scale)`; changed in place
     scale: int = 2,
@@ -58,7 +58,7 @@ def shuffle_up(ni, nf, scale):
     icnr_(layer.conv, scale)
     return nn.Sequential(layer, nn.PixelShuffle(scale))
 
-# %% ../nbs/26b_unet.ipynb #26b00007
+# %% ../nbs/26b_unet.ipynb #26b00010
 def fitted(
     x,    # n×c×h×w
     size, # (height, width)
@@ -68,7 +68,7 @@ def fitted(
     if any(more): x = F.pad(x, (0, more[1], 0, more[0]), mode='replicate')
     return x[..., :size[0], :size[1]]
 
-# %% ../nbs/26b_unet.ipynb #26b00008
+# %% ../nbs/26b_unet.ipynb #26b00013
 class UpBlock(nn.Module):
     "A map made larger, the copy from the way down beside it, and two convolutions over both."
     def __init__(self,
@@ -86,7 +86,7 @@ class UpBlock(nn.Module):
         x = fitted(self.up(x), across.shape[-2:])
         return self.convs(torch.cat([x, self.norm(across)], 1))
 
-# %% ../nbs/26b_unet.ipynb #26b00009
+# %% ../nbs/26b_unet.ipynb #26b00015
 class WayUp(nn.Module):
     "A block for each copy, the smallest first, and a 1×1 convolution for the answer at every pixel."
     def __init__(self,
@@ -106,7 +106,7 @@ class WayUp(nn.Module):
         for block, across in zip(self.blocks, reversed(copies)): x = block(x, across)
         return self.last(x)
 
-# %% ../nbs/26b_unet.ipynb #26b0000a
+# %% ../nbs/26b_unet.ipynb #26b00016
 @register
 class Unet(nn.Module):
     """A body, and a way back up to its image's size with copies across (Ronneberger et al. 2015, 1505.04597).
@@ -135,7 +135,7 @@ class Unet(nn.Module):
             x = layer(x)
         return fitted(self.head(x, copies), size)
 
-# %% ../nbs/26b_unet.ipynb #26b0000b
+# %% ../nbs/26b_unet.ipynb #26b0001c
 def create_unet(
     data,                    # a `DataBunch` of images, whose targets are masks or pictures
     arch,                    # as for `create_body`

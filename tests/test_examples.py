@@ -67,3 +67,21 @@ def test_imagenette_trains_with_two_processes(tmp_path):
                before=('-m', 'torch.distributed.run', '--nproc-per-node', 2), EXP_DATA=str(tmp_path/'cache'))
     assert done.returncode == 0, done.stderr
     assert [r['processes'] for r in results(tmp_path/'results.jsonl')] == [2]
+
+def test_segmentation_trains_on_streets_and_on_a_folder_and_exports(tmp_path):
+    small = ('--epochs', 1, 1, '--size', 32, 48, '--arch', 'resnet18', '--scratch', '--export',
+             tmp_path/'a.pth')
+    done = run('train_segmentation.py', *small, '--images', 24, '--opt', 'adam')
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'[\d.]+ % of the pixels right, mean IoU [\d.]+, on 4 validation images', done.stdout)
+    from exp.segmentation import write_streets
+    folder = write_streets(tmp_path/'own', 12, 2, (32, 48))
+    (folder/'valid.txt').unlink()
+    done = run('train_segmentation.py', folder, *small, '--void', 255, '--balance', 0, '--half')
+    assert done.returncode == 0, done.stderr
+    assert 'on 2 validation images' in done.stdout and (tmp_path/'a.pth').is_file()
+
+def test_segmentation_names_a_number_that_is_no_code(tmp_path):
+    from exp.segmentation import write_streets
+    done = run('train_segmentation.py', write_streets(tmp_path/'own', 12, 2, (32, 48)), '--scratch')
+    assert done.returncode == 1 and '255' in done.stderr and 'void' in done.stderr

@@ -24,8 +24,9 @@ from exp.inference import load_learner, load_predictor
 from exp.losses import CrossEntropy, item_losses, loss_weight
 from exp.mixup import CutMix, LabelSmoothing, MixUp
 from exp.segmentation import (ConfusionMetric, Dice, DiceLoss, FocalLoss, MaskList, MaskProcessor, MeanIoU,
-                              PixelAccuracy, WeightedCrossEntropy, code_colours, code_number,
-                              codes_of_colours, image_of_codes, numbers_in, open_mask)
+                              STREET, PixelAccuracy, WeightedCrossEntropy, code_colours, code_number,
+                              codes_of_colours, full_palette, image_of_codes, numbers_in, open_mask,
+                              street_scene, write_streets)
 from exp.specs import from_spec, to_spec
 from exp.transfer import create_cnn
 from exp.unet import create_unet
@@ -390,6 +391,32 @@ def test_prediction_is_an_image_of_codes_that_can_be_saved(trained, folder, tmp_
     label.save(tmp_path/'answer.png')
     assert_eq(np.asarray(open_mask(tmp_path/'answer.png')), np.asarray(label))
 
+def test_a_decoded_mask_keeps_its_void_in_a_file(tmp_path):
+    "PNG with few colours has few bits; what lies above would be cut off."
+    y = torch.tensor([[0, 1, 255], [2, 255, 0]])
+    MaskList([], codes=CODES, void=255).decode(y).save(tmp_path/'m.png')
+    assert_eq(np.asarray(open_mask(tmp_path/'m.png')).astype(int), y.numpy())
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=5, deadline=None)
+def test_streets_have_every_kind_of_light_and_their_masks_hold_codes(seed):
+    image, mask = street_scene(np.random.RandomState(seed), (48, 64))
+    assert image.size == (64, 48) and image.mode == 'RGB' and mask.shape == (48, 64)
+    assert set(np.unique(mask)) <= {*range(len(STREET)), 255} and {0, 1} <= set(np.unique(mask))
+    again = street_scene(np.random.RandomState(seed), (48, 64))
+    assert_eq((np.array(again[0]), again[1]), (np.array(image), mask))
+
+def test_streets_are_written_as_two_folders_with_codes_and_a_list(tmp_path):
+    path = write_streets(tmp_path/'streets', n=6, valid=2, size=(24, 32))
+    codes = (path/'codes.txt').read_text().split()
+    assert_eq(codes, STREET)
+    items = ImageList.from_folder(path/'images').split_by_files(path/'valid.txt')
+    data = items.label_from_func(mask_of, partial(MaskList, codes=codes, void=255)).transform(size=None)
+    assert_eq((len(data.train), len(data.valid)), (4, 2))
+    xb, yb = data.databunch(bs=4).one_batch()
+    assert_eq((tuple(xb.shape), tuple(yb.shape)), ((4, 3, 24, 32), (4, 24, 32)))
+    assert int(yb.max()) == 255
+
 def test_an_exported_learner_and_a_predictor_say_the_same(trained, folder, tmp_path):
     item = folder/'images'/'01.png'
     right = trained.predict(item)
@@ -432,6 +459,7 @@ def test_void_stays_clear_in_a_picture():
 def test_codes_have_colours_of_their_own(n):
     colours = code_colours(n)
     assert len(colours) == n and len(set(colours)) == n
+    assert len(full_palette(colours)) == 3*256
 
 def test_words_for_a_mask_name_its_largest_classes():
     masks = MaskList([], codes=CODES, void=255)

