@@ -1725,6 +1725,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'exp.superres.FeatureLoss.eye': ('superres.html#featureloss.eye', 'exp/superres.py'),
                               'exp.superres.FeatureLoss.items': ('superres.html#featureloss.items', 'exp/superres.py'),
                               'exp.superres.FeatureLoss.maps': ('superres.html#featureloss.maps', 'exp/superres.py'),
+                              'exp.superres.GreyPictureList': ('superres.html#greypicturelist', 'exp/superres.py'),
                               'exp.superres.PictureList': ('superres.html#picturelist', 'exp/superres.py'),
                               'exp.superres.PictureList.decode': ('superres.html#picturelist.decode', 'exp/superres.py'),
                               'exp.superres.PictureList.relate': ('superres.html#picturelist.relate', 'exp/superres.py'),

@@ -82,6 +82,7 @@ def __repr__(self: Transform):
 class MakeRGB(Transform):
     "An image of any mode as RGB, upright as the note of its camera says, over white where it is transparent."
     order, role, mode = 0, 'rgb', 'RGB'
+    targets = False   # a picture as a target has a mode of its own
     def image(self, im, draw): return as_mode(upright(im), self.mode)
 
 @register
@@ -238,7 +239,7 @@ class ToFloatTensor(Transform):
 @register
 class Normalize(Transform):
     "A batch of images, each channel less its `mean` and divided by its `std`; bytes count as parts of 255."
-    order, on = 90, 'batch'
+    order, on, targets = 90, 'batch', False
     def __init__(self,
         mean, # a number for each channel
         std,  # likewise, greater than 0

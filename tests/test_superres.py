@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 from torchmetrics.functional.image import (peak_signal_noise_ratio, structural_similarity_index_measure)
 
-from exp.augmentation import RandomResizedCrop
+from exp.augmentation import CenterCrop, RandomCrop, RandomResizedCrop
 from exp.batch_transforms import RandomFlip, get_transforms
 from exp.callbacks import Callback
 from exp.checkpoints import Checkpoint
@@ -24,10 +24,10 @@ from exp.losses import AbsoluteLoss, SquaredLoss, item_losses
 from exp.metrics import MeanMetric
 from exp.mixup import MixUp
 from exp.specs import from_spec, to_spec
-from exp.superres import (Damage, FeatureLoss, PictureList, ResizeBicubic, Restorer, create_restorer, gram,
-                          psnr, restore, sharpness, ssim, through_jpeg)
+from exp.superres import (Damage, FeatureLoss, GreyPictureList, PictureList, ResizeBicubic, Restorer,
+                          create_restorer, gram, psnr, restore, sharpness, ssim, through_jpeg)
 from exp.transfer import weights_file, PUBLISHED, efficientnet_lite0
-from exp.transforms import ResizeFixed
+from exp.transforms import Normalize, ResizeFixed
 from exp.unet import Unet
 from exp.xresnet import XResNet
 
@@ -124,7 +124,7 @@ def test_ssim_needs_eleven_pixels_and_says_so():
 
 def test_equal_pictures_have_the_best_values():
     x = torch.rand(3, 3, 20, 20)
-    assert psnr(x, x) == float('inf')
+    assert psnr(x, x) == 100   # and a set with one of them has a mean
     assert_close(ssim(x, x), torch.tensor(1., dtype=torch.float64), 1e-12)
     assert_close(sharpness(x, x), torch.tensor(1.), 1e-6)
 
@@ -132,7 +132,14 @@ def test_sharpness_falls_with_blur_and_is_finite_for_a_flat_target():
     x = torch.rand(2, 3, 24, 24)
     soft = nn.functional.avg_pool2d(x, 3, 1, 1)
     assert sharpness(soft, x) < 0.6 < 1 < sharpness(x, soft)
-    assert sharpness(x, torch.full_like(x, 0.5)).isfinite()
+
+@pytest.mark.parametrize('value', [0., 0.5, 1.])
+def test_a_flat_target_does_not_decide_the_sharpness_of_a_set(value):
+    x = torch.rand(50, 3, 16, 16)
+    with_flat = torch.cat([torch.full_like(x[:1], value), x])
+    noisy = with_flat + 0.01*torch.randn(with_flat.shape)
+    assert abs(sharpness(noisy, with_flat) - sharpness(noisy[1:], x)) < 0.02
+    assert sharpness.per_item(noisy, with_flat)[0] == 1
 
 def test_half_precision_is_measured_in_full():
     pred, yb = pair(3, 2, 3, 16, 16)
@@ -168,7 +175,8 @@ def test_a_picture_of_any_size_keeps_it(w, h, scale):
     assert Damage(scale)(im).size == (w, h)
 
 @pytest.mark.parametrize('how', [dict(scale=0.5), dict(scale=(0.5, 2)), dict(quality=0),
-                                 dict(quality=(10, 200)), dict(blur=-1)])
+                                 dict(quality=(10, 200)), dict(blur=-1), dict(scale=(2, 3, 4)),
+                                 dict(blur=(1,))])
 def test_damage_that_makes_no_sense_is_refused(how):
     with pytest.raises(ValueError, match=next(iter(how))): Damage(**how)
 
@@ -219,6 +227,41 @@ def test_a_random_window_is_the_same_in_a_small_input_and_a_large_target(tmp_pat
             .transform(RandomResizedCrop(32, scale=(0.5, 1))).databunch(bs=4))
     xb, yb = data.one_batch()
     assert xb.shape == yb.shape and (xb - yb).abs().mean() < 0.05
+
+def test_targets_stay_from_0_to_1_where_images_are_normalised(folder):
+    stats = Normalize([0.5]*3, [0.25]*3)
+    data = bunch(folder, [stats])
+    xb, yb = data.one_batch()
+    assert xb.min() < 0 <= yb.min() and yb.max() <= 1
+    learn = learner(folder, data)
+    with torch.no_grad(): assert_close(learn.model.cpu().eval()(xb), xb*0.25 + 0.5, 1e-5)
+
+@pytest.mark.parametrize('items, targets, ni, c', [
+    (ImageList, PictureList, 3, 3), (GreyImageList, PictureList, 1, 3),
+    (GreyImageList, GreyPictureList, 1, 1)])
+def test_images_and_targets_have_each_their_own_colours(folder, tmp_path, items, targets, ni, c):
+    "Whatever the files have: a grey scan is coloured, and a target of one channel becomes three."
+    for i, f in enumerate(sorted(folder.glob('*.png'))):
+        Image.open(f).convert(['L', 'P', 'RGBA', 'RGB'][i % 4]).save(tmp_path/f.name)
+    data = split(tmp_path, targets, items).transform([ResizeBicubic(32), Damage(2)]).databunch(bs=4)
+    xb, yb = data.one_batch()
+    assert (xb.shape[1], yb.shape[1]) == (ni, c) and 0.1 < yb.max() <= 1
+    learn = learner(folder, data)
+    with learn.quiet(): learn.fit(1)
+    assert learn.predict(folder/'00.png').label.mode == ('RGB' if c == 3 else 'L')
+
+def test_more_channels_than_the_target_has_are_refused(folder):
+    data = split(folder, GreyPictureList).transform(ResizeBicubic(32)).databunch(bs=4)
+    with pytest.raises(ValueError, match='3 channels'): create_restorer(data, tiny_net, pretrained=False)
+
+def test_squares_are_cut_from_photographs_and_damaged_in_step(folder):
+    data = (split(folder).transform(([RandomCrop(32), Damage((2, 4), (30, 80)), RandomFlip()],
+                                     [CenterCrop(32), Damage(3, 55)])).databunch(bs=4))
+    xb, yb = data.one_batch()
+    assert xb.shape == yb.shape == (4, 3, 32, 32) and 0.001 < (xb - yb).abs().mean() < 0.2
+    (a, _), (b, _) = (data.one_batch(train=False) for _ in range(2))
+    assert_eq(a, b)
+    assert restore(learner(folder, data).predictor(), folder/'00.png', 2).size == (100, 80)
 
 def test_a_target_of_another_shape_is_named(folder, tmp_path):
     Image.fromarray(np.zeros((40, 90, 3), np.uint8)).save(tmp_path/'wide.png')
@@ -278,7 +321,8 @@ def test_grey_becomes_colour(folder):
     assert learn.predict(folder/'00.png').label.mode == 'RGB'
 
 def test_one_channel_of_grey_is_restored_too(folder):
-    learn = learner(folder, bunch(folder, items=GreyImageList))
+    learn = learner(folder, split(folder, GreyPictureList, GreyImageList)
+                    .transform([ResizeBicubic((32, 40)), Damage(4)]).databunch(bs=4))
     with learn.quiet(): learn.fit_one_cycle(1, 0.01)
     assert learn.predict(folder/'00.png').label.mode == 'L'
 
@@ -366,6 +410,14 @@ def test_any_size_is_restored_whole(folder):
     assert_close(torch.tensor(np.asarray(restore(own, im)).astype(float)),
                  torch.tensor(np.asarray(im).astype(float)), 1.01)   # an untrained one changes nothing
 
+def test_what_cannot_restore_is_refused(folder):
+    learn = learner(folder)
+    with pytest.raises(TypeError, match='predictor'): restore(learn, folder/'00.png')
+    x = torch.rand(8, 1, 28, 28)
+    plain = create_restorer(make_data((x, x), (x, x), bs=4), tiny_net, pretrained=False,
+                            loss_func=SquaredLoss())
+    with pytest.raises(ValueError, match='PictureList'): restore(plain.predictor(), folder/'00.png')
+
 def test_tta_is_the_mean_over_both_ways(folder):
     learn = learner(folder)
     with learn.quiet(): learn.fit(1, 0.01)
@@ -401,11 +453,38 @@ def test_the_feature_loss_is_a_sum_of_its_parts():
     loss, x, y = feature_loss(style=3.), torch.rand(2, 3, 24, 24), torch.rand(2, 3, 24, 24)
     (a,), body = loss.maps(x), loss.arch.eval()
     assert_close(a, body[:1](x), 1e-6)   # what the stem makes, which the next halving takes
-    want = (x - y).abs().mean()
-    for start in (0, 1):   # as they are, and moved by a pixel
-        (a,), (b,) = (loss.maps(t[..., start:, start:]) for t in (x, y))
-        want = want + 0.5*(a - b).abs().mean()/2 + 3*(gram(a) - gram(b)).abs().mean()/2
-    assert_close(loss(x, y), want, 1e-6)
+    def want(top, left):
+        (a,), (b,) = (loss.maps(t[..., top:, left:]) for t in (x, y))
+        return (x - y).abs().mean() + 0.5*(a - b).abs().mean() + 3*(gram(a) - gram(b)).abs().mean()
+    assert_close(loss(x, y), want(0, 0), 1e-6)
+    values = [want(top, left) for top in range(4) for left in range(4)]   # in training, from any pixel
+    drawn = [loss(x.clone().requires_grad_(), y).detach() for _ in range(40)]
+    near = [min(range(16), key=lambda k: abs(values[k] - v)) for v in drawn]
+    for v, k in zip(drawn, near): assert_close(v, values[k], 1e-6)
+    assert len(set(near)) > 8
+
+def plain_net(*layers): return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+def test_a_network_with_nothing_to_compare_is_refused():
+    "Its loss would be zero."
+    net = plain_net(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU())
+    x = torch.rand(2, 3, 24, 24)
+    with pytest.raises(ValueError, match='deeper'): FeatureLoss(net, pixel=0, feature=1)(x, x.flip(0))
+
+def test_a_first_layer_that_keeps_the_size_is_looked_at_whole():
+    net = plain_net(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU(),
+                    nn.MaxPool2d(2))
+    loss, x = FeatureLoss(net, levels=1), torch.rand(1, 3, 24, 24)
+    assert [m.shape[-1] for m in loss.maps(x)] == [24]
+    loss.levels = 9   # as many as there are
+    assert [m.shape[-1] for m in loss.maps(x)] == [24, 12]
+
+def test_random_states_stay_where_they_are_when_the_loss_makes_its_network():
+    weights_file(PUBLISHED[efficientnet_lite0])
+    loss, x = FeatureLoss(levels=1), torch.rand(1, 3, 24, 24)
+    state = torch.get_rng_state()
+    loss(x, x)
+    assert_eq(torch.get_rng_state(), state)
 
 def test_the_network_of_the_loss_does_not_learn_and_gives_a_gradient(folder):
     torch.manual_seed(0)
