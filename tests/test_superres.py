@@ -333,12 +333,17 @@ class BreakOff(Callback):
     def after_batch(self):
         if self.in_train and self.n_iter == 4: raise Broken
 
-@pytest.mark.parametrize('damage', [Damage(4), Damage((2, 5), (20, 60))])
-def test_a_fit_resumes_bit_for_bit(folder, tmp_path, damage):
-    def fresh(path): return learner(folder, bunch(folder, [RandomFlip()], damage=damage), path=path)
+@pytest.mark.parametrize('damage, loss_func', [
+    (Damage(4), None), (Damage((2, 5), (20, 60)), None),
+    (Damage(4), FeatureLoss(tiny_net(), levels=1, feature=0.5))])   # which draws where it looks
+def test_a_fit_resumes_bit_for_bit(folder, tmp_path, damage, loss_func):
+    def fresh(path):
+        return learner(folder, bunch(folder, [RandomFlip()], damage=damage), path=path, loss_func=loss_func)
     file = tmp_path/'fit.pth'
     whole, first, second = fresh(tmp_path), fresh(tmp_path), fresh(tmp_path)
+    torch.manual_seed(1)
     with whole.quiet(): whole.fit_one_cycle(2, 0.01)
+    torch.manual_seed(1)
     with first.quiet(), pytest.raises(Broken):
         first.fit_one_cycle(2, 0.01, cbs=[Checkpoint(file, every=1), BreakOff()])
     with second.quiet(): second.fit_one_cycle(2, 0.01, resume=file)
