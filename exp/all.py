@@ -10,7 +10,7 @@ from . import (core, specs, datasets, downloads, standins, tensors, losses, metr
                  regularization, callbacks, faults, snapshots, schedules, hooks, layers, norms, lsuv, sources,
                  image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints,
                  inference, augmentation, batch_transforms, mixup, precision, convolutions,
-                 convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, keypoints)
+                 convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, keypoints, superres)
 from . import distributed as _distributed   # a function has the same name
 from .core import *
 from .specs import *
@@ -55,11 +55,12 @@ from .multilabel import *
 from .unet import *
 from .segmentation import *
 from .keypoints import *
+from .superres import *
 
 # %% ../nbs/99_all.ipynb #49e65c34
 _modules = (core, specs, datasets, downloads, standins, tensors, losses, metrics, workers, dataloader,
             regularization, callbacks, faults, snapshots, schedules, hooks, layers, norms, lsuv, sources,
             image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints,
             inference, augmentation, batch_transforms, mixup, precision, _distributed, convolutions,
-            convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, keypoints)
+            convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, keypoints, superres)
 __all__ = [name for module in _modules for name in module.__all__]

@@ -33,6 +33,7 @@ class ItemList(ListContainer):
     "Items, and how to open, batch and show them. A kind of data of its own is a subclass."
     kind = 'item'       # what `open` returns: transforms have a rule (a method) of this name
     spatial = False     # as a target: does it move with its image?
+    covers = False      # as a target: is it a picture of its own, shown beside its image?
     processors = ()     # classes or instances of `Processor`, in this order
     extensions = None   # of the files that it reads; None: items are no files
     join = None         # a function of a list of transformed items: their batch; None: stacked

@@ -275,6 +275,16 @@ def predict(self: Learner,
     return self.predict_batch([item])[0]
 
 # %% ../nbs/16c_inference.ipynb #8b294dba
+def _show_pictures(x_list, y_list, rows, imsize):
+    "Input, prediction and target of each item side by side."
+    fig, axs = get_grid(3*len(rows), ncols=3, imsize=imsize)
+    for (left, middle, right), (x, y, answer, note) in zip(axs.reshape(-1, 3), rows):
+        x_list.show(x, left, title='input')
+        y_list.show(answer, middle, title=f'prediction {note}'.rstrip())
+        if y is None: right.axis('off')
+        else: y_list.show(y, right, title='target')
+    fig.tight_layout()
+
 @patch
 def _show_batch(self: Learner, batch, n, imsize, notes=None):
     """Items with truth and prediction: in words above each, or, for targets that lie on the image, side by
@@ -286,6 +296,7 @@ def _show_batch(self: Learner, batch, n, imsize, notes=None):
     rows = list(zip(*(first_rows(kept[0], n) for kept in collect.kept.values()), notes or ['']*n))
     x_list, y_list = (ImageList([]), None) if own.item_data is None else (own.item_data.x, own.item_data.y)
     beside = y_list is not None and y_list.spatial
+    if beside and y_list.covers: return _show_pictures(x_list, y_list, rows, imsize)
     fig, axs = get_grid(2*len(rows) if beside else len(rows), ncols=4 if beside else None, imsize=imsize)
     if beside:
         sides = [(x, *side) for x, y, answer, note in rows

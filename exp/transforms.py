@@ -46,6 +46,7 @@ class Transform:
     random = False   # does `draw` use its generator?
     moves = False    # does it move pixels, so that masks, points and boxes have to move along?
     targets = True   # has it rules for targets too?
+    paired = False   # is it for items with a target alone, from which it makes x?
     makes = {}       # kinds that it turns into others: {'sound': 'image'}
     role = None      # `transform` adds none of a role that is given: 'rgb', 'size', 'tensor', 'float'
 
@@ -81,6 +82,7 @@ def __repr__(self: Transform):
 class MakeRGB(Transform):
     "An image of any mode as RGB, upright as the note of its camera says, over white where it is transparent."
     order, role, mode = 0, 'rgb', 'RGB'
+    targets = False   # a picture as a target has a mode of its own
     def image(self, im, draw): return as_mode(upright(im), self.mode)
 
 @register
@@ -150,6 +152,9 @@ def flow_from(self: LabeledData, tfms, kinds):
     rules, (x, y) = [], kinds
     follows = self.tfm_y and getattr(self.y, 'spatial', False)   # y has to move with x
     for t in tfms:
+        if t.paired and y is None:
+            rules.append((None, None))
+            continue
         if not t.has(x): raise TypeError(f'{t!r} has no rule for {x}; it should define {x}(self, x, draw)')
         rule = y is not None and t.targets and t.has(y)
         if follows and t.moves and not rule:
@@ -183,6 +188,7 @@ def through(self: LabeledData, x, y, start, stop, rng=None):
     rules = self.flow().rules
     for place in range(start, stop):
         t, (x_kind, y_kind) = self.tfms[place], rules[place]
+        if x_kind is None: continue   # it needs a target
         draw = t.draw(x, rng.at(place) if t.random else None)
         if y_kind is not None: y = self.y.moved(t.apply(y_kind, y, draw), draw)
         x = t.apply(x_kind, x, draw)
@@ -233,7 +239,7 @@ class ToFloatTensor(Transform):
 @register
 class Normalize(Transform):
     "A batch of images, each channel less its `mean` and divided by its `std`; bytes count as parts of 255."
-    order, on = 90, 'batch'
+    order, on, targets = 90, 'batch', False
     def __init__(self,
         mean, # a number for each channel
         std,  # likewise, greater than 0
@@ -426,11 +432,16 @@ def show_batch(self: DataBunch,
     if ds is None: raise ValueError('this DataBunch was not made by databunch(), and cannot show its items')
     xb, yb = self.one_batch(train)
     xs = first_rows(self.decode_batch(xb, train), n)
-    fig, axs = get_grid(len(xs), imsize=imsize)
-    for ax, x, y in zip(axs, xs, first_rows(yb, n)):
+    covers = ds.y is not None and ds.y.covers
+    fig, axs = get_grid(2*len(xs) if covers else len(xs), ncols=4 if covers else None, imsize=imsize)
+    places = zip(axs[::2], axs[1::2]) if covers else zip(axs, axs)
+    for (ax, beside), x, y in zip(places, xs, first_rows(yb, n)):
         drawn = y is None or ds.y.spatial
         ds.x.show(x, ax, title=None if drawn else ds.y.text(y))
-        if drawn and y is not None: ds.y.show(y, ax)
+        if drawn and y is not None: ds.y.show(y, beside)
+        if covers:
+            ax.set_title('input', fontsize=8)
+            beside.set_title('target', fontsize=8)
     fig.tight_layout()
     if ds.y is not None: ds.y.legend(fig)
 
