@@ -390,7 +390,8 @@ def test_the_error_is_the_mean_distance_in_pixels(n, k, seed):
     got = pixel_error(pred.flatten(1), yb, (480, 640))
     assert math.isnan(got) if not d else abs(got - sum(d)/len(d)) < 1e-2
 
-@pytest.mark.parametrize('metric', [PixelError(50), PCK(0.2, 50), PCK(1.5, 50, between=(0, 2))], ids=repr)
+@pytest.mark.parametrize('metric', [PixelError(50), PCK(0.2, 50), PCK(1.5, 50, between=(0, 2))],
+                         ids=['error', 'pck', 'pck between'])
 def test_metrics_over_batches_are_those_over_all(metric):
     g = torch.Generator().manual_seed(3)
     pred, yb = (torch.rand(40, 3, 2, generator=g)*2 - 1 for _ in range(2))
