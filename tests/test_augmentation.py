@@ -115,7 +115,7 @@ def test_a_whole_pipeline_of_items_keeps_them_together(size, seed, x, y):
             PilRandomWarp(0.1), ToByteTensor(),
             Composed([RandomRotate(20, on='item'), RandomZoom(1.2, on='item')], on='item')]
     class Kind:
-        spatial, relate = True, staticmethod(lambda y, x: y)
+        spatial, relate, moved = True, staticmethod(lambda y, x: y), staticmethod(lambda y, draw: y)
         def __init__(self, kind, y): self.kind, self.y = kind, y
         def get(self, i): return self.y
         def __len__(self): return 1
