@@ -1931,6 +1931,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'exp.transfer._random_tfms': ('transfer.html#_random_tfms', 'exp/transfer.py'),
                               'exp.transfer._same_maps': ('transfer.html#_same_maps', 'exp/transfer.py'),
                               'exp.transfer.adapt_first_conv': ('transfer.html#adapt_first_conv', 'exp/transfer.py'),
+                              'exp.transfer.body_for': ('transfer.html#body_for', 'exp/transfer.py'),
                               'exp.transfer.cnn_groups': ('transfer.html#cnn_groups', 'exp/transfer.py'),
                               'exp.transfer.count_maps': ('transfer.html#count_maps', 'exp/transfer.py'),
                               'exp.transfer.create_body': ('transfer.html#create_body', 'exp/transfer.py'),

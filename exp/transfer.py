@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LITE0', 'imagenet_stats', 'PUBLISHED', 'SameConv2d', 'InvertedResidual', 'efficientnet_lite0', 'Published',
            'weights_file', 'published_for', 'load_published', 'first_conv', 'adapt_first_conv', 'create_body',
-           'count_maps', 'create_head', 'cnn_groups', 'stats_for', 'normalised', 'create_cnn']
+           'count_maps', 'create_head', 'cnn_groups', 'stats_for', 'normalised', 'body_for', 'create_cnn']
 
 # %% ../nbs/24_transfer.ipynb #24000002
 import copy, http.client, importlib.util, warnings
@@ -293,13 +293,33 @@ def normalised(
     if own and (own[0].mean, own[0].std) != stats:
         mean, std = ([round(v, 3) for v in s] for s in stats)
         warnings.warn(f'these weights expect images normalised by {mean} and {std}; leave out normalize()',
-                      stacklevel=3)
+                      stacklevel=4)
     if own or getattr(getattr(data, 'item_data', None), 'x_kind', None) != 'image': return data
     data = copy.copy(data)
     data.batch_tfms = tuple(list(tfms) for tfms in data.batch_tfms)   # the caller's stay as they are
     return data.normalize(stats)
 
 # %% ../nbs/24_transfer.ipynb #2400004a
+def body_for(
+    data,             # a `DataBunch` of images
+    arch,             # as for `create_body`
+    pretrained: bool, # likewise
+    c=None,           # numbers to predict; None: `data.c`
+):
+    """(the data normalised for published weights, a body for its images, the channels that the body puts out,
+    the numbers to predict). `ValueError` for what does not fit together."""
+    if isinstance(arch, nn.Module) and not pretrained:
+        raise ValueError('pretrained=False with a trained network; give the function that makes it')
+    data = as_bunch(data, 'train_dl')
+    shape, c = tuple(data.one_batch()[0].shape[1:]), data.c if c is None else c
+    if len(shape) != 3: raise ValueError(f'these items have shape {shape}; images of c×h×w are expected')
+    if c is None: raise ValueError('the data does not say how many numbers to predict; give c=…')
+    body = create_body(arch, shape[0], pretrained)
+    nf = count_maps(body, shape)
+    if pretrained and not isinstance(arch, nn.Module):
+        data = normalised(data, stats_for(published_for(arch).stats, shape[0]))
+    return data, body, nf, c
+
 def create_cnn(
     data,                    # a `DataBunch` of images
     arch,                    # as for `create_body`
@@ -313,16 +333,8 @@ def create_cnn(
     """A learner of an architecture's body with a new head, in three layer groups (`cnn_groups`).
 
     Images of a `databunch()` that are not normalised yet get the statistics of the published weights."""
-    if isinstance(arch, nn.Module) and not pretrained:
-        raise ValueError('pretrained=False with a trained network; give the function that makes it')
-    data = as_bunch(data, 'train_dl')
-    shape, c = tuple(data.one_batch()[0].shape[1:]), data.c if c is None else c
-    if len(shape) != 3: raise ValueError(f'these items have shape {shape}; create_cnn takes images of c×h×w')
-    if c is None: raise ValueError('the data does not say how many numbers to predict; give c=…')
-    body = create_body(arch, shape[0], pretrained)
-    model = nn.Sequential(OrderedDict(body=body, head=create_head(count_maps(body, shape), c, drop)))
-    if pretrained and not isinstance(arch, nn.Module):
-        data = normalised(data, stats_for(published_for(arch).stats, shape[0]))
+    data, body, nf, c = body_for(data, arch, pretrained, c)
+    model = nn.Sequential(OrderedDict(body=body, head=create_head(nf, c, drop)))
     learn = Learner(data, model, loss_func=loss_func, opt_func=opt_func, lr=lr, wd=wd, splitter=cnn_groups,
                     metrics=metrics, cbs=cbs, path=path)
     if pretrained: learn.freeze()

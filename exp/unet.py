@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .dataloader import as_bunch
 from .layers import conv_layer, init_cnn
 from .learner import Learner
 from .specs import register
-from .transfer import cnn_groups, count_maps, create_body, normalised, published_for, stats_for
+from .transfer import body_for, cnn_groups, count_maps
 
 # %% ../nbs/26b_unet.ipynb #26b00005
 def layers_of(
@@ -153,16 +152,7 @@ def create_unet(
     """A learner of a `Unet` on an architecture's body, in three layer groups: the body's halves, the way up.
 
     Images of a `databunch()` that are not normalised yet get the statistics of the published weights."""
-    if isinstance(arch, nn.Module) and not pretrained:
-        raise ValueError('pretrained=False with a trained network; give the function that makes it')
-    data = as_bunch(data, 'train_dl')
-    shape, c = tuple(data.one_batch()[0].shape[1:]), data.c if c is None else c
-    if len(shape) != 3: raise ValueError(f'these items have shape {shape}; create_unet takes images of c×h×w')
-    if c is None: raise ValueError('the data does not say how many channels to predict; give c=…')
-    body = create_body(arch, shape[0], pretrained)
-    count_maps(body, shape)   # `ValueError` for images that are too small
-    if pretrained and not isinstance(arch, nn.Module):
-        data = normalised(data, stats_for(published_for(arch).stats, shape[0]))
+    data, body, _, c = body_for(data, arch, pretrained, c)
     learn = Learner(data, Unet(body, c, width), loss_func=loss_func, opt_func=opt_func, lr=lr, wd=wd,
                     splitter=cnn_groups, metrics=metrics, cbs=cbs, path=path)
     if pretrained: learn.freeze()

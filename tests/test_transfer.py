@@ -22,8 +22,9 @@ from exp.inference import load_learner
 from exp.learner import Learner
 from exp.metrics import accuracy
 from exp.transfer import (LITE0, PUBLISHED, InvertedResidual, Published, SameConv2d, adapt_first_conv,
-                          cnn_groups, count_maps, create_body, create_cnn, create_head, efficientnet_lite0,
-                          first_conv, imagenet_stats, load_published, published_for, stats_for, weights_file)
+                          body_for, cnn_groups, count_maps, create_body, create_cnn, create_head,
+                          efficientnet_lite0, first_conv, imagenet_stats, load_published, published_for,
+                          stats_for, weights_file)
 from exp.transforms import Normalize
 from exp.xresnet import XResNet, xresnet18, xresnet34, xresnet50, xresnet101, xresnet152
 
@@ -275,6 +276,13 @@ def test_colours_reach_a_body_that_was_made_for_grey_images():
 def test_a_trained_network_without_pretraining_is_refused():
     with pytest.raises(ValueError, match='pretrained=False'):
         create_cnn(tiny_data(), tiny_net(), pretrained=False)
+
+@pytest.mark.parametrize('ni', [1, 3])
+def test_data_and_body_come_fitted_to_each_other(folder, weights, ni):
+    data = pictures(folder, cls=ImageList if ni == 3 else GreyImageList)
+    normal, body, nf, c = body_for(data, weights, True)
+    assert_eq((first_conv(body).in_channels, c, len(normalisations(normal))), (ni, 2, 1))
+    assert_eq(body.eval()(normal.one_batch()[0]).shape[1], nf)
 
 def test_a_body_of_one_part_is_halved_inside():
     layers = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)]
