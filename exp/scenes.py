@@ -19,7 +19,7 @@ GROUND = {'forest': 0.8, 'field': 0.35, 'water': 0.25, 'bare': 0.12, 'clearing':
 def draw_tags(
     rng: np.random.Generator,
 ) -> list:   # of names
-    "A weather, and what is on the ground: roads where fields and houses are, mines near water."
+    "A weather, and what is on the ground: roads mostly where fields or houses are, mines mostly near water."
     weather = str(rng.choice(list(WEATHER), p=list(WEATHER.values())))
     if weather == 'cloudy': return [weather]
     tags = [tag for tag, p in GROUND.items() if rng.random() < p]
@@ -166,7 +166,7 @@ def aerial_scene(
     tags,            # names, as `draw_tags` returns them
     side: int = 128, # pixels
 ) -> np.ndarray:     # side×side×3 bytes
-    "What the tags name, as a camera straight above would see it: never the same twice."
+    "What the tags name, as a camera straight above would see it: another for each seed."
     canvas = np.zeros((side, side, 3))
     if 'cloudy' in tags:
         _paint(canvas, np.ones((side, side)), rng.uniform(170, 235), smooth_noise(rng, side, 4, 4),

@@ -187,7 +187,7 @@ def code_number(
     codes, # names of classes
     code,  # a name, or a number
 ) -> int:
-    "The number of a code. `ValueError` for a name that there is not."
+    "The number of a code. `ValueError` for an unknown name."
     if not isinstance(code, str): return int(code)
     if code not in codes: raise ValueError(f'{code!r} is none of the codes {", ".join(map(str, codes))}')
     return list(codes).index(code)
