@@ -289,8 +289,8 @@ def item_losses(
         each.reduction = 'none'
         values = each(pred, yb)
     else: values = loss_func(pred, yb, reduction='none')
-    if values.shape[:1] != (first_size(pred),):
-        raise ValueError(f"a loss returned shape {tuple(values.shape)} for {first_size(pred)} items; "
+    if values.shape[:1] != (first_size(yb),):
+        raise ValueError(f"a loss returned shape {tuple(values.shape)} for {first_size(yb)} items; "
                          "reduction='none' should give each item a value")
     return item_means(values, which_count(loss_func, yb, values))
 
