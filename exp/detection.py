@@ -84,9 +84,9 @@ class SSDHeads(nn.Module):
 
 # %% ../nbs/29_detection.ipynb #29000016
 def halving(ni, nf):
-    "Two 3×3 layers with norms, then half as many rows and columns."
+    "Two 3×3 layers with norms, then half as many rows and columns, rounded up."
     def conv(ni): return conv_layer(ni, nf, stride=1, norm=nn.BatchNorm2d, act_first=False)
-    return nn.Sequential(conv(ni), conv(nf), nn.MaxPool2d(2))
+    return nn.Sequential(conv(ni), conv(nf), nn.MaxPool2d(2, ceil_mode=True))
 
 @register
 class TinySSD(nn.Module):
