@@ -62,7 +62,7 @@ def _check_29_3(answer):
     scores, classes = torch.randn(2, 5, 4, generator=g), torch.tensor([[0, 1, 3, 0, 2], [0, 0, 0, 1, 0]])
     for gamma, alpha in ((2., 0.25), (0., 0.5), (1., 0.9)):
         got = answer(scores.clone(), classes.clone(), gamma, alpha)
-        if not isinstance(got, torch.Tensor) or got.shape != (2, 5): return 'costs of 2×5 anchors are expected'
+        if not isinstance(got, torch.Tensor) or got.shape != (2, 5): return 'n×a costs are expected'
         costs = F.cross_entropy(scores.transpose(1, 2), classes, reduction='none')
         p, weight = (-costs).exp(), torch.where(classes > 0, alpha, 1 - alpha)
         right = weight*(1 - p)**gamma*costs
