@@ -113,7 +113,7 @@ def take_best(iou, which):
     n, truth = (iou.amax(2) > 0).nonzero(as_tuple=True)   # those that still look for one
     while len(n):
         best, anchor = iou[n, truth].max(1)
-        settled = iou[n, :, anchor].argmax(1) == truth
+        settled = (iou[n, :, anchor].argmax(1) == truth) & (best > 0)
         i, t, a = n[settled], truth[settled], anchor[settled]
         which[i, a] = t
         iou[i, t] = -1
@@ -271,7 +271,7 @@ class AveragePrecision(Metric):
         "'ap', or 'ap50' for the one threshold 0.5."
         return f'ap{100*self.thresh[0]:.3g}' if len(self.thresh) == 1 else 'ap'
 
-    def follow(self, loss_func): self.decode = loss_parts(loss_func).decode
+    def follow(self, loss_func): self.decode = loss_parts(loss_func).activation   # doubtful ones, too
 
     def update(self, pred, yb):
         "Compare a batch's detections with its truths."
