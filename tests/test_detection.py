@@ -373,7 +373,7 @@ def squares(tmp_path_factory):
         w, h = 60 + i, 48
         im = Image.new('RGB', (w, h), (60, 60, 60))
         draw = ImageDraw.Draw(im)
-        things = 0 if i % 6 == 0 else 1 + i % 2
+        things = 0 if i % 6 == 0 else 1 + (i > 16)   # so that batches have several widths
         for k in range(things):
             label, side = ('red', 'green')[rng.integers(2)], int(rng.integers(14, 22))
             x, y = k*w//2 + int(rng.integers(0, w//2 - side)), int(rng.integers(0, h - side))
@@ -463,6 +463,18 @@ def test_tta_joins_what_is_found_in_the_mirror(tmp_path):
     assert_close(once[:, 0], truth[:, 0], 1e-4)
     assert_close(twice[:, 0], truth[:, 0], 1e-4)
     assert (labels >= 0).sum() == (again >= 0).sum() == 1   # both found the same, and one stayed
+
+def test_predictions_of_batches_of_several_widths_are_joined(squares):
+    learn = learner(squares, DETECTORS['TinySSD'], bs=1)
+    widths = {yb[0].shape[1] for _, yb in learn.data.valid_dl}
+    assert widths == {1, 2}
+    found, (boxes, labels) = learn.get_preds()
+    assert_eq([tuple(t.shape) for t in (boxes, labels)], [(6, 2, 4), (6, 2)])
+    assert_eq((labels >= 0).sum(1).tolist(), [1, 1, 1, 1, 2, 2])
+    assert_eq(learn.tta()[1][1], labels)
+    one_by_one, metric = learn.validate()['ap50'], AveragePrecision(0.5)
+    metric.update(found, (boxes, labels))
+    assert_close(metric.compute(), torch.tensor(one_by_one).double(), 1e-9)
 
 def test_create_ssd_freezes_a_trained_body_and_has_three_groups(squares):
     data = bunch(squares)
