@@ -113,7 +113,7 @@ def take_best(iou, which):
     n, truth = (iou.amax(2) > 0).nonzero(as_tuple=True)   # those that still look for one
     while len(n):
         best, anchor = iou[n, truth].max(1)
-        settled = iou[n, :, anchor].argmax(1) == truth
+        settled = (iou[n, :, anchor].argmax(1) == truth) & (best > 0)
         i, t, a = n[settled], truth[settled], anchor[settled]
         which[i, a] = t
         iou[i, t] = -1
