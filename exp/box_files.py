@@ -25,7 +25,7 @@ from .keypoints import moves_of, root_of, to_pixels, to_unit
 from .sources import file_key, get_files, label_finder, list_of, listed_path, read_table, table_column
 from .specs import register
 
-# %% ../nbs/28b_box_files.ipynb #28b00004
+# %% ../nbs/28b_box_files.ipynb #28b00006
 class Box(NamedTuple):
     "A thing and where it is."
     label: Any                # the name of its class
@@ -46,7 +46,7 @@ def with_area(boxes, source):
                       'out', stacklevel=3)
     return good
 
-# %% ../nbs/28b_box_files.ipynb #28b00005
+# %% ../nbs/28b_box_files.ipynb #28b00008
 @register
 class BoxProcessor(CategoryProcessor):
     """Boxes of an item as (n×4 float32 in pixels, n class numbers). An item is a list of `Box`es, or of pairs
@@ -75,7 +75,7 @@ def as_box(b):
     except (TypeError, ValueError):
         raise ValueError(f'{b!r:.60} is no box; give pairs (label, (x1, y1, x2, y2))') from None
 
-# %% ../nbs/28b_box_files.ipynb #28b00007
+# %% ../nbs/28b_box_files.ipynb #28b0000b
 def pad_boxes(
     parts, # of each item (boxes n×4, labels n)
 ):         # (boxes, labels) of the batch: items×m×4 and items×m, m at least 1; zero and −1 where padded
@@ -86,7 +86,7 @@ def pad_boxes(
     if boxes.shape[1]: return boxes, labels
     return boxes.new_zeros(len(boxes), 1, 4), labels.new_full((len(boxes), 1), -1)
 
-# %% ../nbs/28b_box_files.ipynb #28b00008
+# %% ../nbs/28b_box_files.ipynb #28b0000c
 @register
 class BoxList(LabelList):
     """Any number of boxes on an image, with a class each, from pixels (see `BoxProcessor`).
@@ -112,7 +112,7 @@ class BoxList(LabelList):
         names = Counter(str(self.classes[i]) for i in class_of(torch.as_tensor(item[1])).tolist())
         return ', '.join(f'{n} {name}' for name, n in names.items())[:60] or 'no boxes'
 
-# %% ../nbs/28b_box_files.ipynb #28b00009
+# %% ../nbs/28b_box_files.ipynb #28b0000e
 @patch
 def decode(self: BoxList, y):
     "A list of `Box`es, of a truth (boxes, labels) or a detection (boxes, labels, scores); in −1…1."
@@ -125,7 +125,7 @@ def text(self: BoxList, obj):
     words = [f'{b.label}' if b.score is None else f'{b.label} {b.score:.2f}' for b in self.decode(obj)]
     return ', '.join(f'{n} × {word}' if n > 1 else word for word, n in Counter(words).items()) or '(none)'
 
-# %% ../nbs/28b_box_files.ipynb #28b0000a
+# %% ../nbs/28b_box_files.ipynb #28b0000f
 @patch
 def show(self: BoxList, obj, ax, title=None):
     "Draw the boxes into the axes of their image, each with its name, and its score if it has one."
@@ -142,7 +142,7 @@ def show(self: BoxList, obj, ax, title=None):
                 path_effects=edge, bbox=dict(pad=0.5, fc=colour, ec='none'))
     if title: ax.set_title(title, fontsize=9, parse_math=False)
 
-# %% ../nbs/28b_box_files.ipynb #28b0000b
+# %% ../nbs/28b_box_files.ipynb #28b00010
 @patch
 def answer(self: BoxList, y, item, data):
     """`Box`es in pixels of the item's own image, whatever was cut off or turned on its way into the batch.
@@ -153,7 +153,7 @@ def answer(self: BoxList, y, item, data):
     found = self.decode((to_pixels(back.view(-1, 2, 2), size).view(-1, 4), labels, *scores))
     return [b._replace(box=tuple(round(v, 2) for v in b.box)) for b in found]
 
-# %% ../nbs/28b_box_files.ipynb #28b0000d
+# %% ../nbs/28b_box_files.ipynb #28b00016
 class BoxTable:
     "Boxes by file name: as a function of an item the labels for a `BoxList`."
     def __init__(self,
@@ -179,7 +179,7 @@ class BoxTable:
         names = ', '.join(map(str, self.classes[:5])) + (', …' if len(self.classes) > 5 else '')
         return f'{type(self).__name__} ({len(self)} images, {n} boxes, {len(self.classes)} classes: {names})'
 
-# %% ../nbs/28b_box_files.ipynb #28b0000e
+# %% ../nbs/28b_box_files.ipynb #28b00017
 def by_file(files, boxes, source):
     "A dictionary of all `files`, each with those of `boxes`, pairs (file, `Box`), that have an area."
     rows = {file: [] for file in files}
@@ -191,7 +191,7 @@ def by_file(files, boxes, source):
     for file, b in good: rows[file].append(b)
     return rows
 
-# %% ../nbs/28b_box_files.ipynb #28b0000f
+# %% ../nbs/28b_box_files.ipynb #28b00019
 def read_coco(
     file,       # of annotations, json
     # the folder that file names start from; None: the file's own or, of those above it, the one that holds
@@ -222,7 +222,7 @@ def read_coco(
         boxes.append((keys[a['image_id']], thing))
     return BoxTable(by_file(keys.values(), boxes, file), path, names.values())
 
-# %% ../nbs/28b_box_files.ipynb #28b00010
+# %% ../nbs/28b_box_files.ipynb #28b0001c
 def read_voc(
     folder,     # of xml files, at any depth
     *,
@@ -255,7 +255,7 @@ def voc_boxes(file, difficult, first):
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as e:
         raise ValueError(f'{file} cannot be read as an xml file of Pascal VOC: {e}') from None
 
-# %% ../nbs/28b_box_files.ipynb #28b00011
+# %% ../nbs/28b_box_files.ipynb #28b0001f
 def read_boxes(
     table,      # a CSV file, or a data frame, with a row for each box
     # the folder that file names start from; None: the table's own or, of those above it, the one that holds

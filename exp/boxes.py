@@ -17,7 +17,7 @@ from .losses import loss_parts, widen
 from .metrics import Metric
 from .transforms import as_size
 
-# %% ../nbs/28_boxes.ipynb #28000005
+# %% ../nbs/28_boxes.ipynb #28000006
 def corners_to_centers(
     boxes, # …×4, (x1, y1, x2, y2)
 ):         # …×4, (x, y) of the centre, width, height
@@ -44,7 +44,7 @@ def sizes_to_corners(
     "The way back from `corners_to_sizes`."
     return torch.cat([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], -1)
 
-# %% ../nbs/28_boxes.ipynb #28000007
+# %% ../nbs/28_boxes.ipynb #28000009
 def overlap(a, b):
     "The area that each box of `a`, …×n×4, has in common with each of `b`, …×m×4: …×n×m."
     x1, y1, x2, y2 = (t[..., None] for t in a.movedim(-1, 0).contiguous())
@@ -54,7 +54,7 @@ def overlap(a, b):
 
 def as_float(boxes): return widen(boxes) if boxes.is_floating_point() else boxes.double()
 
-# %% ../nbs/28_boxes.ipynb #28000008
+# %% ../nbs/28_boxes.ipynb #2800000a
 def box_area(
     boxes, # …×4, (x1, y1, x2, y2)
 ):         # …
@@ -72,7 +72,7 @@ def box_iou(
     union = box_area(a)[..., None] + box_area(b)[..., None, :] - both
     return both/union.clamp(min=torch.finfo(union.dtype).tiny)
 
-# %% ../nbs/28_boxes.ipynb #2800000b
+# %% ../nbs/28_boxes.ipynb #2800000f
 def make_anchors(
     size,   # (height, width) of the map: a centre in the middle of each of its cells
     sizes,  # n numbers: the root of an anchor's area, in sides of the image
@@ -87,7 +87,7 @@ def make_anchors(
     centers = torch.stack(torch.meshgrid(x, y, indexing='xy'), -1)[:, :, None]
     return torch.cat([centers - half, centers + half], -1).view(-1, 4)
 
-# %% ../nbs/28_boxes.ipynb #2800000e
+# %% ../nbs/28_boxes.ipynb #2800001a
 def assign_anchors(
     anchors,       # a×4, or n×a×4
     truths,        # m×4, or n×m×4; zero where padded
@@ -106,7 +106,7 @@ def assign_anchors(
     best, which = iou.max(1)
     return take_best(iou, which.masked_fill(best < thresh, -1))
 
-# %% ../nbs/28_boxes.ipynb #2800000f
+# %% ../nbs/28_boxes.ipynb #2800001b
 def take_best(iou, which):
     """`which` with an anchor for every truth. A pair is settled if it is the best for both of its sides:
     nothing else could take either. `iou` is used up."""
@@ -122,7 +122,7 @@ def take_best(iou, which):
         n, truth = n[left], truth[left]
     return which
 
-# %% ../nbs/28_boxes.ipynb #28000012
+# %% ../nbs/28_boxes.ipynb #2800001e
 def encode_boxes(
     anchors, # …×4, (x1, y1, x2, y2)
     boxes,   # …×4, one for each anchor
@@ -143,7 +143,7 @@ def decode_boxes(
     size = (o[..., 2:]/5).clamp(max=8).exp()*a[..., 2:]
     return centers_to_corners(torch.cat([place, size], -1))
 
-# %% ../nbs/28_boxes.ipynb #28000015
+# %% ../nbs/28_boxes.ipynb #28000025
 BLOCK = 128   # boxes whose suppression of each other is settled at once
 
 def survivors(suppress):
@@ -155,7 +155,7 @@ def survivors(suppress):
         if torch.equal(new, kept): return kept
         kept = new
 
-# %% ../nbs/28_boxes.ipynb #28000016
+# %% ../nbs/28_boxes.ipynb #28000026
 def nms(
     boxes,       # n×4, (x1, y1, x2, y2)
     scores,      # n
@@ -182,7 +182,7 @@ def nms(
         alive[cols[gone]] = False
     return by_score[places[alive].sort().values]
 
-# %% ../nbs/28_boxes.ipynb #28000017
+# %% ../nbs/28_boxes.ipynb #28000029
 def soft_nms(
     boxes,       # n×4, (x1, y1, x2, y2)
     scores,      # n, from 0 to 1
@@ -205,7 +205,7 @@ def soft_nms(
     if not chosen: return torch.zeros(0, dtype=torch.long, device=boxes.device), left[:0]
     return torch.stack(chosen), torch.stack(final)
 
-# %% ../nbs/28_boxes.ipynb #2800001a
+# %% ../nbs/28_boxes.ipynb #2800002e
 def average_precision(
     recall,       # …×n, as detections are taken in by falling score: it never falls
     precision,    # …×n
@@ -218,7 +218,7 @@ def average_precision(
     grid = torch.from_numpy(np.linspace(0, 1, points)).to(recall).expand(*recall.shape[:-1], points)
     return best.gather(-1, torch.searchsorted(recall.contiguous(), grid.contiguous())).mean(-1)
 
-# %% ../nbs/28_boxes.ipynb #2800001b
+# %% ../nbs/28_boxes.ipynb #28000031
 def class_of(labels):
     "The class of each label: that of a crowd, which is written as −2 − class, too; −1 for none."
     return labels.where(labels >= -1, -2 - labels)
@@ -242,7 +242,7 @@ def match_detections(boxes, labels, truths, classes, thresh):
         free, found[:, i] = free & ~taken, hit
     return found.char() - (in_crowd & ~found).char()
 
-# %% ../nbs/28_boxes.ipynb #2800001c
+# %% ../nbs/28_boxes.ipynb #28000033
 class AveragePrecision(Metric):
     """The mean over classes, and thresholds of IoU, of the average precision (COCO's AP, as pycocotools).
 
@@ -287,7 +287,7 @@ class AveragePrecision(Metric):
         there = labels >= 0
         self.add(scores=scores[there], labels=labels[there], found=found[there], truths=classes[classes >= 0])
 
-# %% ../nbs/28_boxes.ipynb #2800001d
+# %% ../nbs/28_boxes.ipynb #28000034
 @patch
 def curve(self: AveragePrecision,
     label: int, # a class
