@@ -110,8 +110,9 @@ def main():
     data.normalize(PUBLISHED[efficientnet_lite0].stats if args.arch == 'lite0' else None)
     start, learn = time.perf_counter(), learner(data, args)
     learn.fit_one_cycle(args.epochs, slice(args.lr/10, args.lr) if args.arch == 'lite0' else args.lr)
-    reached = learn.validate()
-    classes, values = learn.metrics[0].by_class()   # of this validation
+    reached, each = learn.validate(), AveragePrecision(0.5)
+    each.update(*learn.get_preds())
+    classes, values = each.by_class()
     for i, v in zip(classes.tolist(), values[:, 0].tolist()): print(f'{data.classes[i]!s:20} AP50 {v:.3f}')
     path = learn.export(args.export.absolute())
     kind = 'stand-in' if args.folder is None else 'yours'
