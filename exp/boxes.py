@@ -247,8 +247,8 @@ class AveragePrecision(Metric):
     """The mean over classes, and thresholds of IoU, of the average precision (COCO's AP, as pycocotools).
 
     `pred` are detections (boxes n×k×4, labels n×k, −1 for none, scores n×k), or what the
-    loss's activation makes them of; `yb` are (boxes n×m×4, labels n×m, −1 for none, −2 − class for a crowd). In a `Learner` it is for
-    validation alone; it waits for the device."""
+    loss's activation makes them of; `yb` are (boxes n×m×4, labels n×m, −1 for none, −2 − class for a
+    crowd). In a `Learner` it is for validation alone; it waits for the device."""
     train = False
     def __init__(self,
         # of IoU, from which on a detection finds a truth: one, or several; None: COCO's 0.5, 0.55, …, 0.95
