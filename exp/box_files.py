@@ -7,7 +7,7 @@ __all__ = ['Box', 'has_area', 'with_area', 'BoxProcessor', 'as_box', 'pad_boxes'
            'voc_boxes', 'read_boxes', 'numbers_of']
 
 # %% ../nbs/28b_box_files.ipynb #28b00002
-import json, warnings
+import json, re, warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,8 @@ from .boxes import centers_to_corners, class_of, sizes_to_corners
 from .core import check_choice, patch, read_text, user_path
 from .data_block import CategoryProcessor, LabelList
 from .keypoints import moves_of, root_of, to_pixels, to_unit
-from .sources import file_key, get_files, label_finder, list_of, listed_path, read_table, table_column
+from .sources import (WHOLE, file_key, get_files, label_finder, list_of, listed_path, read_table,
+                         table_column)
 from .specs import register
 
 # %% ../nbs/28b_box_files.ipynb #28b00006
@@ -280,11 +281,13 @@ def read_boxes(
     numbers = np.stack([numbers_of(df, c) for c in list_of(box_cols)], 1)
     corners = to_corners(torch.from_numpy(numbers)).tolist()
     given = ~np.isnan(numbers).all(1)
-    labels = [int(v) if isinstance(v, float) and v == v and v == int(v) else v
-              for v in table_column(df, label_col, holes=True).tolist()]
-    if any(ok and (v is None or v != v) for ok, v in zip(given, labels)):
+    labels = table_column(df, label_col, holes=True)[given].tolist()
+    if any(v is None or v != v for v in labels):
         raise ValueError(f'the column {label_col!r} of labels is empty beside a box')
-    boxes = [(k, Box(v, tuple(c))) for k, v, c, ok in zip(keys, labels, corners, given) if ok]
+    if all(re.fullmatch(rf'({WHOLE})(\.0)?', str(v)) for v in labels):   # as a column with holes has them
+        labels = [int(float(v)) for v in labels]
+    there = zip(np.flatnonzero(given), labels)
+    boxes = [(keys[i], Box(label, tuple(corners[i]))) for i, label in there]
     classes = sorted({b.label for _, b in boxes})
     return BoxTable(by_file(keys, boxes, 'the table' if is_frame else table), path, classes)
 

@@ -69,8 +69,8 @@ def box_iou(
     "Intersection over union of each pair of boxes (Jaccard 1901); 0 for boxes without an area."
     a, b = as_float(a), as_float(b)
     both = overlap(a, b)
-    union = box_area(a)[..., None] + box_area(b)[..., None, :] - both
-    return both/union.clamp(min=torch.finfo(union.dtype).tiny)
+    union = (box_area(a)[..., None] + box_area(b)[..., None, :]).sub_(both)
+    return both/union.clamp_(min=torch.finfo(union.dtype).tiny)
 
 # %% ../nbs/28_boxes.ipynb #2800000f
 def make_anchors(
@@ -110,16 +110,18 @@ def assign_anchors(
 def take_best(iou, which):
     """`which` with an anchor for every truth. A pair is settled if it is the best for both of its sides:
     nothing else could take either. `iou` is used up."""
-    n, truth = (iou.amax(2) > 0).nonzero(as_tuple=True)   # those that still look for one
+    best, anchor = iou.max(2)
+    n, truth = (best > 0).nonzero(as_tuple=True)   # those that still look for one
+    anchor = anchor[n, truth]
     while len(n):
-        best, anchor = iou[n, truth].max(1)
-        settled = (iou[n, :, anchor].argmax(1) == truth) & (best > 0)
+        settled = iou[n, :, anchor].argmax(1) == truth
         i, t, a = n[settled], truth[settled], anchor[settled]
         which[i, a] = t
         iou[i, t] = -1
         iou[i, :, a] = -1
-        left = ~settled & (best > 0)
-        n, truth = n[left], truth[left]
+        n, truth = n[~settled], truth[~settled]
+        best, anchor = iou[n, truth].max(1)
+        n, truth, anchor = (v[best > 0] for v in (n, truth, anchor))
     return which
 
 # %% ../nbs/28_boxes.ipynb #2800001e
@@ -138,10 +140,11 @@ def decode_boxes(
     offsets, # …×4, as `encode_boxes` makes them
 ):           # …×4, (x1, y1, x2, y2)
     "The boxes that are meant. A side grows at most e⁸-fold, so that none becomes infinite."
-    a, o = corners_to_centers(as_float(anchors)), as_float(offsets)
-    place = a[..., :2] + o[..., :2]/10*a[..., 2:]
-    size = (o[..., 2:]/5).clamp(max=8).exp()*a[..., 2:]
-    return centers_to_corners(torch.cat([place, size], -1))
+    a, o = as_float(anchors), as_float(offsets)
+    size = a[..., 2:] - a[..., :2]
+    center = (a[..., :2] + a[..., 2:])/2 + o[..., :2]*(size/10)
+    half = (o[..., 2:]/5).clamp(max=8).exp()*(size/2)
+    return torch.cat([center - half, center + half], -1)
 
 # %% ../nbs/28_boxes.ipynb #28000025
 BLOCK = 128   # boxes whose suppression of each other is settled at once
