@@ -33,7 +33,8 @@ from .unet import create_unet, find_halvings, layers_of
 def _both(pred, yb, name):
     "Prediction and target as they are seen: of one shape, from 0 to 1."
     check_same_shape(pred, yb, name)
-    return pred.float().clamp(0, 1), yb.float()
+    pred, yb = (t/255 if t.dtype == torch.uint8 else t.float() for t in (pred, yb))   # bytes are parts of 255
+    return pred.clamp(0, 1), yb
 
 def _psnrs(pred, yb):
     pred, yb = _both(pred, yb, 'psnr')
@@ -94,7 +95,7 @@ def create_restorer(
                          'have as many, or the images one: take GreyImageList or PictureList')
     learn = create_unet(data, arch, metrics=metrics, pretrained=pretrained, c=yb.shape[1], width=width,
                         loss_func=loss_func, opt_func=opt_func, lr=lr, wd=wd, cbs=cbs, path=path)
-    own = [t.tfm for t in learn.data.batch_tfms[1] if isinstance(getattr(t, 'tfm', None), Normalize)]
+    own = [n for t in learn.data.batch_tfms[1] if isinstance(n := getattr(t, 'tfm', t), Normalize)]
     learn.model = Restorer(learn.model, *((own[0].mean, own[0].std) if own else ()))
     return learn
 

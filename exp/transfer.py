@@ -195,19 +195,26 @@ def adapt_first_conv(
     return model
 
 # %% ../nbs/24_transfer.ipynb #24000040
-def _same_maps(model, body, pool, ni):
-    "Does `body` alone put out what arrives at the model's pooling?"
+def _goes_into(model, layer, x):
+    "What is given to a layer when the model, in evaluation mode, is given `x`; empty where nothing is."
     seen, modes = [], [(m, m.training) for m in model.modules()]
-    hook = pool.register_forward_pre_hook(lambda m, inp: seen.append(inp[0]))
-    p = next(model.parameters())
-    x = torch.linspace(-2, 2, ni*128*128, dtype=p.dtype, device=p.device).view(1, ni, 128, 128)
+    hook = layer.register_forward_pre_hook(lambda m, inp: seen.append(inp[0]))
     try:
-        with torch.no_grad():
-            model.eval()(x)
-            return torch.equal(seen[0], body(x))
+        with torch.no_grad(): model.eval()(x)
     finally:
         hook.remove()
         for m, training in modes: m.training = training
+    return seen[0] if seen else torch.empty(0)
+
+def _some_image(body):
+    w = first_conv(body).weight
+    return torch.linspace(-2, 2, w.shape[1]*128*128).view(1, w.shape[1], 128, 128).to(w)
+
+def _sees_images(model):
+    "Has it a `body` that is given the images themselves, as networks of `create_cnn` have?"
+    if not isinstance(getattr(model, 'body', None), nn.Sequential): return False
+    x, first = _some_image(model.body), next(m for m in model.body.modules() if not list(m.children()))
+    return torch.equal(_goes_into(model, first, x), x)
 
 def _before_pooling(model):
     """The parts of a network before its first `nn.AdaptiveAvgPool2d`, without a classifier that stands there,
@@ -217,13 +224,16 @@ def _before_pooling(model):
     if pool is None:
         raise ValueError(f'{type(model).__name__} has no nn.AdaptiveAvgPool2d among its parts, where its '
                          'body would end; give an nn.Sequential with one')
-    body, in_turn = nn.Sequential(OrderedDict(parts[:pool])), type(model).forward is nn.Sequential.forward
-    if not (in_turn or _same_maps(model, body, parts[pool][1], first_conv(body).in_channels)):
+    body, x = nn.Sequential(OrderedDict(parts[:pool])), _some_image(model)
+    with torch.no_grad(): alone = copy.deepcopy(body).eval()(x)
+    if not torch.equal(_goes_into(model, parts[pool][1], x), alone):
         raise ValueError(f'{type(model).__name__} does more in its forward than to call its parts in turn; '
                          'give an nn.Sequential')
     learns = [any(True for _ in part.parameters()) for _, part in parts]
-    if any(learns[pool:]): return body
-    return body[:max(i for i in range(pool) if learns[i])]
+    last = max(i for i in range(pool) if learns[i])
+    end = [m for m in parts[last][1].modules() if not list(m.children())][-1]
+    classifies = isinstance(end, nn.Conv2d) and not any(learns[pool:])   # without a norm or activation behind
+    return body[:last] if classifies else body
 
 def create_body(
     arch,                    # a function that makes a network of (ni, c), as `resnet18`; or a trained network
@@ -234,7 +244,7 @@ def create_body(
     convolution for `ni` channels. Of a trained network it is a copy."""
     if isinstance(arch, nn.Module): model = copy.deepcopy(arch)
     else: model = load_published(arch) if pretrained else arch(ni)
-    body = model.body if hasattr(model, 'body') else _before_pooling(model)   # `create_cnn` makes bodies
+    body = model.body if _sees_images(model) else _before_pooling(model)
     has = first_conv(body).in_channels
     return body if has == ni else adapt_first_conv(body, ni, 'mean' if has == 1 else 'zero')
 
