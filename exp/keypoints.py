@@ -539,7 +539,7 @@ def read_points(
     points = {name: c for name, c in columns.items() if {'x', 'y'} <= c.keys()}
     if not points:
         raise ValueError(f'the table has columns {", ".join(map(str, df.columns))[:60]}; '
-                         'nose_x, nose_y for each point are expected')
+                         f'nose_x, nose_y for each point are expected, with sep={sep!r} between them')
     return PointsTable(list(points), points_by_file(files, points), path)
 
 # %% ../nbs/27_keypoints.ipynb #2700003e
