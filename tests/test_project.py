@@ -206,7 +206,7 @@ def test_this_environment_has_the_versions_of_constraints_txt():
 def test_environment_yml_agrees():
     text = (ROOT/'environment.yml').read_text(encoding='utf-8')
     assert f'- python{pyproject["project"]["requires-python"]}\n' in text
-    assert '- --constraint constraints.txt\n' in text and '- --editable .[dev]\n' in text
+    assert '- --constraint constraints.txt\n' in text and '- --editable .[dev,reference]\n' in text
 
 def test_the_pythons_promised_agree():
     sys.path.insert(0, str(ROOT/'tools'))

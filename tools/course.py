@@ -102,7 +102,7 @@ def setup():
     if index := setting('torch_index'): pip_install('--index-url', index, *constraints, 'torch')
     else: announce_download()
     say('  installing the packages that constraints.txt names; minutes, the first time')
-    pip_install(*constraints, '-e', '.[dev]')
+    pip_install(*constraints, '-e', '.[dev,reference]')
     stamp.write_text(wanted)
     say(f'  set up in {time.time() - start:.0f} s')
 
