@@ -22,7 +22,8 @@ from torch import nn
 from exp.batch_transforms import RandomBrightness, RandomContrast, RandomFlip, RandomRotate, RandomZoom
 from exp.core import set_seed
 from exp.data_block import ImageList
-from exp.keypoints import PCK, PixelError, PointsList, create_heatmaps, mice_standin, read_points
+from exp.keypoints import PCK, PixelError, PointsList, create_heatmaps, read_points
+from exp.mice import mice_standin
 from exp.transfer import PUBLISHED, efficientnet_lite0, load_published
 from exp.xresnet import XResNet
 

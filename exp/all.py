@@ -10,7 +10,8 @@ from . import (core, specs, datasets, downloads, standins, tensors, losses, metr
                  regularization, callbacks, faults, snapshots, schedules, hooks, layers, norms, lsuv, sources,
                  image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints,
                  inference, augmentation, batch_transforms, mixup, precision, convolutions,
-                 convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, keypoints, superres)
+                 convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, mice, keypoints,
+                 superres)
 from . import distributed as _distributed   # a function has the same name
 from .core import *
 from .specs import *
@@ -54,6 +55,7 @@ from .scenes import *
 from .multilabel import *
 from .unet import *
 from .segmentation import *
+from .mice import *
 from .keypoints import *
 from .superres import *
 
@@ -62,5 +64,5 @@ _modules = (core, specs, datasets, downloads, standins, tensors, losses, metrics
             regularization, callbacks, faults, snapshots, schedules, hooks, layers, norms, lsuv, sources,
             image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints,
             inference, augmentation, batch_transforms, mixup, precision, _distributed, convolutions,
-            convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, keypoints, superres)
+            convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, mice, keypoints, superres)
 __all__ = [name for module in _modules for name in module.__all__]
