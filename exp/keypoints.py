@@ -571,7 +571,7 @@ def points_by_file(files, points):
                    for name, (x, y, v) in zip(found, row)}
             for file, row in zip(files, zip(*found.values()))}
 
-# %% ../nbs/27_keypoints.ipynb #2700008b
+# %% ../nbs/27_keypoints.ipynb #49c9fcf5
 def moves_of(item, data):
     """The size of an item's own image, and the matrix of its way into a batch of `data`. `ValueError` where
     validation's transforms of batches move images: these are drawn for each batch."""
