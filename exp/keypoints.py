@@ -475,11 +475,10 @@ def points_by_file(files, points):
                    for name, (x, y, v) in zip(found, row)}
             for file, row in zip(files, zip(*found.values()))}
 
-# %% ../nbs/27_keypoints.ipynb #2700005a
-@patch
-def answer(self: PointsList, y, item, data):
-    """In pixels of the item's own image, whatever was cut off or turned on its way into the batch.
-    `ValueError` where validation's transforms of batches move images: these are drawn for each batch."""
+# %% ../nbs/27_keypoints.ipynb #49c9fcf5
+def moves_of(item, data):
+    """The size of an item's own image, and the matrix of its way into a batch of `data`. `ValueError` where
+    validation's transforms of batches move images: these are drawn for each batch."""
     ds = data.item_data
     if any(getattr(getattr(t, 'tfm', t), 'moves', False) for t in data.batch_tfms[1]):
         raise ValueError("validation's transforms of batches move images; give them as (training's, [])")
@@ -490,6 +489,14 @@ def answer(self: PointsList, y, item, data):
         draw = t.draw(x, Rng(0).at(place) if t.random else None)
         matrix = matrix @ getattr(draw, 'matrix', torch.eye(3, dtype=torch.float64))
         x = t.apply('image', x, draw)
+    return size, matrix
+
+# %% ../nbs/27_keypoints.ipynb #2700005a
+@patch
+def answer(self: PointsList, y, item, data):
+    """In pixels of the item's own image, whatever was cut off or turned on its way into the batch.
+    `ValueError` where validation's transforms of batches move images."""
+    size, matrix = moves_of(item, data)
     # by the matrix points would go from the item's image to the batch's; by its inverse they go back
     y = move_points(self.mirrored(y, matrix), torch.linalg.inv(matrix))
     return self.in_words(to_pixels(y, size))
