@@ -11,7 +11,7 @@ from . import (core, specs, datasets, downloads, standins, tensors, losses, metr
                  image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints,
                  inference, augmentation, batch_transforms, mixup, precision, convolutions,
                  convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, mice, keypoints,
-                 superres)
+                 box_files, boxes, superres)
 from . import distributed as _distributed   # a function has the same name
 from .core import *
 from .specs import *
@@ -57,6 +57,8 @@ from .unet import *
 from .segmentation import *
 from .mice import *
 from .keypoints import *
+from .box_files import *
+from .boxes import *
 from .superres import *
 
 # %% ../nbs/99_all.ipynb #49e65c34
