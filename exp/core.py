@@ -324,8 +324,9 @@ def first_size(x):
     return next((n for n in map(first_size, tree_children(x)) if n is not None), None)
 
 def widen(x):
-    "The tensor `x`, in float32 if it is half precision."
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    "The tensor `x`, in float32 if it is half precision, or whole numbers of at most 32 bits, which overflow."
+    narrow = torch.float16, torch.bfloat16, torch.uint8, torch.int8, torch.int16, torch.int32
+    return x.float() if x.dtype in narrow else x
 
 # %% ../nbs/00_core.ipynb #0f9e1a50
 def tree_map(f, x):

@@ -165,7 +165,7 @@ class CrossEntropy(Loss):
 
     def mask(self, yb):
         "Which targets count."
-        return None if self.ignore_index is None else yb != self.ignore_index
+        return None if self.ignore_index is None else yb.long() != self.ignore_index   # of bytes too
 
     def activation(self, pred):
         "Probabilities."
@@ -289,6 +289,9 @@ def item_losses(
         each.reduction = 'none'
         values = each(pred, yb)
     else: values = loss_func(pred, yb, reduction='none')
+    both = [t for t in (pred, yb) if isinstance(t, torch.Tensor)]
+    if len(both) == 2 and values.numel() > max(t.numel() for t in both):   # n×1 against n: PyTorch only warns
+        check_same_shape(pred, yb, 'the loss')
     if values.shape[:1] != (first_size(yb),):
         raise ValueError(f"a loss returned shape {tuple(values.shape)} for {first_size(yb)} items; "
                          "reduction='none' should give each item a value")

@@ -11,15 +11,15 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from .core import camel2snake, check_choice, first_size, patch
+from .core import camel2snake, check_choice, first_size, patch, widen
 from .losses import SquaredLoss, check_same_shape, item_means, loss_attr
 
 # %% ../nbs/04b_metrics.ipynb #616ddca2
 def _right(pred, yb, dim=1):
     "Is the class with the highest score that of the target?"
-    said = pred.argmax(dim)
+    highest, said = pred.max(dim)
     check_same_shape(said, yb, 'accuracy')
-    return said == yb
+    return (said == yb) & ~highest.isnan()   # NaN is never right
 
 def accuracy(
     pred,  # scores, n×classes×…
@@ -40,7 +40,7 @@ def _right_sides(pred, yb, thresh=0.5):
     if pred.shape == (*yb.shape, 1): pred = pred.squeeze(-1)
     if yb.shape == (*pred.shape, 1): yb = yb.squeeze(-1)
     check_same_shape(pred, yb, 'binary_accuracy')
-    return (pred.sigmoid() > thresh) == (yb > 0.5)
+    return ((pred.sigmoid() > thresh) == (yb > 0.5)) & ~pred.isnan()   # NaN is never right
 
 def binary_accuracy(
     pred, # logits, n, n×1 or n×…
@@ -210,7 +210,7 @@ class MeanMetric(Metric):
     def _add_up(self):
         (means, weights), self._batches = zip(*self._batches), []
         device = _device(means)
-        means, weights = _column(means, device), _column(weights, device)
+        means, weights = widen(_column(means, device)), _column(weights, device)
         self.add(total=(means*weights).where(weights != 0, 0).sum(), weight=weights.sum())
 
     def __getattr__(self, name):   # a state is asked for

@@ -7,7 +7,7 @@ __all__ = ['MultiCategoryProcessor', 'MultiCategoryList', 'accuracy_thresh', 'fb
            'tags_from_columns', 'kaggle_file']
 
 # %% ../nbs/25_multilabel.ipynb #25000002
-import re, shutil, subprocess
+import re, shutil, subprocess, tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,7 +81,8 @@ def _said(pred, yb, thresh, sigmoid, name):
     "Where the answer is yes. `ValueError` unless both have one shape, items×classes."
     check_same_shape(pred, yb, name)
     if pred.ndim != 2: raise ValueError(f'{name}: shape {tuple(pred.shape)}; items×classes is expected')
-    return (pred.sigmoid() if sigmoid else pred) > thresh
+    said = (pred.sigmoid() if sigmoid else pred) > thresh
+    return said.where(~pred.isnan(), yb <= 0.5)   # NaN is never right
 
 def accuracy_thresh(
     pred,                  # logits, n×c
@@ -183,12 +184,15 @@ def kaggle_file(
     folder.mkdir(parents=True, exist_ok=True)
     _run([*client, 'competitions', 'download', '-c', competition, '-f', file, '-p', folder], competition)
     name = Path(file).name   # a file in a folder there comes without the folder
-    got = folder/name if (folder/name).is_file() else folder/f'{name}.zip'   # the client may zip it
+    got = folder/f'{name}.zip' if (folder/f'{name}.zip').is_file() else folder/name   # the client may zip it
     if not got.is_file(): raise FileNotFoundError(f'the client brought no {file}; is that its name there?')
     while got.suffix in ('.7z', '.zip', '.tar', '.tgz') or got.name.endswith('.tar.gz'):
-        if got.suffix == '.7z': _run([*seven_zip, 'x', got, f'-o{folder}', '-y'])
-        else: shutil.unpack_archive(got, folder, **({'filter': 'data'} if got.suffix != '.zip' else {}))
-        got, old = folder/got.stem, got
-        old.unlink()
+        with tempfile.TemporaryDirectory(dir=folder) as new:
+            try:
+                if got.suffix == '.7z': _run([*seven_zip, 'x', got, f'-o{new}', '-y'])
+                else: shutil.unpack_archive(got, new, **({'filter': 'data'} if got.suffix != '.zip' else {}))
+            finally: got.unlink()   # a damaged one too: the next call fetches it again
+            shutil.copytree(new, folder, dirs_exist_ok=True)
+        got = folder/got.stem
         if not got.is_file(): break
     return folder

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from .core import check_real, patch, user_path, widen
 from .data_block import LabelList, Processor
-from .image_cache import ImageError, open_image
+from .image_cache import ImageError, open_image, upright
 from .losses import CrossEntropy, Loss
 from .metrics import Metric
 from .specs import register
@@ -222,7 +222,7 @@ def open_mask(
 
     A palette, or greys, whose colours are all among `colours` stand for those."""
     if isinstance(item, (np.ndarray, torch.Tensor)): return image_of_codes(np.asarray(item))
-    im = open_image(item, path)
+    im = upright(open_image(item, path))
     a = np.asarray(im)
     if colours is not None and (im.mode == 'P' or im.mode == 'L' and all(len(set(c)) == 1 for c in colours)):
         try: return image_of_codes(codes_of_colours(np.asarray(im.convert('RGB')), colours))
@@ -397,7 +397,9 @@ class ConfusionMetric(Metric):
         yb = yb.long()   # of bytes, yb*c would not fit
         counts = (yb >= 0) & (yb < c)
         for v in self.void: counts &= yb != v
-        place = (yb*c + pred.argmax(1)).where(counts, c*c).flatten()   # c·c: what does not count
+        highest, said = pred.max(1)
+        said = said.where(~highest.isnan(), (yb + 1) % c)   # NaN is never right
+        place = (yb*c + said).where(counts, c*c).flatten()   # c·c: what does not count
         sums = place.new_zeros(c*c + 1).scatter_add_(0, place, torch.ones_like(place))
         self.add(counts=sums[:-1].view(c, c))
 

@@ -163,8 +163,9 @@ def cell_labels(df, col, sep=None):
         return list(zip(*(cell_labels(df, c, sep) for c in list_of(col))))
     if sep is None: return table_column(df, col).tolist()
     column = table_column(df, col, holes=True)
-    cells = ['' if empty else str(cell) for cell, empty in zip(column, column.isna())]
-    return [split_tags(cell, sep) for cell in cells]
+    def tags(cell): return list_of(cell) if isinstance(cell, (list, tuple, set, frozenset, np.ndarray)) else \
+        split_tags(str(cell), sep)
+    return [[] if empty else tags(cell) for cell, empty in zip(column, column.isna())]
 
 # %% ../nbs/13d_sources.ipynb #2dbfd352
 def label_finder(names, labels, root):
@@ -189,4 +190,8 @@ def read_pairs(path):
     """A dictionary from names to labels: of a `.pth` file of `save_state`, or of a text with a name and its
     label in each line."""
     if path.suffix == '.pth': return load_state(path)
-    return dict(line.rsplit(maxsplit=1) for line in read_text(path).split('\n') if line.strip())
+    pairs = [line.rsplit(maxsplit=1) for line in read_text(path).split('\n') if line.strip()]
+    if len(rows := dict(pairs)) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f'{name!r} has more than one row in {path}')
+    return rows

@@ -179,7 +179,7 @@ def first_conv(
 def adapt_first_conv(
     model: nn.Module,    # changed in place
     ni: int,             # channels that it is to take
-    fill: str = 'zero',  # weights of channels that it has not: 'zero', or the 'mean' of the others
+    fill: str = 'zero',  # weights of new channels: 'zero', or the 'mean' of the others
 ) -> nn.Module:          # `model`
     """Let the first convolution take `ni` channels. If they are fewer than before, or with 'mean', the sum of
     its weights stays, so that channels that are alike give the same output. With 'zero', the network does not
@@ -195,19 +195,26 @@ def adapt_first_conv(
     return model
 
 # %% ../nbs/24_transfer.ipynb #24000040
-def _same_maps(model, body, pool, ni):
-    "Does `body` alone put out what arrives at the model's pooling?"
+def _goes_into(model, layer, x):
+    "What is given to a layer when the model, in evaluation mode, is given `x`; empty where nothing is."
     seen, modes = [], [(m, m.training) for m in model.modules()]
-    hook = pool.register_forward_pre_hook(lambda m, inp: seen.append(inp[0]))
-    p = next(model.parameters())
-    x = torch.linspace(-2, 2, ni*128*128, dtype=p.dtype, device=p.device).view(1, ni, 128, 128)
+    hook = layer.register_forward_pre_hook(lambda m, inp: seen.append(inp[0]))
     try:
-        with torch.no_grad():
-            model.eval()(x)
-            return torch.equal(seen[0], body(x))
+        with torch.no_grad(): model.eval()(x)
     finally:
         hook.remove()
         for m, training in modes: m.training = training
+    return seen[0] if seen else torch.empty(0)
+
+def _some_image(body):
+    w = first_conv(body).weight
+    return torch.linspace(-2, 2, w.shape[1]*128*128).view(1, w.shape[1], 128, 128).to(w)
+
+def _sees_images(model):
+    "Has it a `body` that is given the images themselves, as networks of `create_cnn` have?"
+    if not isinstance(getattr(model, 'body', None), nn.Sequential): return False
+    x, first = _some_image(model.body), next(m for m in model.body.modules() if not list(m.children()))
+    return torch.equal(_goes_into(model, first, x), x)
 
 def _before_pooling(model):
     """The parts of a network before its first `nn.AdaptiveAvgPool2d`, without a classifier that stands there,
@@ -217,14 +224,18 @@ def _before_pooling(model):
     if pool is None:
         raise ValueError(f'{type(model).__name__} has no nn.AdaptiveAvgPool2d among its parts, where its '
                          'body would end; give an nn.Sequential with one')
-    body, in_turn = nn.Sequential(OrderedDict(parts[:pool])), type(model).forward is nn.Sequential.forward
-    if not (in_turn or _same_maps(model, body, parts[pool][1], first_conv(body).in_channels)):
+    body, x = nn.Sequential(OrderedDict(parts[:pool])), _some_image(model)
+    with torch.no_grad(): alone = copy.deepcopy(body).eval()(x)
+    if not torch.equal(_goes_into(model, parts[pool][1], x), alone):
         raise ValueError(f'{type(model).__name__} does more in its forward than to call its parts in turn; '
                          'give an nn.Sequential')
     learns = [any(True for _ in part.parameters()) for _, part in parts]
-    if any(learns[pool:]): return body
-    return body[:max(i for i in range(pool) if learns[i])]
+    last = max(i for i in range(pool) if learns[i])
+    end = [m for m in parts[last][1].modules() if not list(m.children())][-1]
+    classifies = isinstance(end, nn.Conv2d) and not any(learns[pool:])   # without a norm or activation behind
+    return body[:last] if classifies else body
 
+# %% ../nbs/24_transfer.ipynb #2400007f
 def create_body(
     arch,                    # a function that makes a network of (ni, c), as `resnet18`; or a trained network
     ni: int = 3,             # channels of the images
@@ -234,7 +245,7 @@ def create_body(
     convolution for `ni` channels. Of a trained network it is a copy."""
     if isinstance(arch, nn.Module): model = copy.deepcopy(arch)
     else: model = load_published(arch) if pretrained else arch(ni)
-    body = model.body if hasattr(model, 'body') else _before_pooling(model)   # `create_cnn` makes bodies
+    body = model.body if _sees_images(model) else _before_pooling(model)
     has = first_conv(body).in_channels
     return body if has == ni else adapt_first_conv(body, ni, 'mean' if has == 1 else 'zero')
 
@@ -254,8 +265,8 @@ def count_maps(
 
 # %% ../nbs/24_transfer.ipynb #24000044
 def create_head(
-    nf: int,           # channels that the body puts out
-    c: int,            # numbers that the head is to put out
+    nf: int,           # channels that come out of the body
+    c: int,            # numbers to predict
     drop: float = 0.,  # dropout before the linear layer
 ) -> nn.Sequential:
     "The mean of each channel, then a linear layer with Kaiming's initialisation."
@@ -306,7 +317,7 @@ def body_for(
     pretrained: bool, # likewise
     c=None,           # numbers to predict; None: `data.c`
 ):
-    """(the data normalised for published weights, a body for its images, the channels that the body puts out,
+    """(the data normalised for published weights, a body for its images, the channels that come out of it,
     the numbers to predict). `ValueError` for what does not fit together."""
     if isinstance(arch, nn.Module) and not pretrained:
         raise ValueError('pretrained=False with a trained network; give the function that makes it')
@@ -326,7 +337,7 @@ def create_cnn(
     *,
     metrics=(),              # as for `Learner`
     pretrained: bool = True, # start from published weights, or a trained network's, with the body frozen
-    c: int|None = None,      # numbers that the head puts out; None: `data.c`
+    c: int|None = None,      # numbers to predict; None: `data.c`
     drop: float = 0.,        # dropout in the head
     loss_func=None, opt_func=None, lr: float = 1e-3, wd: float|None = None, cbs=None, path='.', # likewise
 ) -> Learner:

@@ -178,8 +178,8 @@ LabeledData.fixed = property(lambda self: self.flow().fixed, doc='Transforms bef
 def opened(self: LabeledData, i):
     "Item `i` and its target, before all transforms."
     x = self.x.get(i)
+    if isinstance(x, Image.Image): x = upright(x)   # as points, boxes and masks see it
     if self.y is None: return x, None
-    if self.y.spatial and isinstance(x, Image.Image): x = upright(x)   # as its points, boxes and mask see it
     return x, self.y.relate(self.y.get(i), x)
 
 @patch

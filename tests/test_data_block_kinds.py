@@ -246,6 +246,22 @@ def test_points_of_a_turned_photograph_are_those_of_the_upright_image(tmp_path, 
                 and torch.allclose(yb, torch.tensor([66/40 - 1, 104/60 - 1]).expand_as(yb), atol=1e-6))
         assert (value_at(xb.float(), yb) > 200).all()
 
+@pytest.mark.parametrize('label', ['a', 1.5])
+def test_predict_sees_a_turned_photograph_as_training_does(tmp_path, label):
+    "Whatever the targets are: an upright image, before the first transform."
+    sensor = np.zeros((40, 60, 3), dtype=np.uint8)
+    sensor[5:9, 50:54] = 255
+    im = Image.fromarray(sensor)
+    exif = im.getexif()
+    exif[0x0112] = 6
+    for i in range(4): im.save(tmp_path/f'{i}.png', exif=exif)
+    data = (ImageList.from_folder(tmp_path).split_none().label_from_func(lambda p: label)
+            .transform(size=(60, 40)).databunch(bs=4))
+    x, _ = data.train_ds[0]
+    assert x.shape[1:] == (60, 40) and data.one_batch()[0].shape[2:] == (60, 40)
+    for given in (tmp_path/'0.png', Image.open(tmp_path/'0.png'), (tmp_path/'0.png').read_bytes()):
+        assert torch.equal(data.train_ds.prepare(given), x)
+
 def test_points_from_two_processes(scenes): same_with_workers(lambda n: points(scenes, [MoveLR()], workers=n))
 
 # ---- boxes

@@ -108,14 +108,14 @@ def test_keypoints_learns_from_the_stand_in_and_exports(tmp_path):
     assert (tmp_path/'mice.pth').is_file()
 
 def test_keypoints_learns_from_a_folder_of_ones_own(tmp_path):
-    rows = ['file,nose_x,nose_y,left_eye_x,left_eye_y']
+    rows = ['file;nose_x;nose_y;left_eye_x;left_eye_y']
     for i in range(20):
         pixels = np.random.default_rng(i).integers(0, 255, (40, 60, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path/f'{i:02}.png')
-        rows.append(f'{i:02}.png,{10 + i},20,,' if i % 3 else f'{i:02}.png,{10 + i},20,30,5')
+        rows.append(f'{i:02}.png;{10 + i};20;;' if i % 3 else f'{i:02}.png;{10 + i};20;30;5')
     (tmp_path/'table.csv').write_text('\n'.join(rows))
-    done = run('train_keypoints.py', tmp_path, '--table', 'table.csv', '--arch', 'small', '--size', 32, 48,
-               '--epochs', 1, '--bs', 4, '--export', tmp_path/'mine.pth')
+    done = run('train_keypoints.py', tmp_path, '--table', 'table.csv', '--sep', ';', '--arch', 'small',
+               '--size', 32, 48, '--epochs', 1, '--bs', 4, '--export', tmp_path/'mine.pth')
     assert done.returncode == 0, done.stderr
     assert '16 pictures to learn from, 4 held out; points: nose, left_eye' in done.stdout, done.stdout
     assert '(yours)' in done.stdout and (tmp_path/'mine.pth').is_file()

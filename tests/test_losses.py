@@ -298,3 +298,16 @@ def test_item_losses_refuses_a_loss_that_does_not_heed_its_reduction():
     def stubborn(pred, yb, reduction='mean'): return (pred - yb).pow(2).mean()
     with pytest.raises(ValueError, match='reduction'):
         item_losses(stubborn, torch.randn(3), torch.randn(3))
+
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int8, torch.int32, torch.int64])
+def test_an_ignored_index_is_ignored_in_targets_of_any_whole_type(dtype):
+    pred, y = torch.randn(6, 4), torch.tensor([0, 1, 3, 2, 3, 1])
+    loss = CrossEntropy(ignore_index=3)
+    close(loss(pred, y.to(dtype)), F.cross_entropy(pred, y, ignore_index=3))
+    assert loss.count(y.to(dtype)) == 4
+
+@pytest.mark.parametrize('func', [F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss])
+@pytest.mark.parametrize('shapes', [((5, 1), (5,)), ((5,), (5, 1)), ((4, 1, 3), (4, 3))])
+@pytest.mark.filterwarnings('ignore:Using a target size')
+def test_values_by_item_of_shapes_that_only_broadcast_are_refused(func, shapes):
+    with pytest.raises(ValueError, match='shape'): item_losses(func, *map(torch.zeros, shapes))

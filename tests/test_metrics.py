@@ -385,3 +385,32 @@ def test_a_function_that_follows_nothing_gets_nothing():
     metric.follow(BinaryCrossEntropy(thresh=0.2))
     metric.update(torch.eye(3), torch.arange(3))
     close(metric.compute(), 1.)
+
+# ---- numbers that are narrow, or none
+
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int8, torch.int16, torch.int32, torch.float16,
+                                   torch.bfloat16])
+def test_targets_of_narrow_types_do_not_overflow(dtype):
+    pred, yb = torch.tensor([[100.], [-90.]]), torch.tensor([[100], [10]])
+    for loss in SquaredLoss(), AbsoluteLoss():
+        assert loss(pred, yb.to(dtype)) == loss(pred, yb.float())
+        whole = pred.abs().to(dtype)   # both narrow: 90 − 10 and its square
+        assert loss(whole, yb.to(dtype)) == loss(whole.float(), yb.float())
+    metric = Rmse()
+    for _ in range(5): metric.update(pred.abs().to(dtype), yb.to(dtype))
+    close(metric.compute(), torch.tensor(80/2**0.5))
+
+@pytest.mark.parametrize('metric, pred, yb', [
+    (accuracy, torch.tensor([[torch.nan, torch.nan], [0., torch.nan], [2., 1.]]), torch.tensor([0, 1, 0])),
+    (binary_accuracy, torch.tensor([torch.nan, torch.nan, -1.]), torch.tensor([0., 1., 0.]))])
+def test_a_network_that_says_nan_is_never_right(metric, pred, yb):
+    close(torch.as_tensor(metric(pred, yb)), torch.tensor(1/3))
+    averaged = as_metric(metric)
+    averaged.update(pred, yb)
+    close(averaged.compute(), torch.tensor(1/3))
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.int32])
+def test_means_of_narrow_types_are_added_up_in_float32(dtype):
+    metric = as_metric(lambda pred, yb: pred.sum().to(dtype))
+    for _ in range(400): metric.update(torch.full((300,), 1.), torch.zeros(300))
+    assert metric.compute() == 300

@@ -1,6 +1,6 @@
 """Any number of labels for an item: from tables to targets and back to words, metrics as scikit-learn and
 torchmetrics have them, and answers that never contradict the metric."""
-import sys
+import shutil, sys
 from functools import partial
 
 import numpy as np
@@ -498,6 +498,22 @@ def test_a_table_that_kaggle_zipped_is_unpacked_and_one_that_did_not_come_is_an_
     assert (client('zipped', 'labels.csv')/'labels.csv').read_text() == 'image_name,tags'
     assert [p.name for p in (tmp_path/'got').iterdir()] == ['labels.csv']
     with pytest.raises(FileNotFoundError, match='its name'): client('nothing', 'other.csv')
+
+def test_a_damaged_archive_of_kaggle_is_not_kept_and_nothing_else_is_touched(client, tmp_path):
+    (tmp_path/'got').mkdir()
+    (tmp_path/'got'/'labels.csv').write_text('mine')
+    with pytest.raises(shutil.ReadError): client('plain', 'train.zip')   # a text, not an archive
+    assert [p.name for p in (tmp_path/'got').iterdir()] == ['labels.csv']
+
+def test_an_old_table_does_not_hide_the_new_one_that_came_zipped(client, tmp_path):
+    (tmp_path/'got').mkdir()
+    (tmp_path/'got'/'labels.csv').write_text('old')
+    assert (client('zipped', 'labels.csv')/'labels.csv').read_text() == 'image_name,tags'
+
+@pytest.mark.parametrize('metric', [accuracy_thresh, fbeta])
+def test_an_answer_of_nan_is_never_right(metric):
+    yb = torch.tensor([[1., 0.], [0., 1.]])
+    assert metric(torch.full((2, 2), torch.nan), yb) == 0
 
 @pytest.mark.parametrize('file', ['labels.csv', 'labels.csv/labels.csv'])
 def test_a_plain_file_of_kaggle_stays_as_it_is(client, file):

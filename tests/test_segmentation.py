@@ -585,3 +585,21 @@ def test_items_of_a_table_and_masks_in_its_columns(folder, tmp_path):
     items = ImageList.from_df(df, folder, folder='images').split_by_col()
     data = items.label_from_func(mask_of, MASKS).transform(size=(32, 40)).databunch(bs=4)
     assert_eq((len(data.train_ds), len(data.valid_ds)), (12, 4))
+
+def test_pixels_for_which_the_network_says_nan_are_wrong():
+    pred, yb = torch.zeros(1, 2, 2, 3), torch.tensor([[[0, 1, 0], [0, 0, 1]]])
+    pred[:, 0], pred[:, 1] = 1., torch.nan
+    for metric in MeanIoU(2), Dice(2):
+        metric.update(pred, yb)
+        assert metric.compute() == 0
+
+@pytest.mark.parametrize('ending', ['png', 'jpg'])
+def test_a_mask_with_a_note_of_its_turn_lies_on_its_image(tmp_path, ending):
+    codes = np.zeros((4, 6), np.uint8)
+    codes[0] = 1
+    im = Image.fromarray(codes*255)
+    exif = im.getexif()
+    exif[0x0112] = 6   # a quarter turn to the right when it is shown
+    im.save(tmp_path/f'mask.{ending}', exif=exif, **({'quality': 100} if ending == 'jpg' else {}))
+    seen = np.asarray(open_mask(tmp_path/f'mask.{ending}'))
+    assert_eq((seen > 128).astype(int), np.rot90(codes, -1).astype(int))

@@ -11,7 +11,7 @@ from PIL import Image
 from exp.core import read_text, settings, environ, user_path
 from exp.data_block import CategoryList, CategoryProcessor, FloatList, ImageList, ItemList, LabelList
 from exp.image_cache import verify_images
-from exp.sources import get_files, image_extensions
+from exp.sources import cell_labels, get_files, image_extensions
 from test_data_block import folder  # noqa: F401
 
 def picture(path, colour=0, size=(6, 4)):
@@ -506,3 +506,14 @@ def test_names_in_a_csv_keep_their_zeros(folder, col):
 def test_numbers_in_a_csv_stay_numbers(tmp_path):
     pd.DataFrame({'v': [1.5, 2.5], 'w': [1, 2]}).to_csv(tmp_path/'labels.csv', index=False)
     assert ItemList.from_csv(tmp_path, col='v').items == [1.5, 2.5]
+
+def test_a_file_of_pairs_with_a_name_twice_is_an_error_that_names_it(folder):
+    (folder/'twice.txt').write_text('a.png 1\nb.png 2\na.png 1\n')
+    with pytest.raises(ValueError, match='a.png'):
+        ImageList.from_folder(folder).split_none().label_from_file(folder/'twice.txt')
+
+@pytest.mark.parametrize('kind', [list, tuple, set, np.array])
+def test_cells_that_hold_lists_already_are_taken_as_they_are(kind):
+    df = pd.DataFrame({'name': ['a', 'b', 'c'], 'tags': [kind(['x y', 'z']), kind(['z']), None]})
+    found = cell_labels(df, 'tags', ' ')
+    assert [sorted(tags) for tags in found] == [['x y', 'z'], ['z'], []]

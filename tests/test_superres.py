@@ -236,6 +236,19 @@ def test_targets_stay_from_0_to_1_where_images_are_normalised(folder):
     learn = learner(folder, data)
     with torch.no_grad(): assert_close(learn.model.cpu().eval()(xb), xb*0.25 + 0.5, 1e-5)
 
+def test_statistics_that_stand_alone_among_the_batch_transforms_are_found(folder):
+    data = bunch(folder)
+    stats = Normalize([0.5]*3, [0.25]*3)
+    data.batch_tfms = ([*data.batch_tfms[0], stats], [*data.batch_tfms[1], stats])
+    model = create_restorer(data, tiny_net, pretrained=False).model
+    assert_close(model.stats.flatten(), torch.tensor([0.5]*3 + [0.25]*3), 1e-6)
+
+@pytest.mark.parametrize('metric', [psnr, ssim])
+def test_bytes_are_parts_of_255(metric):
+    pred, yb = (torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8) for _ in range(2))
+    assert_close(metric(pred, yb), metric(pred/255, yb/255), 1e-5)
+    assert_close(metric(pred/255, yb), metric(pred/255, yb/255), 1e-5)
+
 @pytest.mark.parametrize('items, targets, ni, c', [
     (ImageList, PictureList, 3, 3), (GreyImageList, PictureList, 1, 3),
     (GreyImageList, GreyPictureList, 1, 1)])

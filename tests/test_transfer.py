@@ -253,6 +253,34 @@ def test_a_module_whose_parts_run_in_turn_has_a_body_and_stays_as_it_was():
 def test_a_module_that_does_more_than_call_its_parts_is_refused(func):
     with pytest.raises(ValueError, match='in turn'): create_body(Forward(func))
 
+class OfItsOwn(nn.Sequential):
+    def forward(self, x): return super().forward(x.flip(-1))
+
+@pytest.mark.parametrize('kind', ['forward', 'hook', 'patched'])
+def test_a_sequence_that_does_more_is_refused_too(kind):
+    parts = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    model = (OfItsOwn if kind == 'forward' else nn.Sequential)(*parts)
+    if kind == 'hook': model[1].register_forward_hook(lambda m, x, out: out*2)
+    if kind == 'patched':
+        plain = model.forward
+        model.forward = lambda x: plain(x.flip(-1))
+    if kind == 'hook': assert create_body(model)[1]._forward_hooks   # it is the part's own, and goes with it
+    else:
+        with pytest.raises(ValueError, match='in turn'): create_body(model)
+
+class Tokens(nn.Module):
+    "Its part of the name `body` does not see images, but maps of a stem."
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 3, 3, 2), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 5)
+    def forward(self, x): return self.fc(self.pool(self.body(self.stem(x))).flatten(1))
+
+def test_a_part_that_is_called_body_is_one_only_if_it_sees_the_images():
+    model, x = Tokens().eval(), torch.randn(2, 3, 20, 20)
+    assert_eq(create_body(model)(x), model.body(model.stem(x)))
+
 def test_a_part_that_occurs_twice_stays_twice():
     act = nn.ReLU()
     model = nn.Sequential(nn.Conv2d(3, 4, 3), act, nn.Conv2d(4, 4, 3), act, nn.AdaptiveAvgPool2d(1),
@@ -263,6 +291,13 @@ def test_a_part_that_occurs_twice_stays_twice():
 def test_a_classifier_before_the_pooling_is_no_part_of_the_body():
     body = create_body(narrow(nin))
     assert_eq([m.out_channels for m in body.modules() if isinstance(m, nn.Conv2d)][-1], 384//16)
+
+def test_a_network_whose_head_is_a_pooling_alone_keeps_its_last_features():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+                          nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x = torch.randn(2, 3, 20, 20)
+    assert_eq(create_body(model).eval()(x), model.eval()[:2](x))
 
 def test_the_first_convolution_is_found_however_deep():
     conv = nn.Conv2d(3, 4, 3)
