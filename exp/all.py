@@ -11,7 +11,8 @@ from . import (core, specs, datasets, downloads, standins, tensors, losses, metr
                  image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints,
                  inference, augmentation, batch_transforms, mixup, precision, convolutions,
                  convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, mice, keypoints,
-                 box_files, boxes, superres)
+                 boxes, box_files,
+                 detection, two_stage, superres)
 from . import distributed as _distributed   # a function has the same name
 from .core import *
 from .specs import *
@@ -57,8 +58,10 @@ from .unet import *
 from .segmentation import *
 from .mice import *
 from .keypoints import *
-from .box_files import *
 from .boxes import *
+from .box_files import *
+from .detection import *
+from .two_stage import *
 from .superres import *
 
 # %% ../nbs/99_all.ipynb #49e65c34
@@ -66,5 +69,6 @@ _modules = (core, specs, datasets, downloads, standins, tensors, losses, metrics
             regularization, callbacks, faults, snapshots, schedules, hooks, layers, norms, lsuv, sources,
             image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints,
             inference, augmentation, batch_transforms, mixup, precision, _distributed, convolutions,
-            convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, mice, keypoints, superres)
+            convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, mice, keypoints, boxes,
+            box_files, detection, two_stage, superres)
 __all__ = [name for module in _modules for name in module.__all__]
