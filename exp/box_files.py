@@ -199,7 +199,7 @@ def read_coco(
     # the folder that file names start from; None: the file's own or, of those above it, the one that holds
     path=None,  # the first image named
     *,
-    crowds: bool = False, # keep regions of many things (`iscrowd`), for `AveragePrecision`
+    crowds: bool = False, # keep regions of many things (`iscrowd`), as `AveragePrecision` needs them
 ) -> BoxTable:
     """Boxes by file name from a json file as COCO has it. All categories are classes, in the file's order; an
     image without annotations has no boxes."""
@@ -229,7 +229,7 @@ def read_voc(
     folder,     # of xml files, at any depth
     *,
     path=None,  # the folder that the pictures' names start from; None: `folder`
-    difficult: bool = True, # keep things that are marked as hard to see
+    difficult: bool = True, # keep things marked as hard to see, as ordinary truths; False: drop them
     first: int = 1, # what the files call the first pixel: 1 in Pascal VOC's; 0: numbers are edges, from 0
 ) -> BoxTable:
     """Boxes by file name from xml files as Pascal VOC has them, each named as its picture. `ValueError` for a
@@ -271,7 +271,7 @@ def read_boxes(
     form='corners',
     sep=',',     # between the columns of a file
 ) -> BoxTable:
-    "Boxes by file name from a table. A row with empty columns for the box is an image, perhaps without any."
+    "Boxes by file name from a table. A row with empty columns for the box adds its image, without a box."
     forms = {'corners': lambda b: b, 'sizes': sizes_to_corners, 'centers': centers_to_corners}
     to_corners = forms[check_choice(forms, form=form)]
     is_frame = hasattr(table, 'columns')

@@ -47,6 +47,7 @@ def sizes_to_corners(
 # %% ../nbs/28_boxes.ipynb #28000009
 def overlap(a, b):
     "The area that each box of `a`, …×n×4, has in common with each of `b`, …×m×4: …×n×m."
+    # contiguous numbers and work in place, for speed
     x1, y1, x2, y2 = (t[..., None] for t in a.movedim(-1, 0).contiguous())
     u1, v1, u2, v2 = (t[..., None, :] for t in b.movedim(-1, 0).contiguous())
     w = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1)).clamp_(min=0)
@@ -75,14 +76,14 @@ def box_iou(
 # %% ../nbs/28_boxes.ipynb #2800000f
 def make_anchors(
     size,   # (height, width) of the map: a centre in the middle of each of its cells
-    sizes,  # n numbers: the root of an anchor's area, in sides of the image
-    ratios, # m numbers: width to height, in an image that is a square
+    sizes,  # n numbers: the root of an anchor's area, in heights of the image
+    ratios, # m numbers: width to height, in an image with the map's proportions
 ):          # height·width·(n + m − 1)×4, (x1, y1, x2, y2) in 0…1 over the image; they may reach out of it
     "Boxes around each cell of a map: all sizes with the first ratio, the first size with the other ratios."
     h, w = as_size(size)
     s, r = torch.tensor(sizes, dtype=torch.float32), torch.tensor(ratios, dtype=torch.float32)
     s, r = torch.cat([s, s[:1].expand(len(r) - 1)]), torch.cat([r[:1].expand(len(s)), r[1:]])
-    half = torch.stack([s*r.sqrt()*h/w, s/r.sqrt()], -1)/2   # so that a ratio of 1 is a square in pixels
+    half = torch.stack([s*r.sqrt()*h/w, s/r.sqrt()], -1)/2   # in widths and in heights
     x, y = ((torch.arange(n) + 0.5)/n for n in (w, h))
     centers = torch.stack(torch.meshgrid(x, y, indexing='xy'), -1)[:, :, None]
     return torch.cat([centers - half, centers + half], -1).view(-1, 4)
@@ -153,7 +154,7 @@ def survivors(suppress):
     "Of boxes in falling order, those that no survivor before them suppresses: `suppress[i, j]` if i < j."
     kept = torch.ones(len(suppress), dtype=torch.bool, device=suppress.device)
     while True:
-        # what the first k rows say is final after k rounds, and mostly after three
+        # what the first k rows say is final after k rounds
         new = ~(suppress & kept[:, None]).any(0)
         if torch.equal(new, kept): return kept
         kept = new
@@ -162,10 +163,10 @@ def survivors(suppress):
 def nms(
     boxes,       # n×4, (x1, y1, x2, y2)
     scores,      # n
-    thresh: float = 0.5, # a box goes if its IoU with a better one that stays is above this
+    thresh: float = 0.5, # a box is dropped if its IoU with a better one that is kept is above this
     labels=None, # n whole numbers: boxes of different ones leave each other alone; None: all are of one
-):               # indices of those that stay, by falling score
-    "Non-maximum suppression: of boxes on top of each other the one with the highest score stays."
+):               # indices of those that are kept, by falling score
+    "Non-maximum suppression: of boxes on top of each other the one with the highest score is kept."
     boxes, n = as_float(boxes), len(boxes)
     by_score = scores.argsort(descending=True, stable=True)
     labels = torch.zeros_like(by_score) if labels is None else labels
@@ -190,23 +191,22 @@ def soft_nms(
     boxes,       # n×4, (x1, y1, x2, y2)
     scores,      # n, from 0 to 1
     decay=None,  # a function of IoUs: by what scores are multiplied; None: exp(−IoU²/0.5)
-    least: float = 0.001, # boxes whose score falls below this go
+    least: float = 0.001, # boxes whose score falls below this are dropped
     labels=None, # n whole numbers: boxes of different ones leave each other alone; None: all are of one
 ):               # (indices by falling new score, their new scores)
     "A better box lowers the scores of those that it overlaps (Bodla et al. 2017, 1704.04503)."
     if decay is None: decay = lambda iou: (-iou**2/0.5).exp()
-    boxes, left, chosen, final = as_float(boxes), as_float(scores).clone(), [], []
+    boxes, now, chosen = as_float(boxes), as_float(scores), []
+    left = torch.ones_like(now, dtype=torch.bool)
     for _ in range(len(boxes)):
-        score, best = left.max(0)
-        if not score >= least: break
-        factor = decay(box_iou(boxes[best][None], boxes)[0])
-        if labels is not None: factor = factor.where(labels == labels[best], 1.)
-        left *= factor
-        left[best] = -1
+        best = now.where(left, -torch.inf).argmax()
+        if not now[best] >= least: break
+        left[best] = False
+        lowered = left if labels is None else left & (labels == labels[best])
+        now = now*decay(box_iou(boxes[best][None], boxes)[0]).where(lowered, 1.)
         chosen.append(best)
-        final.append(score)
-    if not chosen: return torch.zeros(0, dtype=torch.long, device=boxes.device), left[:0]
-    return torch.stack(chosen), torch.stack(final)
+    chosen = torch.stack(chosen) if chosen else torch.zeros(0, dtype=torch.long, device=boxes.device)
+    return chosen, now[chosen]
 
 # %% ../nbs/28_boxes.ipynb #2800002e
 def average_precision(
@@ -218,7 +218,9 @@ def average_precision(
     "The mean over recalls of the best precision that is had at this recall or a higher one."
     best = F.pad(precision, (0, 1)).flip(-1).cummax(-1).values.flip(-1)   # beyond the last it is 0
     if points is None: return (best[..., :-1]*F.pad(recall, (1, 0)).diff()).sum(-1)
-    grid = torch.from_numpy(np.linspace(0, 1, points)).to(recall).expand(*recall.shape[:-1], points)
+    grid = torch.arange(points).to(recall)/(points - 1)   # divided as recall is: 3/5 has reached 6/10
+    if points == 101: grid = torch.from_numpy(np.linspace(0, 1, 101)).to(recall)   # to the bit as pycocotools
+    grid = grid.expand(*recall.shape[:-1], points)
     return best.gather(-1, torch.searchsorted(recall.contiguous(), grid.contiguous())).mean(-1)
 
 # %% ../nbs/28_boxes.ipynb #28000031
@@ -247,11 +249,13 @@ def match_detections(boxes, labels, truths, classes, thresh):
 
 # %% ../nbs/28_boxes.ipynb #28000033
 class AveragePrecision(Metric):
-    """The mean over classes, and thresholds of IoU, of the average precision (COCO's AP, as pycocotools).
+    """The mean over classes, and thresholds of IoU, of the average precision (COCO's AP, as pycocotools, of
+    things of all sizes).
 
     `pred` are detections (boxes n×k×4, labels n×k, −1 for none, scores n×k), or what the
-    loss's activation makes them of; `yb` are (boxes n×m×4, labels n×m, −1 for none, −2 − class for a
-    crowd). In a `Learner` it is for validation alone; it waits for the device."""
+    loss's activation makes of the network's output; `yb` are (boxes n×m×4, labels n×m, −1 for none,
+    −2 − class for a crowd). Classes without a truth are left out. In a `Learner` it is for validation alone;
+    it waits for the device."""
     train = False
     def __init__(self,
         # of IoU, from which on a detection finds a truth: one, or several; None: COCO's 0.5, 0.55, …, 0.95

@@ -1,12 +1,15 @@
 """Boxes, anchors, assignment, offsets and suppression equal plain loops, written from the definitions that
 torchvision and D2L document; average precision equals pycocotools' and Pascal VOC's rules."""
 import contextlib, copy, io, math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch.nn.utils.rnn import pad_sequence
 
 from exp.boxes import (AveragePrecision, assign_anchors, average_precision, box_area, box_iou,
@@ -205,6 +208,13 @@ def test_soft_nms_equals_a_plain_loop(seed, name):
     assert_close(final, torch.tensor([s for _, s in chosen]), 1e-5)
     if name == 'hard': assert_eq(places.tolist(), nms(boxes, scores, 0.5, labels)[:len(places)].tolist())
 
+@pytest.mark.parametrize('n, decay', [(6, lambda iou: 1 - iou), (70, None)])
+def test_soft_nms_names_each_box_once(n, decay):
+    boxes, scores = torch.tensor([[0., 0, 1, 1]]).repeat(n, 1), torch.linspace(1, 0.5, n)
+    places, final = soft_nms(boxes, scores, decay, least=0)
+    assert_eq(sorted(places.tolist()), list(range(n)))
+    assert (final >= 0).all() and final[0] == 1
+
 def test_soft_nms_of_nothing():
     for n, s in ((0, 1.), (3, 0.)):
         places, final = soft_nms(torch.rand(n, 4), torch.full((n,), s))
@@ -293,10 +303,8 @@ def test_average_precision_follows_cocos_rules(seed):
         metric = measured(images, 1 + seed % 3, thresholds, max_det=max_det)
         assert same(metric.compute().item(), plain_coco(images, classes, thresholds, max_det))
 
-@pytest.mark.slow
 @pytest.mark.parametrize('part', range(4))
 def test_average_precision_equals_pycocotools_on_random_cases(part):
-    pytest.importorskip('pycocotools')
     for seed in range(50*part, 50*part + 50):
         images, classes = random_case(seed)
         max_det = 100 if seed % 3 else 2
@@ -304,8 +312,6 @@ def test_average_precision_equals_pycocotools_on_random_cases(part):
         assert same(ours, by_pycocotools(images, classes, max_det)), seed
 
 def by_pycocotools(images, classes, max_det):
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
     size = lambda b: [float(v) for v in (b[0], b[1], b[2] - b[0], b[3] - b[1])]
     truths = [dict(image_id=i, category_id=int(k), bbox=size(b), area=size(b)[2]*size(b)[3], iscrowd=int(w))
               for i, (part, _) in enumerate(images, 1) for b, k, w in zip(*part)]
@@ -327,11 +333,13 @@ def by_pycocotools(images, classes, max_det):
 
 # ---- Pascal VOC's two rules
 
-def plain_voc(recall, precision, eleven):
+def plain_voc(hits, total, eleven):
+    "Of the numbers of right detections so far; recalls are compared as fractions."
+    recall, precision = [Fraction(int(h), total) for h in hits], [h/i for i, h in enumerate(hits, 1)]
     if eleven:
-        return sum(max([p for p, r in zip(precision, recall) if r >= t], default=0.)
-                   for t in np.linspace(0, 1, 11))/11
-    r, p = [0., *recall, 1.], [0., *precision, 0.]
+        return sum(max([p for p, r in zip(precision, recall) if r >= Fraction(t, 10)], default=0.)
+                   for t in range(11))/11
+    r, p = [0., *map(float, recall), 1.], [0., *precision, 0.]
     for i in range(len(p) - 2, -1, -1): p[i] = max(p[i], p[i + 1])
     return sum((r[i + 1] - r[i])*p[i + 1] for i in range(len(r) - 1))
 
@@ -343,7 +351,21 @@ def test_both_rules_of_voc(right, missed):
     recall, precision = hits/total, hits/np.arange(1, len(right) + 1)
     for points, eleven in ((11, True), (None, False)):
         got = average_precision(torch.tensor(recall), torch.tensor(precision), points)
-        assert abs(got.item() - plain_voc(recall, precision, eleven)) < 1e-9
+        assert abs(got.item() - plain_voc(hits, total, eleven)) < 1e-9
+        narrow = average_precision(*torch.tensor(np.array([recall, precision]), dtype=torch.float32), points)
+        assert abs(narrow.item() - got.item()) < 1e-5
+
+@pytest.mark.parametrize('points, value', [(101, 0.668), (11, 0.695), (None, 0.664)])
+def test_the_metric_equals_the_function_on_the_lessons_list(points, value):
+    right = torch.tensor([1, 1, 0, 1, 0, 0, 1, 0])
+    metric = AveragePrecision(0.5, points=points)
+    metric.add(scores=torch.arange(8., 0, -1).double(), labels=torch.zeros(8, dtype=torch.long),
+               found=right[:, None].char(), truths=torch.zeros(5, dtype=torch.long))
+    for dtype in torch.float32, torch.float64:
+        hits = right.cumsum(0).to(dtype)
+        found = average_precision(hits/5, hits/torch.arange(1, 9), points)
+        assert_close(found.double(), metric.compute(), 1e-6)
+    assert round(metric.compute().item(), 3) == value
 
 def test_a_perfect_and_a_silent_detector():
     boxes, labels = random_boxes(2, 3, g=generator(0)), torch.tensor([[0, 1, 1], [2, 0, -1]])
@@ -358,6 +380,39 @@ def test_a_perfect_and_a_silent_detector():
     metric.reset()
     metric.update((boxes[:, :0], labels[:, :0], torch.zeros(2, 0)), (boxes[:, :0], labels[:, :0]))
     assert metric.compute().isnan()   # no truths: nothing is known
+
+def one_image(truths, labels, found):
+    "What a metric takes for one image, with detections of one class by falling score."
+    k = len(found)
+    return ((torch.tensor([found]), torch.zeros(1, k, dtype=torch.long), torch.linspace(0.9, 0.1, k)[None]),
+            (torch.tensor([truths]), torch.tensor([labels])))
+
+def ap(thresh, *case):
+    metric = AveragePrecision(thresh)
+    metric.update(*one_image(*case))
+    return metric.compute().item()
+
+@pytest.mark.parametrize('seed', range(20))
+def test_without_crowds_a_lower_threshold_is_never_worse(seed):
+    images, _ = random_case(seed)
+    plain = [((t, k, np.zeros_like(w)), found) for (t, k, w), found in images]
+    values = [measured(plain, 4, t).compute().item() for t in (0.5, 0.6, 0.75, 0.9)]
+    assert all(math.isnan(a) or a >= b - 1e-12 for a, b in zip(values, values[1:]))
+
+def test_with_crowds_a_lower_threshold_may_be_worse():
+    case = ([[0., 0, 10, 10], [50, 50, 60, 60], [-10, 0, 4.9, 10]], [0, 0, -2],
+            [[0., 0, 6, 10], [0, 0, 10, 10], [50, 50, 60, 60]])
+    assert ap(0.5, *case) < ap(0.75, *case) == 1
+
+def test_a_detection_whose_best_truth_is_taken_may_find_the_next_as_with_coco():
+    truths, found = [[0., 0, 10, 10], [3, 0, 13, 10]], [[0., 0, 10, 10], [1, 0, 11, 10]]
+    assert ap(0.5, truths, [0, 0], found) == 1   # Pascal VOC calls the second wrong
+
+def test_in_a_crowd_the_share_of_the_detections_own_area_counts():
+    truths, labels = [[0., 0, 10, 10], [20, 0, 60, 40]], [0, -2]
+    inside, half_out = [30., 10, 34, 14], [16., 10, 24.1, 14]
+    assert ap(0.5, truths, labels, [inside, inside, half_out, [0., 0, 10, 10]]) == 1
+    assert ap(0.75, truths, labels, [inside, half_out, [0., 0, 10, 10]]) == 0.5
 
 def test_classes_and_curves():
     images, _ = random_case(3)
