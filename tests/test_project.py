@@ -10,7 +10,7 @@ NOTEBOOKS = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
 SOLUTIONS = sorted((ROOT/'nbs'/'solutions').glob('[0-9]*.ipynb'))
 APPENDICES = '98', '99'
 # skipped on a first reading
-WORKSHOPS = ('00b', '01b', '01c', '05b', '07b', '07c', '13b', '13d', '14b', '25b', '26b', '27b', '28b', '29b',
+WORKSHOPS = ('00b', '01b', '01c', '05b', '07b', '07c', '13b', '13d', '14b', '25b', '26b', '27b', '28b',
              '35b')
 def number_of(path): return path.name.split('_')[0]
 LESSONS = [p for p in NOTEBOOKS if number_of(p) not in (*APPENDICES, *WORKSHOPS)]
