@@ -398,6 +398,7 @@ class SSDTop(nn.Module):
             maps[i] = maps[i] + F.interpolate(maps[i + 1], maps[i].shape[-2:])
         return self.heads([layer(m) for layer, m in zip(self.smooth, maps)])
 
+# %% ../nbs/29_detection.ipynb #290000a8
 @register
 class SSD(nn.Module):
     """SSD's heads on a body: on what it puts out, and on what goes into each of its layers that makes the map
@@ -426,6 +427,7 @@ class SSD(nn.Module):
             x = layer(x)
         return self.head([*maps, x])
 
+# %% ../nbs/29_detection.ipynb #290000aa
 def create_ssd(
     data,                    # a `DataBunch` of images with boxes
     arch,                    # as for `create_body`
