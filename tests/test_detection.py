@@ -305,6 +305,14 @@ def test_the_loss_as_a_function_has_its_parts():
         for a, b in zip(getattr(loss_parts(ssd_loss), name)(pred), getattr(SSDLoss(), name)(pred)):
             assert_eq(a, b)
 
+@pytest.mark.parametrize('gamma', [0., 0.5, 1., 2.])
+def test_the_focal_loss_of_a_saturated_anchor_has_a_finite_gradient(gamma):
+    anchors, scores, offsets = made(generator(0), 1, 1)
+    scores = torch.tensor([200., -200]).expand_as(scores).clone().requires_grad_()
+    loss = SSDLoss(neg='focal', gamma=gamma)
+    loss((anchors, scores, offsets), (torch.zeros(1, 1, 4), torch.full((1, 1), -1))).backward()
+    assert scores.grad.isfinite().all()
+
 # ---- YOLO
 
 @settings(deadline=None, max_examples=30)
@@ -336,6 +344,14 @@ def test_yolo_s_parts_have_their_weights():
 def test_a_middle_on_the_far_edge_belongs_to_the_last_cell():
     yb = torch.tensor([[[1., 1, 1, 1]]]), torch.tensor([[0]])
     assert YOLOLoss()(torch.zeros(1, 6, 4, 4), yb).isfinite()
+
+def test_of_things_that_share_a_cell_the_first_is_learned():
+    m, boxes = torch.randn(2, 7, 4, 4), torch.tensor([[-0.9, -0.9, -0.5, -0.4], [-1., -1, -0.3, -0.4],
+                                                      [0.1, 0.1, 0.7, 0.9]]).expand(2, -1, -1)
+    labels = torch.tensor([[0, 1, 1], [-1, 1, 1]])   # in the second picture, each has a cell of its own
+    alone = torch.tensor([[0, -1, 1], [-1, 1, 1]])
+    for loss in (YOLOLoss(), YOLOLoss(reduction='none')):
+        assert_close(loss(m, (boxes, labels)), loss(m, (boxes, alone)), 1e-6)
 
 def test_tiny_yolo_has_a_cell_for_16_pixels():
     assert_eq(TinyYOLO(3, ni=1)(torch.zeros(2, 1, 64, 96)).shape, (2, 8, 4, 6))
