@@ -367,7 +367,7 @@ def test_a_label_that_is_none_is_refused_with_the_file(folder, label):
     assert 'train/blue/00.png' in e.value.__notes__[0]
 
 def test_labels_and_splits_have_the_names_of_2018_too():
-    df = pd.DataFrame({'label': ['a', 'b', 'a', 'b'], 'x': [1, 2, 3, 4], 'is_valid': [False, False, True, True]})
+    df = pd.DataFrame({'label': ['a', 'b', 'a', 'b'], 'x': [1, 2, 3, 4], 'is_valid': [0, 0, 1, 1]})
     split = ItemList.from_df(df, col='x').split_from_df(col=2)
     for labeled in (split.label_from_df(cols=0),
                     ItemList.from_df(df, col='x').split_by_col().label_from_df(df, col='x', cols='label')):
