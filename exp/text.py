@@ -130,10 +130,11 @@ def join_words(
 def in_chunks(func, texts, num_workers, desc):
     "`func` of lists of texts, end to end, with a bar, by `num_workers` processes if there are any."
     size = 500
+    if len(texts) <= size: return func(texts)
     chunks = [texts[i:i + size] for i in range(0, len(texts), size)]
     def collected(results):
         return list(chain.from_iterable(progress_bar(results, len(chunks), desc)))
-    if not num_workers or len(chunks) < 2: return collected(map(func, chunks))
+    if not num_workers: return collected(map(func, chunks))
     with ProcessPoolExecutor(num_workers) as pool: return collected(pool.map(func, chunks))
 
 def joined_tokens(split, texts):

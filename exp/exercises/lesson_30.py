@@ -26,9 +26,9 @@ def _check_30_1(answer):
         if got == best: continue
         if got == round(share*len(counts)):
             return 'that is a share of the different tokens; the share of the running text counts'
-        if got == best - 1: return f'{got} tokens cover {sums[got - 1]/total:.1%}, which is less than {share:.0%}'
+        if got == best - 1: return f'{got} tokens cover {sums[got - 1]/total:.1%}, less than {share:.0%}'
         if got == best + 1: return f'{best} tokens suffice: they cover {sums[best - 1]/total:.1%} of the text'
-        return f'for a share of {share:.0%} the answer should be {best}, not {got}' 
+        return f'for a share of {share:.0%} the answer should be {best}, not {got}'
 
 # %% ../../nbs/solutions/30_text_solutions.ipynb #5030000e
 @exercise('30.2')
@@ -43,12 +43,12 @@ def _check_30_2(answer):
             cells = len(batch)*max(lengths[i] for i in batch)
             if len(batch) > 1 and cells > budget:
                 tokens = sum(lengths[i] for i in batch)
-                if tokens <= budget: return f'padding counts too: a batch has {cells} cells, the budget is {budget}'
+                if tokens <= budget: return f'padding counts too: {cells} cells are more than {budget}'
                 return f'a batch of {len(batch)} texts has {cells} cells, more than {budget}'
         if places != sorted(range(30), key=lambda i: -lengths[i]):
             return 'the texts should come from the longest to the shortest, of equal ones the first first'
         for batch, later in zip(got, got[1:]):
-            if (len(batch) + 1)*lengths[batch[0]] <= budget: return 'one more text would have fitted into a batch' 
+            if (len(batch) + 1)*lengths[batch[0]] <= budget: return 'one more would have fitted into a batch'
 
 # %% ../../nbs/solutions/30_text_solutions.ipynb #50300017
 @exercise('30.3')
@@ -64,4 +64,4 @@ def _check_30_3(answer):
         if torch.equal(got, flat[:-1]): return 'the last target is missing'
         if len(got) == len(flat) and got[1] != flat[1] and bs > 1:
             return f'after {got[0]} comes {flat[1]}, its neighbour in the same row of the batch, not {got[1]}'
-        return f'the tokens should begin {flat[:4].tolist()} and be {len(flat)}; yours begin {got[:4].tolist()}' 
+        return f'{len(flat)} tokens from {flat[:3].tolist()} on are expected, not {got[:3].tolist()}'

@@ -32,7 +32,7 @@ def _check_30b_1(answer):
         if math.isclose(got, by(counts + 1., text=text > 0), abs_tol=1e-5):
             return 'a word that occurs twice in the text counts twice'
         if got in (0, 1) or got != got: return 'a word that a class never had decides alone; alpha is missing'
-        return f'for the shares {shares} it is {got:.4f}; {right:.4f} is right' 
+        return f'for the shares {shares} it is {got:.4f}; {right:.4f} is right'
 
 # %% ../../nbs/solutions/30b_bags_solutions.ipynb #503b0010
 @exercise('30b.2')
@@ -56,4 +56,4 @@ def _check_30b_2(answer):
         if got not in pairs: return f'{got} is no pair of neighbours within a list'
         if pairs[got] < least: return f'{got} occurs {pairs[got]} times, and {least} are needed'
         if pairs[got] == max(pairs.values()): return f'{got} is the commonest pair; its words are common, too'
-        return f'{got} has {pmi(got):.2f}, and {right} has {pmi(right):.2f}' 
+        return f'{got} has {pmi(got):.2f}, and {right} has {pmi(right):.2f}'
