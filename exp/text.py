@@ -26,6 +26,7 @@ from .losses import CrossEntropy
 from .progress import progress_bar
 from .sources import list_of, read_table, table_column
 from .specs import register
+import exp.transforms   # noqa: F401 (gives splits databunch)
 
 # %% ../nbs/30_text.ipynb #3000000a
 UNK, PAD, BOS, MAJ, UP, REP = MARKS = 'xxunk', 'xxpad', 'xxbos', 'xxmaj', 'xxup', 'xxrep'

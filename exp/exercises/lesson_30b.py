@@ -41,10 +41,10 @@ def _check_30b_2(answer):
     docs = []
     for _ in range(60):
         doc = rng.choices('the a of good film not very'.split(), k=12)
-        for pair, chance in (('san francisco', 0.3), ('new york', 0.5), ('rare bird', 0.05)):
+        for pair, chance in (('san francisco', 0.3), ('new york', 0.5)):
             if rng.random() < chance: doc[(at := rng.randrange(11)):at] = pair.split()
         docs.append(doc)
-    docs += [['x1'], ['x2']]*9   # at the ends of lists
+    docs += [['x1'], ['x2']]*9 + [['a', 'rare', 'bird']]*2   # neighbours over the ends of lists; a rare pair
     words = Counter(w for doc in docs for w in doc)
     pairs = Counter(p for doc in docs for p in zip(doc, doc[1:]))
     n = sum(words.values())
