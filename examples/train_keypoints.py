@@ -22,7 +22,8 @@ from torch import nn
 from exp.batch_transforms import RandomBrightness, RandomContrast, RandomFlip, RandomRotate, RandomZoom
 from exp.core import set_seed
 from exp.data_block import ImageList
-from exp.keypoints import PCK, PixelError, PointsList, create_heatmaps, mice_standin, read_points
+from exp.keypoints import PCK, PixelError, PointsList, create_heatmaps, read_points
+from exp.mice import mice_standin
 from exp.transfer import PUBLISHED, efficientnet_lite0, load_published
 from exp.xresnet import XResNet
 
@@ -50,6 +51,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('folder', nargs='?', type=Path, help='with pictures (default: the stand-in)')
     p.add_argument('--table', default='points.csv', help='in the folder, or its path (default: points.csv)')
+    p.add_argument('--sep', default=',', help="between the table's columns (default: ',')")
     p.add_argument('--valid', nargs='+', default=[], help='folders to hold out (default: the last fifth)')
     p.add_argument('--arch', choices=('lite0', 'small'), default='lite0', help='of the body (default: lite0)')
     p.add_argument('--size', type=int, nargs='+', default=[192, 256], help='height and width, or one number')
@@ -64,7 +66,7 @@ def main():
     set_seed(args.seed)
     folder = args.folder or mice_standin(tempfile.mkdtemp(), args.animals)
     table = (folder/args.table).absolute()
-    points = read_points(table, None if table.parent == folder.absolute() else folder)
+    points = read_points(table, None if table.parent == folder.absolute() else folder, sep=args.sep)
     files = ImageList.from_folder(folder).filter(points.__contains__)
     if not len(files): p.error(f'{folder/args.table} has no row for any picture in {folder}')
     valid = held_out(files.items, args.valid)

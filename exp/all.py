@@ -10,7 +10,9 @@ from . import (core, specs, datasets, downloads, standins, tensors, losses, metr
                  regularization, callbacks, faults, snapshots, schedules, hooks, layers, norms, lsuv, sources,
                  image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints,
                  inference, augmentation, batch_transforms, mixup, precision, convolutions,
-                 convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, keypoints, superres)
+                 convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, mice, keypoints,
+                 boxes, box_files,
+                 detection, two_stage, superres)
 from . import distributed as _distributed   # a function has the same name
 from .core import *
 from .specs import *
@@ -54,7 +56,12 @@ from .scenes import *
 from .multilabel import *
 from .unet import *
 from .segmentation import *
+from .mice import *
 from .keypoints import *
+from .boxes import *
+from .box_files import *
+from .detection import *
+from .two_stage import *
 from .superres import *
 
 # %% ../nbs/99_all.ipynb #49e65c34
@@ -62,5 +69,6 @@ _modules = (core, specs, datasets, downloads, standins, tensors, losses, metrics
             regularization, callbacks, faults, snapshots, schedules, hooks, layers, norms, lsuv, sources,
             image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints,
             inference, augmentation, batch_transforms, mixup, precision, _distributed, convolutions,
-            convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, keypoints, superres)
+            convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, mice, keypoints, boxes,
+            box_files, detection, two_stage, superres)
 __all__ = [name for module in _modules for name in module.__all__]

@@ -412,17 +412,20 @@ def get_transforms(
     return [t for yes, t in wanted if yes] + listify(xtra_tfms), []
 
 # %% ../nbs/17b_batch_transforms.ipynb #26000170
+def _mean_mirrored(plain, mirror):
+    "The mean of what lies on images, n×…×height×width, and on their mirror images."
+    return (plain + mirror.flip(-1))/2
+
 @patch
-def mirrored(self: Learner, dl, keep):
-    "The mean of what `keep` makes of predictions for images and for their mirror images, and the targets."
+def mirrored(self: Learner, dl, keep, join):
+    "What `keep` makes of predictions for images and for their mirror images, joined by `join`, and targets."
     before = self.data
     (preds, targets), self.data = self.collected(dl, keep), copy.copy(before)
     flip = lambda xb, yb, ctx: (xb.flip(-1), yb)
     flip.on, flip.order = 'batch', math.inf
-    back = lambda pred: (pred if keep is None else keep(pred)).flip(-1)
     try:
         self.data.batch_tfms = ([], [*before.batch_tfms[1], flip])
-        return (preds + self.collected(dl, back)[0])/2, targets
+        return join(preds, self.collected(dl, keep)[0]), targets
     finally: self.data = before
 
 # %% ../nbs/17b_batch_transforms.ipynb #d09cdfda
@@ -438,14 +441,17 @@ def tta(self: Learner,
     """Test-time augmentation: predictions of a set as it is, and as training's random transforms show it,
     averaged.
 
-    Where targets are masks or pictures, it is the mean over an image and its mirror image, mirrored back."""
+    Where targets are masks or pictures, it is the mean over an image and its mirror image, mirrored back;
+    where they are boxes, the best of those found in both (the loss's `join_mirrored`)."""
     n, before = check_int(n=n, least=1), self.data
     keep = loss_parts(self.loss_func).activation if act else None
     with self.asking(dl) as dl:
         if not isinstance(dl, DataLoader): raise TypeError("tta needs exp's DataLoader")
         dl, y = self.in_order(dl), getattr(dl.ds, 'y', None)
         if getattr(y, 'spatial', False):
-            if y.kind in ('mask', 'image'): return self.mirrored(dl, keep)
+            if y.kind in ('mask', 'image'): return self.mirrored(dl, keep, _mean_mirrored)
+            if hasattr(self.loss_func, 'join_mirrored'):   # a detector's: whatever `act` says
+                return self.mirrored(dl, self.loss_func.activation, self.loss_func.join_mirrored)
             raise ValueError('these targets move with their images; means are not right, use get_preds')
         batches = [list(as_ints(rows)) for rows in dl.plan()]   # the same for all passes
         how = dict(batch_sampler=batches, collate=dl.collate, num_workers=dl.num_workers)

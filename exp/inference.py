@@ -153,7 +153,11 @@ def collected(self: Learner, dl, keep):
     of_preds = lambda run: run.pred if keep is None else keep(run.pred)
     collect = _Collect(self._own_predictor(), preds=of_preds, targets=lambda run: run.yb)
     self.look(dl, collect)
-    return collect.joined('preds'), collect.joined('targets')
+    preds, targets = collect.joined('preds'), collect.joined('targets')
+    join = getattr(getattr(dataset_of(dl), 'y', None), 'join', None)
+    if join and isinstance(targets, tuple) and isinstance(targets[0], list):   # padded to several widths
+        targets = join(list(zip(*targets)))
+    return preds, targets
 
 # %% ../nbs/16c_inference.ipynb #ac0391ef
 def _item_shape(data):

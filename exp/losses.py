@@ -292,8 +292,8 @@ def item_losses(
     both = [t for t in (pred, yb) if isinstance(t, torch.Tensor)]
     if len(both) == 2 and values.numel() > max(t.numel() for t in both):   # n×1 against n: PyTorch only warns
         check_same_shape(pred, yb, 'the loss')
-    if values.shape[:1] != (first_size(pred),):
-        raise ValueError(f"a loss returned shape {tuple(values.shape)} for {first_size(pred)} items; "
+    if values.shape[:1] != (first_size(yb),):
+        raise ValueError(f"a loss returned shape {tuple(values.shape)} for {first_size(yb)} items; "
                          "reduction='none' should give each item a value")
     return item_means(values, which_count(loss_func, yb, values))
 

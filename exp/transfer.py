@@ -179,7 +179,7 @@ def first_conv(
 def adapt_first_conv(
     model: nn.Module,    # changed in place
     ni: int,             # channels that it is to take
-    fill: str = 'zero',  # weights of channels that it has not: 'zero', or the 'mean' of the others
+    fill: str = 'zero',  # weights of new channels: 'zero', or the 'mean' of the others
 ) -> nn.Module:          # `model`
     """Let the first convolution take `ni` channels. If they are fewer than before, or with 'mean', the sum of
     its weights stays, so that channels that are alike give the same output. With 'zero', the network does not
@@ -235,6 +235,7 @@ def _before_pooling(model):
     classifies = isinstance(end, nn.Conv2d) and not any(learns[pool:])   # without a norm or activation behind
     return body[:last] if classifies else body
 
+# %% ../nbs/24_transfer.ipynb #2400007f
 def create_body(
     arch,                    # a function that makes a network of (ni, c), as `resnet18`; or a trained network
     ni: int = 3,             # channels of the images
@@ -264,8 +265,8 @@ def count_maps(
 
 # %% ../nbs/24_transfer.ipynb #24000044
 def create_head(
-    nf: int,           # channels that the body puts out
-    c: int,            # numbers that the head is to put out
+    nf: int,           # channels that come out of the body
+    c: int,            # numbers to predict
     drop: float = 0.,  # dropout before the linear layer
 ) -> nn.Sequential:
     "The mean of each channel, then a linear layer with Kaiming's initialisation."
@@ -316,7 +317,7 @@ def body_for(
     pretrained: bool, # likewise
     c=None,           # numbers to predict; None: `data.c`
 ):
-    """(the data normalised for published weights, a body for its images, the channels that the body puts out,
+    """(the data normalised for published weights, a body for its images, the channels that come out of it,
     the numbers to predict). `ValueError` for what does not fit together."""
     if isinstance(arch, nn.Module) and not pretrained:
         raise ValueError('pretrained=False with a trained network; give the function that makes it')
@@ -336,7 +337,7 @@ def create_cnn(
     *,
     metrics=(),              # as for `Learner`
     pretrained: bool = True, # start from published weights, or a trained network's, with the body frozen
-    c: int|None = None,      # numbers that the head puts out; None: `data.c`
+    c: int|None = None,      # numbers to predict; None: `data.c`
     drop: float = 0.,        # dropout in the head
     loss_func=None, opt_func=None, lr: float = 1e-3, wd: float|None = None, cbs=None, path='.', # likewise
 ) -> Learner:

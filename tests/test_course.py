@@ -131,6 +131,8 @@ def test_results_come_from_the_last_whole_run_and_figures_on_real_data_stay(cour
     real = [dict(lesson='01_second', measure='accuracy', value=81.25, unit='%', source=90.,
                  source_name='2019',
                  conditions='', data='mirror', higher_is_better=True)]
+    real += [real[0] | dict(measure='of a real set alone', value=4.5, unit='px', source=None, source_name='',
+                            conditions='640')]
     (course/'benchmarks'/'real.json').write_text(json.dumps(real))
     call(course, 'run')
     script = course/'tools'/'course.py'
@@ -141,16 +143,17 @@ def test_results_come_from_the_last_whole_run_and_figures_on_real_data_stay(cour
     assert '| [01_second](nbs/01_second.ipynb) | accuracy | 90 % (2019) | 81.25 % |' in text
     assert '| [00_first](nbs/00_first.ipynb) | You can do it. | nothing |' in text
     assert '| 5 epochs | 97.51 % | real | 81.25 % |' in whole
+    assert '| of a real set alone | – | 640 | – | – | 4.5 px |' in whole
 
 @pytest.mark.parametrize('kind', ['mirror', 'real'])
-def test_real_keeps_what_downloaded_data_reached_and_nothing_beside_a_stand_in(course, kind):
+def test_real_keeps_what_downloaded_data_reached_and_nothing_else(course, kind):
     first, kept = course/'nbs'/'00_first.ipynb', course/'benchmarks'/'real.json'
-    first.write_text(notebook('# untar_data(URLs.X, fallback=f)', report(lesson='00_first', data=kind)))
+    first.write_text(notebook('# data_kind(path)', report(lesson='00_first', data=kind),
+                              report(lesson='00_first', measure='of a stand-in', data='stand-in')))
     assert call(course, 'real').returncode == 0
     (found,) = json.loads(kept.read_text())
     assert found['lesson'] == '00_first' and found['value'] == 97.512
-    first.write_text(notebook('# fallback=f', report(lesson='00_first', data=kind),
-                              report(lesson='00_first', measure='of a stand-in', data='stand-in')))
+    first.write_text(notebook('# data_kind(path)', report(lesson='00_first', data='stand-in')))
     assert call(course, 'real').returncode != 0 and json.loads(kept.read_text()) == [found]
 
 def test_real_of_one_lesson_keeps_the_others_and_says_with_what_it_was_measured(course):

@@ -108,17 +108,69 @@ def test_keypoints_learns_from_the_stand_in_and_exports(tmp_path):
     assert (tmp_path/'mice.pth').is_file()
 
 def test_keypoints_learns_from_a_folder_of_ones_own(tmp_path):
-    rows = ['file,nose_x,nose_y,left_eye_x,left_eye_y']
+    rows = ['file;nose_x;nose_y;left_eye_x;left_eye_y']
     for i in range(20):
         pixels = np.random.default_rng(i).integers(0, 255, (40, 60, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path/f'{i:02}.png')
-        rows.append(f'{i:02}.png,{10 + i},20,,' if i % 3 else f'{i:02}.png,{10 + i},20,30,5')
+        rows.append(f'{i:02}.png;{10 + i};20;;' if i % 3 else f'{i:02}.png;{10 + i};20;30;5')
     (tmp_path/'table.csv').write_text('\n'.join(rows))
-    done = run('train_keypoints.py', tmp_path, '--table', 'table.csv', '--arch', 'small', '--size', 32, 48,
-               '--epochs', 1, '--bs', 4, '--export', tmp_path/'mine.pth')
+    done = run('train_keypoints.py', tmp_path, '--table', 'table.csv', '--sep', ';', '--arch', 'small',
+               '--size', 32, 48, '--epochs', 1, '--bs', 4, '--export', tmp_path/'mine.pth')
     assert done.returncode == 0, done.stderr
     assert '16 pictures to learn from, 4 held out; points: nose, left_eye' in done.stdout, done.stdout
     assert '(yours)' in done.stdout and (tmp_path/'mine.pth').is_file()
+
+def squares(folder, n=15):
+    "Pictures with a red or a green square each, but for the last; and (file, label, x1, y1, x2, y2) rows."
+    rng, rows = np.random.default_rng(0), []
+    for i in range(n):
+        pixels, (x, y) = rng.integers(0, 60, (48, 60, 3)).astype(np.uint8), rng.integers(0, 28, 2).tolist()
+        if i < n - 1:
+            pixels[y:y + 18, x:x + 18, i % 2] += 160
+            rows.append((f'{i:02}.png', ('red', 'green')[i % 2], x, y, x + 18, y + 18))
+        Image.fromarray(pixels).save(folder/f'{i:02}.png')
+    return rows
+
+def write_coco(folder, rows, n=15):
+    names = ['red', 'green']
+    (folder/'boxes.json').write_text(json.dumps({
+        'images': [{'id': i, 'file_name': f'{i:02}.png'} for i in range(n)],
+        'categories': [{'id': i, 'name': name} for i, name in enumerate(names)],
+        'annotations': [{'image_id': int(f[:2]), 'category_id': names.index(label),
+                         'bbox': [x1, y1, x2 - x1, y2 - y1]} for f, label, x1, y1, x2, y2 in rows]}))
+
+def write_voc(folder, rows, n=15):
+    by_file = {f: row for f, *row in rows}
+    for i in range(n):
+        label, *box = by_file.get(f'{i:02}.png', ('', 0, 0, 0, 0))
+        sides = zip(('xmin', 'ymin', 'xmax', 'ymax'), (box[0] + 1, box[1] + 1, *box[2:]))
+        thing = ''.join(f'<{k}>{v}</{k}>' for k, v in sides)
+        thing = f'<object><name>{label}</name><bndbox>{thing}</bndbox></object>' if label else ''
+        (folder/f'{i:02}.xml').write_text(f'<annotation>{thing}</annotation>')
+
+def write_csv(folder, rows, n=15):
+    text = [','.join(map(str, row)) for row in [('file', 'label', 'xmin', 'ymin', 'xmax', 'ymax'), *rows]]
+    (folder/'boxes.csv').write_text('\n'.join([*text, f'{n - 1:02}.png,,,,,']))
+
+@pytest.mark.parametrize('write,arch', [(write_coco, 'tiny'), (write_voc, 'yolo'), (write_csv, 'two')])
+def test_detection_learns_from_a_folder_of_ones_own(tmp_path, write, arch):
+    write(tmp_path, squares(tmp_path))
+    done = run('train_detection.py', tmp_path, '--arch', arch, '--size', 48, '--epochs', 1, '--bs', 4,
+               '--export', tmp_path/'mine.pth')
+    assert done.returncode == 0, done.stderr
+    assert '12 pictures to learn from, 3 held out; 2 classes' in done.stdout, done.stdout
+    assert '(yours)' in done.stdout and (tmp_path/'mine.pth').is_file()
+    import exp.box_files, exp.detection, exp.two_stage   # noqa: E401, F401
+    from exp.inference import load_predictor
+    assert isinstance(load_predictor(tmp_path/'mine.pth').predict(tmp_path/'03.png').label, list)
+
+def test_detection_learns_from_the_stand_in_and_exports(tmp_path):
+    done = run('train_detection.py', '--arch', 'tiny', '--size', 64, '--epochs', 1, '--images', 60,
+               '--export', tmp_path/'seven.pth')
+    assert done.returncode == 0, done.stderr
+    assert '50 pictures to learn from, 10 held out; 1 classes: seven' in done.stdout, done.stdout
+    assert re.search(r'AP50 [\d.]+, AP [\d.]+, .* on 10 pictures \(stand-in\)', done.stdout)
+    assert (tmp_path/'seven.pth').is_file()
 
 def test_segmentation_trains_on_streets_and_on_a_folder_and_exports(tmp_path):
     small = ('--epochs', 1, 1, '--size', 32, 48, '--arch', 'resnet18', '--scratch', '--export',

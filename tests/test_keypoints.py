@@ -24,8 +24,8 @@ from exp.dataloader import make_data
 from exp.inference import load_learner, load_predictor
 from exp.keypoints import (PCK, HeatmapLoss, MirrorMean, PixelError, PointsList, PointsLoss,
                            PointsProcessor, PointsTable, create_heatmaps, gaussian_cells, heatmap_head,
-                           map_places, mice_standin, mirror_pairs, pixel_distances, pixel_error, read_points,
-                           soft_argmax, to_pixels, to_unit)
+                           map_places, mirror_pairs, pixel_distances, pixel_error, read_points, soft_argmax,
+                           to_pixels, to_unit)
 from exp.learner import Learner
 from exp.mixup import CutMix, MixUp
 from exp.transfer import create_cnn
@@ -572,18 +572,3 @@ def test_flips_at_test_time_keep_the_error_low(learn):
     nothing = torch.zeros(4, 3), torch.zeros(4)
     with pytest.raises(ValueError, match='points'):
         Learner(make_data(nothing, nothing, bs=2), nn.Linear(3, 2)).tta_flip()
-
-# ---- the stand-in
-
-def test_the_stand_in_is_the_same_every_time_and_its_points_fit_its_table(tmp_path):
-    for name in 'ab':
-        (tmp_path/name).mkdir()
-        mice_standin(tmp_path/name, animals=2, frames=3)
-    files = sorted(p.relative_to(tmp_path/'a') for p in (tmp_path/'a').rglob('*.*'))
-    assert len(files) == 7
-    for f in files: assert (tmp_path/'a'/f).read_bytes() == (tmp_path/'b'/f).read_bytes()
-    table = read_points(tmp_path/'a'/'points.csv')
-    assert len(table) == 6 and mirror_pairs(table.names) == [('left_ear', 'right_ear')]
-    for f in ImageList.from_folder(tmp_path/'a').items:
-        p = table(f)
-        assert math.dist(p['snout'], p['tail_base']) > math.dist(p['left_ear'], p['right_ear'])

@@ -10,7 +10,8 @@ NOTEBOOKS = sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))
 SOLUTIONS = sorted((ROOT/'nbs'/'solutions').glob('[0-9]*.ipynb'))
 APPENDICES = '98', '99'
 # skipped on a first reading
-WORKSHOPS = '00b', '01b', '01c', '05b', '07b', '07c', '13b', '13d', '14b', '25b', '26b', '35b'
+WORKSHOPS = ('00b', '01b', '01c', '05b', '07b', '07c', '13b', '13d', '14b', '25b', '26b', '27b', '28b',
+             '35b')
 def number_of(path): return path.name.split('_')[0]
 LESSONS = [p for p in NOTEBOOKS if number_of(p) not in (*APPENDICES, *WORKSHOPS)]
 pyproject = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))
@@ -206,7 +207,7 @@ def test_this_environment_has_the_versions_of_constraints_txt():
 def test_environment_yml_agrees():
     text = (ROOT/'environment.yml').read_text(encoding='utf-8')
     assert f'- python{pyproject["project"]["requires-python"]}\n' in text
-    assert '- --constraint constraints.txt\n' in text and '- --editable .[dev]\n' in text
+    assert '- --constraint constraints.txt\n' in text and '- --editable .[dev,reference]\n' in text
 
 def test_the_pythons_promised_agree():
     sys.path.insert(0, str(ROOT/'tools'))

@@ -102,7 +102,7 @@ def setup():
     if index := setting('torch_index'): pip_install('--index-url', index, *constraints, 'torch')
     else: announce_download()
     say('  installing the packages that constraints.txt names; minutes, the first time')
-    pip_install(*constraints, '-e', '.[dev]')
+    pip_install(*constraints, '-e', '.[dev,reference]')
     stamp.write_text(wanted)
     say(f'  set up in {time.time() - start:.0f} s')
 
@@ -323,11 +323,12 @@ def real(paths):
     beside what other lessons reached before."""
     setup()
     results = run_all(paths, RUN)
-    found = [{**f, 'lesson': r['lesson']} for r in results for f in r['reports']]
-    if has_failed(results) or not found or any(f['data'] == 'stand-in' for f in found):
-        stop('nothing is kept: a lesson failed or had a stand-in; set EXP_DATA_MIRROR to a folder of the '
+    found = [{**f, 'lesson': r['lesson']} for r in results for f in r['reports']
+             if f['data'] in ('real', 'mirror')]
+    if has_failed(results) or not found:
+        stop('nothing is kept: a lesson failed or had no real data; set EXP_DATA_MIRROR to a folder of the '
              'sets')
-    names = {p.stem for p in paths}
+    names = {f['lesson'] for f in found}
     before = json.loads(REAL.read_text(encoding='utf-8')) if REAL.is_file() else []
     kept = [f for f in before if f['lesson'] not in names]
     how = circumstances()
@@ -339,7 +340,7 @@ def real(paths):
 def with_downloads():
     "The lessons that use a downloadable data set."
     return [p for p in lessons()
-            if any('fallback=' in source(c) for c in cells(p) if c['cell_type'] == 'code')]
+            if any('data_kind(' in source(c) for c in cells(p) if c['cell_type'] == 'code')]
 
 def about(path):
     "A notebook's title, sentence, and what it builds on."
@@ -391,13 +392,15 @@ def results():
     on_real = ({(r['lesson'], r['measure']): r for r in json.loads(REAL.read_text(encoding='utf-8'))}
                if REAL.is_file() else {})
     link = {p.stem: f'[{p.stem}](nbs/{p.name})' for p in lessons()}
-    reports = [(run['lesson'], r) for run in runs for r in run['reports']]
     body = []
-    for lesson, r in reports:
-        other = on_real.get((lesson, r['measure']))
-        body.append((link[lesson], r['measure'], sourced(other or r), r['conditions'] or '–',
-                     figure(r['value'], r['unit']),
-                     r['data'], figure(other['value'], other['unit']) if other else '–'))
+    for run in runs:
+        lesson, here = run['lesson'], {r['measure']: r for r in run['reports']}
+        there = {measure: r for (name, measure), r in on_real.items() if name == lesson}
+        for measure in here | there:   # some are measured on real data alone
+            r, other = here.get(measure), there.get(measure)
+            body.append((link[lesson], measure, sourced(other or r), (r or other)['conditions'] or '–',
+                         figure(r['value'], r['unit']) if r else '–', r['data'] if r else '–',
+                         figure(other['value'], other['unit']) if other else '–'))
     head = 'lesson', 'measure', 'source', 'conditions', 'reached here', 'data', 'on the real set'
     write(ROOT/'RESULTS.md', RESULTS + markdown([head, *body]) + '\n')
     digest = [(row[0], row[1], row[2], row[6] if row[6] != '–' else row[4]) for row in body if row[2] != '–']
