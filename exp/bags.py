@@ -70,8 +70,8 @@ class NaiveBayes:
     """Classes by the words that are frequent in them, as if words were drawn independently: scikit-learn's
     `MultinomialNB`."""
     def __init__(self,
-        alpha: float = 1., # how often each word has been seen in each class before the first text
-    ): self.alpha = check_real(alpha=alpha, least=0)
+        alpha: float = 1., # more than 0: how often each word was seen in each class before the first text
+    ): self.alpha = check_real(alpha=alpha, least=1e-10)   # with 0, one word can overrule all
 
     def fit(self,
         bags: Bags,
@@ -96,14 +96,14 @@ def tfidf(
     bags: Bags,
     idf=None,   # of other documents, as returned; None: of these
 ):              # (bags, idf)
-    """Counts times log((1 + n)/(1 + documents with it)) + 1, each document of length 1, as scikit-learn's
+    """Counts times (log((1 + n)/(1 + documents with it)) + 1), each document of length 1, as scikit-learn's
     `TfidfTransformer`."""
     if idf is None:
         in_docs = bags.features.bincount(minlength=bags.n_features)
         idf = ((1 + len(bags))/(1 + in_docs.double())).log() + 1
-    weighed = bags.counts*idf[bags.features]
-    length = torch.zeros(len(bags), dtype=weighed.dtype).index_add_(0, bags.rows, weighed**2).sqrt()
-    return bags.with_counts((weighed/length[bags.rows]).float()), idf
+    weighted = bags.counts*idf[bags.features]
+    length = torch.zeros(len(bags), dtype=weighted.dtype).index_add_(0, bags.rows, weighted**2).sqrt()
+    return bags.with_counts((weighted/length[bags.rows]).float()), idf
 
 # %% ../nbs/30b_bags.ipynb #30b0001b
 def fit_logistic(
@@ -111,14 +111,15 @@ def fit_logistic(
     y,                  # classes, n numbers
     l2: float = 1e-4,   # times the sum of the squared weights, added to the mean loss
     scale=1.,           # what the weights are multiplied by, features×c
-    steps: int = 20,    # of L-BFGS, at most
+    steps: int = 20,    # of L-BFGS, at most; a few dozen converge, fewer are an early stop
 ):                      # (weights with the scale in them, features×c; biases, c)
     "Softmax regression on bags, by PyTorch's L-BFGS."
     y = torch.as_tensor(y)
     c = int(y.max()) + 1
     w, b = torch.zeros(bags.n_features, c), torch.zeros(c)
     back, target = bags.transposed(), F.one_hot(y, c)/len(y)
-    opt = torch.optim.LBFGS([w, b], max_iter=steps, line_search_fn='strong_wolfe')
+    # one step may try several lengths; PyTorch would end after 1.25 tries a step
+    opt = torch.optim.LBFGS([w, b], max_iter=steps, max_eval=25*steps, line_search_fn='strong_wolfe')
     def closure():
         logits = bags.times(w*scale) + b
         error = logits.softmax(1)/len(y) - target   # the gradient of the mean loss (lesson 04)
@@ -178,13 +179,13 @@ class NGrams:
 
 # %% ../nbs/30b_bags.ipynb #30b00024
 class NBLogistic:
-    """Logistic regression on n-grams that are there or not, each weighed by how much more often it stands in
-    one class than in the others, as naive Bayes counts (Wang & Manning 2012)."""
+    """Logistic regression on n-grams that are there or not, each weighted by how much more often it stands
+    in one class than in the others, as naive Bayes counts (after Wang & Manning 2012, who have an SVM)."""
     def __init__(self,
         n: int = 2, min_docs: int = 2,   # as for `NGrams`
         alpha: float = 1.,               # as for `NaiveBayes`
         l2: float = 1e-4,                # as for `fit_logistic`
-    ): self.grams, self.alpha, self.l2 = NGrams(n, min_docs), check_real(alpha=alpha, least=0), l2
+    ): self.grams, self.alpha, self.l2 = NGrams(n, min_docs), check_real(alpha=alpha, least=1e-10), l2
 
     def _bags(self, docs):
         bags = self.grams(docs)

@@ -83,7 +83,7 @@ class BPE(Processor):
         self._encoded = lru_cache(2**17)(self._encode_chunk)
 
     def _add(self, pair):
-        "One more merge; the number of what it makes, which two merges may make."
+        "One more merge; the number of its token, which an earlier merge may have made from other parts."
         token = self.tokens[pair[0]] + self.tokens[pair[1]]
         if token not in self._number:
             self._number[token] = len(self.tokens)
@@ -144,13 +144,6 @@ def encode(self: BPE,
 ) -> list:
     "The numbers of a text's sub-words."
     return [i for chunk in chunk_pattern().findall(text) for i in self._encoded(chunk)]
-
-@patch
-def decode(self: BPE,
-    item, # numbers
-) -> str:
-    "The text again, without marks."
-    return from_bytes(b''.join(self.tokens[i] for i in getattr(item, 'tolist', lambda: item)() if i > 1))
 
 @patch
 def decode(self: BPE,

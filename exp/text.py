@@ -32,17 +32,22 @@ import exp.transforms   # noqa: F401 (gives splits databunch)
 UNK, PAD, BOS, MAJ, UP, REP = MARKS = 'xxunk', 'xxpad', 'xxbos', 'xxmaj', 'xxup', 'xxrep'
 
 # %% ../nbs/30_text.ipynb #3000000c
-TAG = re.compile(r'</?(?:a|b|i|u|p|em|br|hr|li|ul|ol|tr|td|th|div|span|strong|font|img|table|h[1-6]|sup|sub|'
-                 r'pre|code|small|center|blockquote)(?:\s+[\w-]+=[^<>]*)?\s*/?>', re.I)
+def tags(names):
+    "What finds HTML's tags of these names."
+    return re.compile(rf'</?(?:{names})(?:\s+[\w-]+=[^<>]*)?\s*/?>', re.I)
+
+INLINE = tags('a|b|i|u|em|strong|span|font|sup|sub|small|code')   # they may stand within a word
+TAG = tags('p|br|hr|li|ul|ol|tr|td|th|div|img|table|h[1-6]|pre|center|blockquote')
 LOST = re.compile(r'(?<![&;])(#\d{2,4}|\b(?:amp|nbsp|quot|lt|gt));')   # entities whose & was lost
 
 # %% ../nbs/30_text.ipynb #3000000d
 def clean_html(
     text: str,
 ) -> str:
-    "A text without what HTML leaves behind: tags become line ends, `&quot;`, `#39;` the character they mean."
-    if '<' in text: text = TAG.sub('\n', text)
+    """A text without what HTML leaves behind: `&quot;`, `#39;` become the character they mean, tags line
+    ends, or nothing if they may stand within a word."""
     if ';' in text: text = html.unescape(html.unescape(LOST.sub(r'&\1;', text)))   # &amp;quot; takes two
+    if '<' in text: text = TAG.sub('\n', INLINE.sub('', text))
     return text
 
 # %% ../nbs/30_text.ipynb #30000010
@@ -71,15 +76,18 @@ def repeats(word):
     "A word with letters that stand three times or more: 'sooo' is s and three o."
     end = 0
     for found in REPEATED.finditer(word):
-        if found.start() > end: yield word[end:found.start()]
+        yield from no_mark(word[end:found.start()])
         yield from (REP, str(len(found[0])), found[1])
         end = found.end()
-    if word[end:]: yield word[end:]
+    yield from no_mark(word[end:])
+
+def no_mark(part):
+    "A part of a word, cut in two if it looks like a mark: only rules make marks."
+    return [part[:2], part[2:]] if part in MARKS else [part]*bool(part)
 
 def pieces(raw):
     "What one match of `word_pattern` is cut into."
     if not (raw[0].isalnum() or raw[0] == '_'): return tuple(signs(raw))
-    if raw in MARKS: return raw[:2], raw[2:]   # only rules make marks
     word = raw.replace('’', "'")
     stem, *tail = found.groups() if (found := CONTRACTION.fullmatch(word)) else [word]
     capital = stem[0].isupper() and stem[1:].islower()
@@ -100,10 +108,10 @@ _known = _Known()
 def words(
     text: str,
 ) -> list: # of tokens
-    """The tokens of a text: words in small letters, with marks for what that loses, numbers, signs.
+    """The tokens of a text: words in small letters, numbers, signs.
 
-    `xxmaj` stands before a word with a capital, `xxup` before one in capitals, `xxrep 4 !` for four of a
-    sign. HTML is cleaned, contractions are cut: did n't."""
+    `xxmaj` stands before a word with a capital first, `xxup` before one in capitals, `xxrep 4 !` for four of
+    a sign; other capitals (iPhone, I) are lost. HTML is cleaned, contractions are cut: did n't."""
     return list(chain.from_iterable(map(_known.__getitem__, word_pattern().findall(clean_html(text)))))
 
 # %% ../nbs/30_text.ipynb #3000001b
@@ -139,8 +147,10 @@ def in_chunks(func, texts, num_workers, desc):
     with ProcessPoolExecutor(num_workers) as pool: return collected(pool.map(func, chunks))
 
 def joined_tokens(split, texts):
-    "The tokens of each text as one string, which travels between processes much faster than a list."
-    return [' '.join(split(t)) for t in texts]
+    """The tokens of each text as one string, which travels between processes much faster than a list; as a
+    list if they cannot be told apart in it."""
+    tokens = [list(split(t)) for t in texts]
+    return [line if (line := ' '.join(ts)).split(' ') == ts else ts for ts in tokens]
 
 # %% ../nbs/30_text.ipynb #30000027
 def check_texts(texts):
@@ -158,7 +168,7 @@ class ReadTexts(Processor):
 class Tokenizer(Processor):
     "Texts to lists of tokens, `xxbos` first. A large set is shared among processes."
     def __init__(self,
-        split: Callable = words,     # of a text: its tokens, without blanks in them
+        split: Callable = words,     # of a text: its tokens
         num_workers: int|None = None, # processes; None: as many as there are cores, for 50 MB of text or more
     ):
         self.split = split
@@ -174,7 +184,7 @@ class Tokenizer(Processor):
         if workers is None: workers = (os.cpu_count() or 1) if sum(map(len, texts)) > 5e7 else 0
         if workers < 2: return in_chunks(lambda chunk: list(map(self.process, chunk)), texts, 0, 'tokens')
         lines = in_chunks(partial(joined_tokens, self.split), texts, workers, 'tokens')
-        return [[BOS, *line.split(' ')] if line else [BOS] for line in lines]
+        return [[BOS, *(line.split(' ') if isinstance(line, str) else line)] for line in lines]
 
     def __repr__(self): return f'Tokenizer({self.split.__name__})'
 
@@ -245,13 +255,13 @@ def pad_front(
 # %% ../nbs/30_text.ipynb #3000002e
 class LengthSampler(Sampler):
     """Texts of like length in the same batch: sorted by length, in training with noise and in batches that
-    come in random order, the longest first; otherwise from the longest to the shortest."""
+    come in random order, the one with the longest text first; otherwise from the longest to the shortest."""
     def __init__(self,
         lengths,               # of the items
         bs: int,               # items in a batch
         shuffle: bool = True,  # in training
         seed: int|None = None, # None: the setting `seed`
-        noise: float = 0.2,    # a length counts for sorting up to this part of it more
+        noise: float = 0.2,    # for sorting, a length counts up to this share more
     ):
         super().__init__(len(lengths), shuffle, seed)
         self.lengths, self.bs = torch.as_tensor(lengths), check_int(bs=bs, least=1)
@@ -262,8 +272,10 @@ class LengthSampler(Sampler):
         if not self.shuffle: return self.lengths.argsort(descending=True, stable=True)[skip_items:]
         g = Rng(self.seed, epoch, 'lengths').generator()
         shuffled = torch.randperm(self.n, generator=g)   # so that equal lengths meet others in each epoch
-        lengths = self.lengths[shuffled]*(1 + self.noise*torch.rand(self.n, generator=g))
-        order = shuffled[lengths.argsort(descending=True)]
+        lengths = self.lengths[shuffled]
+        noisy = lengths*(1 + self.noise*torch.rand(self.n, generator=g))
+        noisy[lengths.argsort(descending=True)[:1]] = torch.inf   # in the first batch, whatever was drawn
+        order = shuffled[noisy.argsort(descending=True)]
         whole = self.n - self.n % self.bs   # what is left, the shortest, comes last
         batches = order[:whole].view(-1, self.bs)
         mixed = 1 + torch.randperm(max(len(batches) - 1, 0), generator=g)
@@ -347,15 +359,20 @@ TextList.from_folder, TextList.from_df, TextList.from_csv = from_folder, from_df
 
 # %% ../nbs/30_text.ipynb #30000037
 def text_key(text):
-    "A text without what does not make it another: case, HTML, blanks, signs."
-    return ''.join(c for c in clean_html(text).casefold() if c.isalnum())
+    "A text without what does not make it another: case, HTML, blanks, and signs if there are letters."
+    text = clean_html(text).casefold()
+    # vowel signs belong to letters; what colours an emoji does not
+    letters = ''.join(c for c in text if c.isalnum() or unicodedata.category(c)[0] == 'M'
+                      and not '\ufe00' <= c <= '\ufe0f')
+    return letters if any(map(str.isalnum, letters)) else ''.join(text.split())
 
 # %% ../nbs/30_text.ipynb #30000038
 def duplicates(
     texts,      # a list of strings
     others=(),  # more of them
 ) -> list:      # of places in `texts`
-    "The places of texts that occur in `others`, or before in `texts`, but for case, blanks and signs."
+    """The places of texts that occur in `others`, or before in `texts`, but for case, blanks and signs. Texts
+    without a letter or digit are compared with their signs."""
     seen, found = set(map(text_key, others)), []
     for i, key in enumerate(map(text_key, texts)):
         if key in seen: found.append(i)
@@ -386,7 +403,7 @@ class TokenStream:
     kind, loss_func = 'text', CrossEntropy(dim=-1)
     def __init__(self,
         docs,               # arrays of numbers
-        bs: int,            # columns: texts that a batch reads side by side
+        bs: int,            # columns: places that a batch reads side by side
         bptt: int,          # rows of a batch
         shuffle: bool = False, # the texts, in each epoch
         c=None,             # tokens in the vocabulary
@@ -401,7 +418,6 @@ class TokenStream:
     def __getstate__(self): return {**vars(self), '_key': None, '_columns': None}   # workers make their own
     def __repr__(self):
         return f'TokenStream ({len(self.docs)} texts in {self.bs} columns of {self.n_rows} tokens)'
-
 
     def columns(self, seed, epoch):
         "The tokens in columns, and those that follow: two tensors bs×rows."

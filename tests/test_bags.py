@@ -13,7 +13,6 @@ from exp.bags import (Bags, NaiveBayes, NBLogistic, NGrams, WordVectors, bag_of_
                       read_vectors, tfidf)
 from exp.core import test_close as assert_close, test_eq as assert_eq
 
-sklearn = pytest.importorskip('sklearn')
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import MultinomialNB
@@ -70,6 +69,11 @@ def test_naive_bayes_is_that_of_scikit_learn(c, alpha, seed):
     ours = NaiveBayes(alpha).fit(bags, y)
     assert_close(ours.words, theirs.feature_log_prob_, 1e-9)
     assert_close(ours.log_probs(new), theirs.predict_log_proba(new.dense().numpy()), 1e-7)
+
+@pytest.mark.parametrize('alpha', [0, -1, float('nan')])
+@pytest.mark.parametrize('model', [NaiveBayes, lambda a: NBLogistic(alpha=a)], ids=['bayes', 'logistic'])
+def test_words_have_been_seen_before(model, alpha):
+    with pytest.raises(ValueError, match='alpha'): model(alpha)
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 99))

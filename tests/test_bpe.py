@@ -4,6 +4,7 @@ import copy, json, pickle, random
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -84,7 +85,6 @@ def test_the_merges_of_tokenizers_are_ours(root, request):
     assert_eq(b.encode(known['text']), known['ids'])
 
 def theirs(texts, size):
-    tokenizers = pytest.importorskip('tokenizers', reason='the reference: pip install tokenizers')
     tok = tokenizers.Tokenizer(tokenizers.models.BPE())
     tok.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
