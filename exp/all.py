@@ -12,7 +12,7 @@ from . import (core, specs, datasets, downloads, standins, tensors, losses, metr
                  inference, augmentation, batch_transforms, mixup, precision, convolutions,
                  convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, mice, keypoints,
                  boxes, box_files,
-                 detection, two_stage, superres)
+                 detection, two_stage, text, bags, bpe, superres)
 from . import distributed as _distributed   # a function has the same name
 from .core import *
 from .specs import *
@@ -62,6 +62,9 @@ from .boxes import *
 from .box_files import *
 from .detection import *
 from .two_stage import *
+from .text import *
+from .bags import *
+from .bpe import *
 from .superres import *
 
 # %% ../nbs/99_all.ipynb #49e65c34
@@ -70,5 +73,5 @@ _modules = (core, specs, datasets, downloads, standins, tensors, losses, metrics
             image_cache, data_block, transforms, fused, optimizers, progress, learner, checkpoints,
             inference, augmentation, batch_transforms, mixup, precision, _distributed, convolutions,
             convnets, xresnet, transfer, scenes, multilabel, unet, segmentation, mice, keypoints, boxes,
-            box_files, detection, two_stage, superres)
+            box_files, detection, two_stage, text, bags, bpe, superres)
 __all__ = [name for module in _modules for name in module.__all__]

@@ -38,6 +38,8 @@ class ItemList(ListContainer):
     extensions = None   # of the files that it reads; None: items are no files
     join = None         # a function of a list of transformed items: their batch; None: stacked
     collate = None      # a function of a list of (x, y), where even that does not fit
+    # a function of (opened items, **columns of words): shown as a table with those, not as pictures
+    show_rows = None
     table = None        # a data frame with a row for each item, if they came from one
     hints = {('label_', 'add_test', 'transform',
               'databunch'): ' yet: split the items first (split_random, …, split_none)'}
@@ -98,13 +100,20 @@ def rows(self: ItemList):
     return self.table if all(map(operator.is_, self._row_of, self.items)) else None
 
 @patch
+def with_table(self: ItemList,
+    df, # a data frame with a row for each item, in this order
+):      # itself
+    "Remember the table that the items came from."
+    self.table, self._row_of = df.copy(), list(self.items)   # the table's owner may sort it later
+    return self
+
+@patch
 def take(self: ItemList,
     places, # indices
 ):
     "The items at these places, with their rows of the table."
     other, rows = self.new([self.items[i] for i in places]), self.rows()
-    if rows is not None: other.table, other._row_of = rows.iloc[places], list(other.items)
-    return other
+    return other if rows is None else other.with_table(rows.iloc[places])
 
 @patch
 def filter(self: ItemList,
@@ -503,6 +512,15 @@ def expect_labels(self: SplitData, labeled: bool = True):
              else 'no labels yet; label them first (label_from_folder, …)')
     if self.labeled != labeled: raise ValueError(f'these items have {wrong}')
 
+@patch
+def label_none(self: SplitData) -> SplitData:   # itself
+    "No labels: the items are processed, and every y is None."
+    self.expect_labels(False)
+    items = self.train, self.valid
+    self.train, self.valid = (None if x is None else LabeledData(x)
+                              for x in _processed(items, items, 'This was '))
+    return self
+
 # %% ../nbs/13_data_block.ipynb #9b478cdd
 @patch
 def label_from_folder(self: SplitData,
@@ -532,6 +550,7 @@ def label_from_df(self: SplitData,
     *,
     col=0,               # name or number of the column with file names
     label_col=1,         # of the column with labels; a list of columns makes the label a tuple
+    cols=None,           # another name for `label_col`, as courses of 2018 write it
     folder='',           # between the list's folder and the name
     suffix='',           # added to the name, as '.jpg'
     label_delim=None,    # between the labels in one cell; None: the cell is one label
@@ -539,6 +558,7 @@ def label_from_df(self: SplitData,
 ) -> SplitData:
     """Label every item by its row in a table. `ValueError` names an item that has no row, or a name that has
     two."""
+    if cols is not None: label_col = cols
     if not hasattr(df, 'columns'):
         labels_of = lambda part: cell_labels(part.rows(), label_col if df is None else df, label_delim)
         return self._label(labels_of, label_finder([], [], self.path), label_cls, classes, other)
@@ -597,9 +617,7 @@ def from_df(cls,
             raise FileNotFoundError(f'{missing[0]} does not exist, nor do {len(missing) - 1} others of '
                                     f'{len(items)}; '
                                     'check folder and suffix')
-    items = cls(items, path)
-    items.table, items._row_of = df.copy(), list(items.items)   # its owner may sort it later
-    return items
+    return cls(items, path).with_table(df)
 
 @classmethod
 def from_csv(cls,
@@ -625,6 +643,8 @@ def split_by_col(self: ItemList,
     words = [str(v).strip().lower() for v in table_column(self.rows(), col)]
     for word in dict.fromkeys(words): check_choice((*valid, *train, 'test'), **{f'the column {col!r}': word})
     return _split(self, [w in valid for w in words], f'the column {col!r}', [w in train for w in words])
+
+ItemList.split_from_df = split_by_col   # as courses of 2018 call it
 
 # %% ../nbs/13_data_block.ipynb #decb2337
 @patch

@@ -299,6 +299,10 @@ def _show_batch(self: Learner, batch, n, imsize, notes=None):
     self.look([batch], collect)
     rows = list(zip(*(first_rows(kept[0], n) for kept in collect.kept.values()), notes or ['']*n))
     x_list, y_list = (ImageList([]), None) if own.item_data is None else (own.item_data.x, own.item_data.y)
+    if x_list.show_rows:
+        truths = ['no target' if y is None else own.text(y) for _, y, _, _ in rows]
+        said = [f'{own.text(answer)} {note}'.rstrip() for _, _, answer, note in rows]
+        return x_list.show_rows([x for x, *_ in rows], truth=truths, prediction=said)
     beside = y_list is not None and y_list.spatial
     if beside and y_list.covers: return _show_pictures(x_list, y_list, rows, imsize)
     fig, axs = get_grid(2*len(rows) if beside else len(rows), ncols=4 if beside else None, imsize=imsize)
@@ -324,7 +328,7 @@ def show_results(self: Learner,
     imsize: float = 1.6, # inches for each
 ):
     "The first items of a set with their targets (above) and the predictions (below; green where they agree)."
-    with self.asking(dl) as dl: self._show_batch(first_batch(self.in_order(dl))[0], n, imsize)
+    with self.asking(dl) as dl: return self._show_batch(first_batch(self.in_order(dl))[0], n, imsize)
 
 # %% ../nbs/16c_inference.ipynb #6e9e4e19
 @patch
@@ -347,6 +351,8 @@ def top_losses(self: Learner,
             for i in losses.topk(min(k, len(losses))).indices.tolist()]
     if isinstance(ds, LabeledData) and isinstance(ds.x.items[0], (str, Path)):
         for row in rows: row['file'] = ds.x.name_of(Path(ds.x.items[row['item']]))
+    if isinstance(ds, LabeledData) and ds.x.show_rows:
+        for row in rows: row['text'] = ds.x.text(ds.x.get(row['item']))
     return pd.DataFrame(rows)
 
 @patch
@@ -362,7 +368,8 @@ def plot_top_losses(self: Learner,
             raise TypeError(f'the items of a {type(dl).__name__} have no places; give a DataLoader')
         worst = self.top_losses(k, dl)
         again = planned(dl, self.plain(dataset_of(dl)), [worst['item'].tolist()])
-        self._show_batch(first_batch(again)[0], len(worst), imsize, [f'({v:.1f})' for v in worst['loss']])
+        notes = [f'({v:.1f})' for v in worst['loss']]
+        return self._show_batch(first_batch(again)[0], len(worst), imsize, notes)
 
 # %% ../nbs/16c_inference.ipynb #89f9683f
 class _Confusions(Callback):

@@ -432,6 +432,9 @@ def show_batch(self: DataBunch,
     if ds is None: raise ValueError('this DataBunch was not made by databunch(), and cannot show its items')
     xb, yb = self.one_batch(train)
     xs = first_rows(self.decode_batch(xb, train), n)
+    if ds.x.show_rows:
+        ys = [] if yb is None else first_rows(yb, n)
+        return ds.x.show_rows(xs, **({'target': list(map(ds.y.text, ys))} if ys else {}))
     covers = ds.y is not None and ds.y.covers
     fig, axs = get_grid(2*len(xs) if covers else len(xs), ncols=4 if covers else None, imsize=imsize)
     places = zip(axs[::2], axs[1::2]) if covers else zip(axs, axs)

@@ -365,3 +365,16 @@ def test_a_label_that_is_none_is_refused_with_the_file(folder, label):
     split = ImageList.from_folder(folder).split_by_folder()
     with pytest.raises(ValueError, match='label') as e: split.label_from_func(lambda f: label)
     assert 'train/blue/00.png' in e.value.__notes__[0]
+
+def test_labels_and_splits_have_the_names_of_2018_too():
+    df = pd.DataFrame({'label': ['a', 'b', 'a', 'b'], 'x': [1, 2, 3, 4], 'is_valid': [0, 0, 1, 1]})
+    split = ItemList.from_df(df, col='x').split_from_df(col=2)
+    for labeled in (split.label_from_df(cols=0),
+                    ItemList.from_df(df, col='x').split_by_col().label_from_df(df, col='x', cols='label')):
+        assert labeled.train.y.items == [0, 1] and labeled.valid.y.items == [0, 1]
+
+def test_items_without_labels_are_processed_and_their_y_is_none():
+    split = ItemList([1, 2, 3], processors=CategoryProcessor).split_by_index([2, 0])
+    with pytest.raises(ValueError, match='no class'): split.label_none()
+    split = ItemList([5, 6, 5], processors=CategoryProcessor).split_by_index([2]).label_none()
+    assert split.train[1] == (1, None) and split.valid[0] == (0, None) and split.train.x.rows() is None
