@@ -25,7 +25,7 @@ from .layers import init_cnn
 from .learner import Learner
 from .losses import Loss, check_same_shape, widen
 from .metrics import Metric
-from .sources import file_key, label_finder, listed_path, read_table, table_column
+from .sources import file_key, label_finder, listed_path, read_table, row_for, table_column
 from .specs import register
 from .transfer import create_cnn
 from .transforms import as_size
@@ -413,8 +413,7 @@ class PointsTable:
     def __len__(self): return len(self.rows)
     def __contains__(self, item):
         "Has this item a row?"
-        key = file_key(item, self.root)
-        return key in self.rows or key.rsplit('/', 1)[-1] in self.rows
+        return row_for(file_key(item, self.root), self.rows) is not None
     def __repr__(self): return f'{type(self).__name__} ({len(self)} rows: {", ".join(self.names)})'
 
 # %% ../nbs/27_keypoints.ipynb #2700003c

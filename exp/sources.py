@@ -168,6 +168,12 @@ def cell_labels(df, col, sep=None):
     return [[] if empty else tags(cell) for cell, empty in zip(column, column.isna())]
 
 # %% ../nbs/13d_sources.ipynb #2dbfd352
+def row_for(key, rows):
+    "The name among `rows` that a path ends in, the longest one from a folder on; None if there is none."
+    parts = key.split('/')
+    ends = ('/'.join(parts[i:]) for i in range(len(parts)))
+    return next((end for end in ends if end in rows), None)
+
 def label_finder(names, labels, root):
     """A function of an item: the label beside its name. `ValueError` for an item that has no row, or a row of
     two."""
@@ -176,8 +182,8 @@ def label_finder(names, labels, root):
         raise ValueError(f'{Counter(names).most_common(1)[0][0]!r} has more than one row in the table')
     def label(item):
         key = file_key(item, root)
-        row = key if key in rows else key.rsplit('/', 1)[-1]
-        if row not in rows:
+        row = row_for(key, rows)
+        if row is None:
             raise ValueError(f'{key} has no row in the table ({", ".join(names[:3])}, …); check folder and '
                              'suffix')
         other = taken.setdefault(row, key)

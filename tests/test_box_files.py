@@ -336,3 +336,30 @@ def test_the_standins_are_read_without_a_warning(tmp_path):
         bananas = read_boxes(tmp_path/'bananas'/'bananas_val'/'label.csv')
     assert_eq((len(bananas), bananas.classes), (100, [0]))
     assert URLs.COCO_TINY and URLs.BANANAS
+
+def write_xml(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('<annotation><object><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax>'
+                    '<ymax>4</ymax></bndbox></object></annotation>')
+
+@pytest.mark.parametrize('pictures, files', [('JPEGImages/a 1.jpg', 'Annotations/a 1.xml'),
+                                             ('JPEGImages/day/a.jpg', 'Annotations/day/a.xml'),
+                                             ('day/a.png', 'day/a.xml'), ('a.jpg', 'a.xml'),
+                                             ('images/train/a.jpg', 'labels/a.xml')])
+def test_xml_files_lie_beside_their_pictures_or_in_a_folder_of_their_own(tmp_path, pictures, files):
+    (tmp_path/pictures).parent.mkdir(parents=True)
+    for name in (tmp_path/pictures).name, 'other.jpg':
+        Image.new('RGB', (20, 10)).save((tmp_path/pictures).with_name(name))
+    write_xml(tmp_path/files)
+    boxes = read_voc(tmp_path)
+    assert boxes(tmp_path/pictures) == [Box('cat', (0, 0, 5, 4))] and tmp_path/pictures in boxes
+    assert len(ImageList.from_folder(tmp_path).filter(boxes.__contains__)) == 1
+
+def test_of_two_folders_with_equal_names_each_picture_has_its_own_boxes(tmp_path):
+    for day in ('mon', 'tue'):
+        (tmp_path/day).mkdir()
+        Image.new('RGB', (20, 10)).save(tmp_path/day/'a.jpg')
+    write_xml(tmp_path/'mon'/'a.xml')
+    (tmp_path/'tue'/'a.xml').write_text('<annotation/>')
+    boxes = read_voc(tmp_path)
+    assert [len(boxes(tmp_path/day/'a.jpg')) for day in ('mon', 'tue')] == [1, 0]

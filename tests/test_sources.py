@@ -11,7 +11,7 @@ from PIL import Image
 from exp.core import read_text, settings, environ, user_path
 from exp.data_block import CategoryList, CategoryProcessor, FloatList, ImageList, ItemList, LabelList
 from exp.image_cache import verify_images
-from exp.sources import cell_labels, get_files, image_extensions
+from exp.sources import cell_labels, get_files, image_extensions, row_for
 from test_data_block import folder  # noqa: F401
 
 def picture(path, colour=0, size=(6, 4)):
@@ -517,3 +517,8 @@ def test_cells_that_hold_lists_already_are_taken_as_they_are(kind):
     df = pd.DataFrame({'name': ['a', 'b', 'c'], 'tags': [kind(['x y', 'z']), kind(['z']), None]})
     found = cell_labels(df, 'tags', ' ')
     assert [sorted(tags) for tags in found] == [['x y', 'z'], ['z'], []]
+
+@pytest.mark.parametrize('key, row', [('a/b/c.png', 'b/c.png'), ('x/c.png', 'c.png'), ('c.png', 'c.png'),
+                                      ('b/d.png', None), ('ac.png', None)])
+def test_a_path_finds_the_row_with_the_longest_end_of_it(key, row):
+    assert row_for(key, {'b/c.png': 1, 'c.png': 2}) == row
