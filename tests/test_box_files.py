@@ -347,7 +347,7 @@ def write_xml(path):
                                              ('day/a.png', 'day/a.xml'), ('a.jpg', 'a.xml'),
                                              ('images/train/a.jpg', 'labels/a.xml')])
 def test_xml_files_lie_beside_their_pictures_or_in_a_folder_of_their_own(tmp_path, pictures, files):
-    (tmp_path/pictures).parent.mkdir(parents=True)
+    (tmp_path/pictures).parent.mkdir(parents=True, exist_ok=True)
     for name in (tmp_path/pictures).name, 'other.jpg':
         Image.new('RGB', (20, 10)).save((tmp_path/pictures).with_name(name))
     write_xml(tmp_path/files)
