@@ -336,7 +336,7 @@ class ByLength:
         return iter(batches)
 
 @register
-class TextList(ItemList):
+class LongOrShort(ItemList):
     kind, processors, extensions = 'text', (Tokens,), None
     collate = staticmethod(pad_texts)
     def open(self, item): return torch.tensor(item)
@@ -350,7 +350,7 @@ def corpus():
     return [' '.join(words[k % 5:k % 5 + 1 + k % 7]) + (' again' if k == 29 else '') for k in range(30)]
 
 def texts(corpus, workers=0, tfms=None):
-    return TextList(corpus).split_by_index(range(24, 30)).label_from_func(lambda t: 'long' if len(
+    return LongOrShort(corpus).split_by_index(range(24, 30)).label_from_func(lambda t: 'long' if len(
         t.split()) > 3 else 'short').transform(tfms).databunch(bs=6, num_workers=workers, seed=1)
 
 def test_texts_of_several_lengths_come_by_length(corpus):
