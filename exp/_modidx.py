@@ -2005,6 +2005,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'exp.sources.label_finder': ('sources.html#label_finder', 'exp/sources.py'),
                              'exp.sources.list_of': ('sources.html#list_of', 'exp/sources.py'),
                              'exp.sources.listed_path': ('sources.html#listed_path', 'exp/sources.py'),
+                             'exp.sources.path_ends': ('sources.html#path_ends', 'exp/sources.py'),
                              'exp.sources.read_names': ('sources.html#read_names', 'exp/sources.py'),
                              'exp.sources.read_pairs': ('sources.html#read_pairs', 'exp/sources.py'),
                              'exp.sources.read_table': ('sources.html#read_table', 'exp/sources.py'),

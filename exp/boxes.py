@@ -284,6 +284,7 @@ class AveragePrecision(Metric):
         "Compare a batch's detections with its truths."
         boxes, labels, scores = to_cpu(self.decode(pred))
         truths, classes = to_cpu(yb)
+        labels = labels.masked_fill(scores.isnan(), -1)   # NaN is never right
         scores, order = scores.double().sort(dim=1, descending=True, stable=True)
         labels, boxes = labels.gather(1, order), boxes.double().gather(1, order[..., None].expand_as(boxes))
         rank = (labels[:, :, None] == labels[:, None]).tril(-1).sum(-1)   # within its class

@@ -24,8 +24,8 @@ from .image_cache import is_one_image, open_image
 from .losses import CrossEntropy, SquaredLoss
 from .sources import (cell_labels, chosen_places, count_endings, endings_of, file_key, get_files,
                          image_extensions,
-                         label_finder, is_delimiter, list_of, listed_path, read_names, read_pairs, read_table,
-                         relative_to, split_tags, table_column)
+                         label_finder, is_delimiter, list_of, listed_path, path_ends, read_names,
+                         read_pairs, read_table, relative_to, split_tags, table_column)
 
 # %% ../nbs/13_data_block.ipynb #cf27000e
 @register
@@ -298,10 +298,10 @@ def split_by_grandparent(self: ItemList,
 def split_by_files(self: ItemList,
     names, # file names for validation, or the path of a file with them: a text, or `.pth`
 ) -> SplitData:
-    """The files of these names, or paths from the list's folder, for validation. `ValueError` unless each is
+    """The files of these names, or whose paths end so, for validation. `ValueError` unless each is
     one item's."""
     wanted = {file_key(n, self.path) for n in read_names(names, self.path) if str(n).strip()}
-    known = [wanted & {key, key.rsplit('/', 1)[-1]} for key in (file_key(o, self.path) for o in self.items)]
+    known = [wanted.intersection(path_ends(file_key(o, self.path))) for o in self.items]
     found = Counter(name for names in known for name in names)
     if odd := sorted(name for name in wanted if found[name] != 1):
         raise ValueError(f'{odd[0]!r} is the name of {found[odd[0]]} items, not of 1; give paths from '

@@ -165,7 +165,7 @@ def detections(
 ):                # as of `pick_best`
     "Detections from a detector's boxes and their probabilities; a box may be found once for each class."
     c = probs.shape[-1]
-    scores, place = probs.flatten(1).topk(min(candidates, probs[0].numel()))
+    scores, place = probs.nan_to_num(0.).flatten(1).topk(min(candidates, probs[0].numel()))
     boxes = boxes.gather(1, (place//c)[..., None].expand(-1, -1, 4)).clamp(-1, 1)
     good = (scores >= least) & (box_area(boxes) > 0)
     return pick_best(boxes, (place % c).masked_fill(~good, -1), scores, overlap, max_det)
@@ -301,7 +301,8 @@ class CornerError(Metric):
         fits &= (classes >= 0)[..., None]
         first = (fits*torch.arange(fits.shape[-1], 0, -1, device=fits.device)).argmax(-1)
         error = (boxes.gather(1, first[..., None].expand(-1, -1, 4)) - truths).abs().mean(-1)/2
-        self.add(total=(error*fits.any(-1)).sum(), n=fits.any(-1).sum())
+        found = fits.any(-1)
+        self.add(total=error.where(found, 0.).sum(), n=found.sum())
 
     def compute(self):
         "NaN before the first truth is found."

@@ -168,11 +168,14 @@ def cell_labels(df, col, sep=None):
     return [[] if empty else tags(cell) for cell, empty in zip(column, column.isna())]
 
 # %% ../nbs/13d_sources.ipynb #2dbfd352
-def row_for(key, rows):
-    "The name among `rows` that a path ends in, the longest one from a folder on; None if there is none."
+def path_ends(key):
+    "A path, and what is left of it without its first folder, its first two, …"
     parts = key.split('/')
-    ends = ('/'.join(parts[i:]) for i in range(len(parts)))
-    return next((end for end in ends if end in rows), None)
+    return ['/'.join(parts[i:]) for i in range(len(parts))]
+
+def row_for(key, rows):
+    "The longest end of a path that is among the names of `rows`; None if none is."
+    return next((end for end in path_ends(key) if end in rows), None)
 
 def label_finder(names, labels, root):
     """A function of an item: the label beside its name. `ValueError` for an item that has no row, or a row of

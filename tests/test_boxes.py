@@ -462,3 +462,11 @@ def test_in_a_learner_it_takes_the_losss_answers_and_is_for_validation_alone():
     assert_close(learn.validate()['ap50'], 1.)
     assert AveragePrecision.train is False
     copy.deepcopy(AveragePrecision())
+
+@pytest.mark.parametrize('what', ['score', 'box'])
+def test_a_detection_that_is_not_a_number_finds_nothing(what):
+    box, label, score = torch.tensor([[[-0.5, -0.5, 0.5, 0.5]]]), torch.tensor([[0]]), torch.tensor([[0.9]])
+    found = (box, label, score*torch.nan) if what == 'score' else (box*torch.nan, label, score)
+    ap = AveragePrecision(0.5)
+    ap.update(found, (box, label))
+    assert ap.compute() == 0

@@ -548,3 +548,13 @@ def test_the_same_picture_has_the_same_number_and_chains_are_one_group(tmp_path)
     for i in range(3): texture(0).save(tmp_path/f'{i}.png')
     assert_eq([len(g) for g in find_duplicates(tmp_path.iterdir())], [3])
     assert_eq(find_duplicates([]), [])
+
+def test_what_is_not_a_number_is_no_answer_and_hides_none():
+    boxes = torch.tensor([[[-0.5, -0.5, 0.5, 0.5]]*3])
+    probs = torch.tensor([[[torch.nan], [0.8], [torch.nan]]])
+    _, labels, scores = detections(boxes, probs, max_det=2, candidates=1)
+    assert labels.tolist() == [[0, -1]] and scores[0, 0] == probs[0, 1, 0]
+    truth = boxes[:, :1], torch.tensor([[0]])
+    lost = CornerError()
+    lost.update((boxes[:, :1]*torch.nan, torch.tensor([[0]]), torch.tensor([[0.9]])), truth)
+    assert lost.total == 0 and lost.n == 0

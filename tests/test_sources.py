@@ -11,7 +11,7 @@ from PIL import Image
 from exp.core import read_text, settings, environ, user_path
 from exp.data_block import CategoryList, CategoryProcessor, FloatList, ImageList, ItemList, LabelList
 from exp.image_cache import verify_images
-from exp.sources import cell_labels, get_files, image_extensions, row_for
+from exp.sources import cell_labels, get_files, image_extensions, path_ends, row_for
 from test_data_block import folder  # noqa: F401
 
 def picture(path, colour=0, size=(6, 4)):
@@ -522,3 +522,13 @@ def test_cells_that_hold_lists_already_are_taken_as_they_are(kind):
                                       ('b/d.png', None), ('ac.png', None)])
 def test_a_path_finds_the_row_with_the_longest_end_of_it(key, row):
     assert row_for(key, {'b/c.png': 1, 'c.png': 2}) == row
+    assert path_ends(key)[0] == key and path_ends(key)[-1] == key.split('/')[-1]
+
+@pytest.mark.parametrize('name', ['b/1.png', 'a/b/1.png', '2.png'])
+def test_a_list_of_validation_files_may_name_paths_from_any_folder(tmp_path, name):
+    for n in ('a/b/1.png', 'a/c/1.png', 'a/b/2.png'):
+        (tmp_path/n).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('L', (2, 2)).save(tmp_path/n)
+    (tmp_path/'valid.txt').write_text(name)
+    split = ImageList.from_folder(tmp_path).split_by_files('valid.txt')
+    assert [p.as_posix().endswith(name) for p in split.valid.items] == [True] and len(split.train) == 2
