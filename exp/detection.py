@@ -8,7 +8,7 @@ __all__ = ['RATIOS', 'anchor_sizes', 'anchors_for', 'flat_maps', 'SSDHeads', 'ha
            'SSDTop', 'SSD', 'create_ssd', 'picture_hash', 'find_duplicates']
 
 # %% ../nbs/29_detection.ipynb #29000002
-import functools, inspect, math
+import functools, math
 
 import numpy as np
 import torch
@@ -208,15 +208,6 @@ class DetectionLoss(Loss):
         boxes, labels, scores = mirror
         mirror = boxes[..., [2, 1, 0, 3]]*boxes.new_tensor([-1, 1, -1, 1]), labels, scores
         return pick_best(*(torch.cat(pair, 1) for pair in zip(plain, mirror)), self.overlap, self.max_det)
-
-    @property
-    def _spec_args(self):
-        "What it was made with, or what was set since."
-        arguments = inspect.signature(type(self)).parameters
-        return {**self._made, **{k: v for k, v in vars(self).items() if k in arguments}}
-
-    @_spec_args.setter
-    def _spec_args(self, made): self._made = made
 
 # %% ../nbs/29_detection.ipynb #29000026
 @register

@@ -73,6 +73,15 @@ class Loss:
         options = [f'{k}={v!r}' for k, v in vars(self).items() if k[0] != '_']
         return f'{type(self).__name__}({", ".join(options)})'
 
+    @property
+    def _spec_args(self):
+        "What it was made with, or what was set since: this is written into a model's file."
+        arguments = inspect.signature(type(self)).parameters
+        return {**self._made, **{k: v for k, v in vars(self).items() if k in arguments}}
+
+    @_spec_args.setter
+    def _spec_args(self, made): self._made = made
+
 # %% ../nbs/04_linear_models.ipynb #2af9a37a
 def check_same_shape(pred, yb, name):
     "`ValueError` unless `pred` and `yb` are tensors of one shape."
@@ -189,15 +198,6 @@ class BinaryCrossEntropy(Loss):
         super().__init__(reduction)
         self.thresh = check_real(thresh=thresh, least=0, most=1)
         self.pos_weight = pos_weight if pos_weight is None else torch.as_tensor(pos_weight).tolist()
-
-    @property
-    def _spec_args(self):
-        "What it was made with, or what was set since."
-        arguments = inspect.signature(type(self)).parameters
-        return {**self._made, **{k: v for k, v in vars(self).items() if k in arguments}}
-
-    @_spec_args.setter
-    def _spec_args(self, made): self._made = made
 
     def elements(self, pred, yb):
         """−log of the probability given to the truth.
