@@ -312,7 +312,8 @@ def test_an_ignored_index_is_ignored_in_targets_of_any_whole_type(dtype):
 def test_values_by_item_of_shapes_that_only_broadcast_are_refused(func, shapes):
     with pytest.raises(ValueError, match='shape'): item_losses(func, *map(torch.zeros, shapes))
 
-@pytest.mark.parametrize('loss, name, value', [(CrossEntropy(), 'ignore_index', 3), (HuberLoss(), 'delta', 0.5),
+@pytest.mark.parametrize('loss, name, value', [(CrossEntropy(), 'ignore_index', 3),
+                                               (HuberLoss(), 'delta', 0.5),
                                                (BinaryCrossEntropy(), 'thresh', 0.2),
                                                (SquaredLoss(), 'reduction', 'sum')])
 def test_what_is_set_on_a_loss_later_is_written_down(loss, name, value):
