@@ -18,7 +18,7 @@ from torch import nn
 
 from .boxes import assign_anchors, box_area, box_iou, decode_boxes, encode_boxes, make_anchors, nms
 from .core import check_choice, check_int, check_real, widen
-from .image_cache import open_image
+from .image_cache import open_image, upright
 from .layers import conv_layer, init_cnn
 from .learner import Learner
 from .losses import Loss, add_loss_parts, loss_parts
@@ -458,7 +458,7 @@ def find_duplicates(
     "Groups of pictures that are the same, or alike, by `picture_hash`."
     groups = []   # each of paths and their hashes
     for f in files:
-        h = picture_hash(open_image(f))
+        h = picture_hash(upright(open_image(f)))
         near = [g for g in groups if any((h ^ other).bit_count() <= alike for other in g.values())]
         joined = {path: other for g in near for path, other in g.items()}
         groups = [*(g for g in groups if g not in near), {**joined, f: h}]

@@ -558,3 +558,12 @@ def test_what_is_not_a_number_is_no_answer_and_hides_none():
     lost = CornerError()
     lost.update((boxes[:, :1]*torch.nan, torch.tensor([[0]]), torch.tensor([[0.9]])), truth)
     assert lost.total == 0 and lost.n == 0
+
+def test_a_photograph_and_its_copy_that_was_turned_upright_are_one(tmp_path):
+    rng = np.random.default_rng(0)
+    im = Image.fromarray(rng.integers(0, 255, (9, 12, 3), np.uint8)).resize((120, 90), Image.Resampling.BOX)
+    exif = im.getexif()
+    exif[0x0112] = 6   # a quarter turn to the right when it is shown
+    im.save(tmp_path/'camera.png', exif=exif)
+    im.rotate(-90, expand=True).save(tmp_path/'copy.png')
+    assert len(find_duplicates([tmp_path/'camera.png', tmp_path/'copy.png'])) == 1
